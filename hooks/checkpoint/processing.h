@@ -1,0 +1,27 @@
+// Weight processing: changes of basis that leave the log-probabilities as they are and make the
+// inside easier to read. The exact steps of TransformerLens 3.x for LayerNorm models.
+#pragma once
+
+#include <vector>
+
+#include "hooks/checkpoint/weights.h"
+
+namespace lenscpp {
+
+/// Which steps to take, in this order.
+struct Processing {
+  bool fold_ln = true;                 // norm weights and biases into the next matrix, which is centred
+  bool center_writing_weights = true;  // everything written to the residual stream has mean zero
+  bool center_unembed = true;          // logits lose a constant a position
+  bool fold_value_biases = true;       // b_V through W_O into b_O
+
+  static Processing none() { return {false, false, false, false}; }
+  bool any() const { return fold_ln || center_writing_weights || center_unembed || fold_value_biases; }
+  bool operator==(const Processing&) const = default;
+};
+
+/// Processed weights: computed in float64, rounded once to weights.dtype. The input is not changed.
+/// After fold_ln, config.norm is layer_norm_pre and the norms' arrays are empty.
+Weights process(const Weights& weights, const Processing& processing);
+
+}  // namespace lenscpp

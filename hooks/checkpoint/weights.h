@@ -1,0 +1,81 @@
+// A model's master weights on the host: what both passes read, never read back from a device.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "hooks/array.h"
+#include "hooks/checkpoint/config.h"
+
+namespace lenscpp {
+
+/// A matrix [in, out] as it lies in an Array: `columns` outputs from `first_column` on of a row-major
+/// [in, leading] array, or, when `outputs_are_rows`, rows of an [out, in] array.
+struct Matrix {
+  Array storage;
+  std::int64_t in, out;
+  std::int64_t first_output = 0;
+  bool outputs_are_rows = false;
+};
+/// `out` elements of a bias from `first` on.
+struct Vector {
+  Array storage;
+  std::int64_t size;
+  std::int64_t first = 0;
+};
+
+/// Weights of one block. Empty arrays: a norm's weight and bias once folded.
+struct LayerWeights {
+  Array ln1_w, ln1_b;  // [d_model]
+  Array W_QKV;         // [d_model, (n_heads + 2 n_kv_heads) d_head]: queries, keys, values, head-major
+  Array b_QKV;         // [(n_heads + 2 n_kv_heads) d_head]
+  Array W_O;           // [n_heads d_head, d_model]
+  Array b_O;           // [d_model]
+  Array ln2_w, ln2_b;  // [d_model]
+  Array W_in;          // [d_model, d_mlp]
+  Array b_in;          // [d_mlp]
+  Array W_out;         // [d_mlp, d_model]
+  Array b_out;         // [d_model]
+};
+
+/// All weights of a model, all of one dtype.
+struct Weights {
+  Config config;
+  DType dtype;
+  Array W_E;                    // [d_vocab, d_model]
+  Array W_pos;                  // [n_ctx, d_model]
+  std::vector<LayerWeights> layers;
+  Array ln_final_w, ln_final_b;  // [d_model]; empty once folded
+  Array W_U;                    // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
+  Array b_U;                    // [d_vocab]
+
+  Matrix W_Q(std::int64_t layer) const;
+  Matrix W_K(std::int64_t layer) const;
+  Matrix W_V(std::int64_t layer) const;
+  Vector b_Q(std::int64_t layer) const;
+  Vector b_K(std::int64_t layer) const;
+  Vector b_V(std::int64_t layer) const;
+  Matrix W_O(std::int64_t layer) const;
+  Matrix W_in(std::int64_t layer) const;
+  Matrix W_out(std::int64_t layer) const;
+  Matrix unembedding() const;
+
+  /// Calls `visit(name, array)` for every array under a stable name ("blocks.0.attn.W_QKV", "W_E").
+  void for_each(const std::function<void(const std::string&, const Array&)>& visit) const;
+  std::size_t nbytes() const;
+  /// XXH3-128 over config, names and digests of all arrays.
+  std::string digest() const;
+};
+
+/// Loads a Hugging Face folder (model.safetensors, or model.safetensors.index.json with its shards),
+/// memory-mapped; arrays that need no change of layout or dtype point into the file.
+/// Throws std::invalid_argument naming file and tensor: missing, extra, misshapen, of unknown dtype;
+/// std::system_error when a file cannot be read.
+Weights load_weights(const std::filesystem::path& folder, DType dtype);
+
+/// The same weights rounded to `dtype`.
+Weights cast(const Weights& weights, DType dtype);
+
+}  // namespace lenscpp
