@@ -1,0 +1,99 @@
+# lenscpp: `make demo` and `make test` need nothing prepared. `make help` lists the rest.
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# CMake is asked for Ninja where it exists, but never fails for want of it.
+prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
+
+TOOLS := g++:g++ cmake:cmake ninja:ninja-build git:git ccache:ccache
+LIBRARIES := libeigen3-dev libhdf5-dev libgtest-dev nlohmann-json3-dev libcli11-dev libpcre2-dev \
+             libxxhash-dev libfmt-dev libbenchmark-dev
+
+##@ Use
+.PHONY: demo
+demo: build ## build, then run the main job on the model that ships with the package
+	$(BIN)/lenscpp demo
+
+.PHONY: build
+build: build/.installed ## build for this processor and install the package into .venv
+
+##@ Check
+.PHONY: test
+test: ## everything CI runs: C++, C++ under ASan + UBSan, Python
+	@$(MAKE) --no-print-directory -k test-cpp test-sanitized test-python
+
+.PHONY: test-cpp
+test-cpp: build/.prepared ## C++ tests, release build
+	@$(prepare_env) LENSCPP_BUILD_TESTS=ON; \
+	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build build/release -j $(JOBS)
+	ctest --test-dir build/release --output-on-failure -j $(JOBS) --no-tests=ignore
+	@grep -h '^\[  SKIPPED \]' build/release/Testing/Temporary/LastTest.log 2>/dev/null | sort -u || true
+
+.PHONY: test-sanitized
+test-sanitized: build/.prepared ## readers, reference and verifier under ASan + UBSan
+	@$(prepare_env) cmake --preset dev >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build build/dev -j $(JOBS) --target lenscpp_sanitized
+	ctest --test-dir build/dev --output-on-failure -j $(JOBS) -L torchfree --no-tests=ignore
+
+.PHONY: test-python
+test-python: build/.installed ## Python tests, against the installed package
+	$(BIN)/python -m pytest -q
+
+##@ Develop
+.PHONY: format
+format: ## clang-format over every C++ file
+	git ls-files -co --exclude-standard '*.h' '*.cc' | xargs clang-format -i
+
+.PHONY: tidy
+tidy: build/.prepared ## clang-tidy over every source
+	@$(prepare_env) cmake --preset tidy >/dev/null
+	cmake --build build/tidy -j $(JOBS)
+
+.PHONY: clean
+clean: ## remove what was built; .venv stays
+	rm -rf build
+
+.PHONY: help
+help: ## this table
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# What is missing on this machine: installed where we may (root, or sudo without a password), else
+# the one line to run is printed.
+build/.system: Makefile
+	@missing=(); \
+	if command -v dpkg-query >/dev/null; then \
+	  for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || missing+=($${t##*:}); done; \
+	  for p in $(LIBRARIES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	  $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	    2>/dev/null || missing+=(python3-dev); \
+	else echo "Not a Debian system: needed are a C++20 compiler, CMake, and $(LIBRARIES)."; fi; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  line="apt-get update && apt-get install -y --no-install-recommends $${missing[*]}"; \
+	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive bash -c "$$line"; \
+	  elif sudo -n true 2>/dev/null; then sudo -n env DEBIAN_FRONTEND=noninteractive bash -c "$$line"; \
+	  else printf 'Packages are missing. Run this line, then make again:\n  sudo sh -c "%s"\n' "$$line"; exit 1; fi; fi
+	@mkdir -p build && touch $@
+
+# The CPU wheel where an index offers one under that name, else what the index calls 2.13.0.
+build/.prepared: build/.system python/constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "2.13.0"' 2>/dev/null \
+	  || $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q -c python/constraints.txt torch
+	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5' 'pytest>=8'
+	@touch $@
+
+# The package comes out of the build folder that the tests use, so that nothing is compiled twice.
+PACKAGE := $(shell find hooks verify lens patching python CMakeLists.txt pyproject.toml -type f 2>/dev/null)
+build/.installed: build/.prepared $(PACKAGE)
+	@$(prepare_env) cmake --preset release >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build build/release -j $(JOBS) --target lenscpp_package
+	@$(prepare_env) export LENSCPP_BUILD_TESTS=ON; \
+	$(BIN)/pip install -q --no-deps --no-build-isolation -Cbuild-dir=build/release .
+	@touch $@
