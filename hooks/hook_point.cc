@@ -1,0 +1,272 @@
+// The registry of hook points, their names and shapes.
+#include "hooks/hook_point.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <charconv>
+#include <stdexcept>
+
+#include "hooks/nearest.h"
+
+namespace lenscpp {
+namespace {
+
+using enum Axis;
+
+constexpr Axis kIds[] = {batch, pos};
+constexpr Axis kResidual[] = {batch, pos, d_model};
+constexpr Axis kScale[] = {batch, pos, one};
+constexpr Axis kHeadResidual[] = {batch, pos, head, d_model};
+constexpr Axis kKvResidual[] = {batch, pos, kv_head, d_model};
+constexpr Axis kHeadScale[] = {batch, pos, head, one};
+constexpr Axis kKvScale[] = {batch, pos, kv_head, one};
+constexpr Axis kHead[] = {batch, pos, head, d_head};
+constexpr Axis kKvHead[] = {batch, pos, kv_head, d_head};
+constexpr Axis kAllKeys[] = {batch, key, kv_head, d_head};
+constexpr Axis kScores[] = {batch, head, query, key};
+constexpr Axis kMlp[] = {batch, pos, d_mlp};
+constexpr Axis kLogits[] = {batch, pos, d_vocab};
+
+constexpr auto kAlways = Presence::always;
+constexpr auto kDemand = Presence::on_demand;
+constexpr auto kInternal = Presence::internal;
+constexpr auto kModel = Stored::model;
+constexpr auto kWide = Stored::accumulate;
+
+constexpr SiteInfo kSites[] = {
+    {Site::tokens, "hook_tokens", false, kDemand, Stored::ids, kIds},
+    {Site::embed, "hook_embed", false, kAlways, kModel, kResidual},
+    {Site::pos_embed, "hook_pos_embed", false, kAlways, kModel, kResidual},
+    {Site::resid_pre, "hook_resid_pre", true, kAlways, kModel, kResidual},
+    {Site::attn_in, "hook_attn_in", true, kDemand, kModel, kHeadResidual},
+    {Site::q_input, "hook_q_input", true, kDemand, kModel, kHeadResidual},
+    {Site::k_input, "hook_k_input", true, kDemand, kModel, kKvResidual},
+    {Site::v_input, "hook_v_input", true, kDemand, kModel, kKvResidual},
+    {Site::ln1_scale, "ln1.hook_scale", true, kAlways, kWide, kScale},
+    {Site::ln1_normalized, "ln1.hook_normalized", true, kAlways, kModel, kResidual},
+    {Site::ln1_out, "ln1.out", true, kInternal, kModel, kResidual},
+    {Site::q_scale, "q_input.scale", true, kInternal, kWide, kHeadScale},
+    {Site::q_normalized, "q_input.normalized", true, kInternal, kModel, kHeadResidual},
+    {Site::q_ln_out, "q_input.out", true, kInternal, kModel, kHeadResidual},
+    {Site::k_scale, "k_input.scale", true, kInternal, kWide, kKvScale},
+    {Site::k_normalized, "k_input.normalized", true, kInternal, kModel, kKvResidual},
+    {Site::k_ln_out, "k_input.out", true, kInternal, kModel, kKvResidual},
+    {Site::v_scale, "v_input.scale", true, kInternal, kWide, kKvScale},
+    {Site::v_normalized, "v_input.normalized", true, kInternal, kModel, kKvResidual},
+    {Site::v_ln_out, "v_input.out", true, kInternal, kModel, kKvResidual},
+    {Site::q, "attn.hook_q", true, kAlways, kModel, kHead},
+    {Site::k, "attn.hook_k", true, kAlways, kModel, kKvHead},
+    {Site::v, "attn.hook_v", true, kAlways, kModel, kKvHead},
+    {Site::keys, "attn.keys", true, kInternal, kModel, kAllKeys},
+    {Site::values, "attn.values", true, kInternal, kModel, kAllKeys},
+    {Site::attn_scores, "attn.hook_attn_scores", true, kAlways, kModel, kScores},
+    {Site::pattern, "attn.hook_pattern", true, kAlways, kModel, kScores},
+    {Site::z, "attn.hook_z", true, kAlways, kModel, kHead},
+    {Site::result, "attn.hook_result", true, kDemand, kModel, kHeadResidual},
+    {Site::attn_out, "hook_attn_out", true, kAlways, kModel, kResidual},
+    {Site::resid_mid, "hook_resid_mid", true, kAlways, kModel, kResidual},
+    {Site::mlp_in, "hook_mlp_in", true, kDemand, kModel, kResidual},
+    {Site::ln2_scale, "ln2.hook_scale", true, kAlways, kWide, kScale},
+    {Site::ln2_normalized, "ln2.hook_normalized", true, kAlways, kModel, kResidual},
+    {Site::ln2_out, "ln2.out", true, kInternal, kModel, kResidual},
+    {Site::mlp_pre, "mlp.hook_pre", true, kAlways, kModel, kMlp},
+    {Site::mlp_post, "mlp.hook_post", true, kAlways, kModel, kMlp},
+    {Site::mlp_out, "hook_mlp_out", true, kAlways, kModel, kResidual},
+    {Site::resid_post, "hook_resid_post", true, kAlways, kModel, kResidual},
+    {Site::ln_final_scale, "ln_final.hook_scale", false, kAlways, kWide, kScale},
+    {Site::ln_final_normalized, "ln_final.hook_normalized", false, kAlways, kModel, kResidual},
+    {Site::unembed_in, "unembed.hook_in", false, kAlways, kModel, kResidual},
+    {Site::unembed_out, "unembed.hook_out", false, kAlways, kModel, kLogits},
+};
+
+constexpr bool rows_follow_the_enum() {
+  for (std::size_t i = 0; i < std::size(kSites); ++i)
+    if (static_cast<std::size_t>(kSites[i].site) != i) return false;
+  return true;
+}
+static_assert(rows_follow_the_enum(), "kSites stands in the order of Site, so that info() can index it");
+
+// TransformerLens's get_act_name: what a short name and a layer type stand for.
+struct Alias {
+  std::string_view from, to;
+};
+constexpr Alias kNameAliases[] = {{"attn", "pattern"},    {"attn_logits", "attn_scores"},
+                                  {"key", "k"},           {"query", "q"},
+                                  {"value", "v"},         {"mlp_pre", "pre"},
+                                  {"mlp_mid", "mid"},     {"mlp_post", "post"}};
+constexpr Alias kTypeAliases[] = {{"a", "attn"},    {"m", "mlp"},           {"b", ""},
+                                  {"block", ""},    {"blocks", ""},         {"attention", "attn"}};
+constexpr std::string_view kAttnActs[] = {"k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores"};
+constexpr std::string_view kMlpActs[] = {"pre", "post", "mid", "pre_linear"};
+
+template <std::size_t N>
+std::string_view alias(const Alias (&table)[N], std::string_view name) {
+  for (const Alias& a : table)
+    if (a.from == name) return a.to;
+  return name;
+}
+
+std::optional<std::int64_t> to_int(std::string_view digits) {
+  std::int64_t value = 0;
+  auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (digits.empty() || error != std::errc() || end != digits.data() + digits.size()) return {};
+  return value;
+}
+
+struct ShortName {
+  std::string name;
+  std::optional<std::int64_t> layer;
+  std::string layer_type;
+};
+
+// "k6" and "scale4ln1": letters, digits, then an optional layer type.
+ShortName split_short(std::string_view text) {
+  auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  auto begin = std::find_if(text.begin(), text.end(), is_digit);
+  auto end = std::find_if_not(begin, text.end(), is_digit);
+  if (begin == text.begin() || begin == text.end()) return {std::string(text), {}, {}};
+  return {std::string(text.begin(), begin), to_int({begin, end}), std::string(end, text.end())};
+}
+
+std::vector<std::string> suggestions(const Config& config) { return hook_names(config, true); }
+
+}  // namespace
+
+std::span<const SiteInfo> all_sites() { return kSites; }
+const SiteInfo& info(Site site) { return kSites[static_cast<std::size_t>(site)]; }
+
+std::string_view name_of(Axis axis) {
+  switch (axis) {
+    case batch: return "batch";
+    case pos: return "pos";
+    case head: return "head";
+    case kv_head: return "kv_head";
+    case query: return "query";
+    case key: return "key";
+    case d_model: return "d_model";
+    case d_head: return "d_head";
+    case d_mlp: return "d_mlp";
+    case d_vocab: return "d_vocab";
+    case one: return "1";
+    case layer: return "layer";
+  }
+  throw std::logic_error("[hook_point] not an Axis");
+}
+
+std::string hook_name(Site site, std::int64_t layer) {
+  const SiteInfo& row = info(site);
+  return row.per_layer ? "blocks." + std::to_string(layer) + "." + std::string(row.name)
+                       : std::string(row.name);
+}
+
+std::string to_string(const TensorId& id) {
+  std::string name = hook_name(id.site, id.layer);
+  return id.stage == 0 ? name : name + " (edit " + std::to_string(id.stage) + ")";
+}
+
+std::string act_name(std::string_view name, std::optional<std::int64_t> layer,
+                     std::string_view layer_type) {
+  if (name.find('.') != std::string_view::npos || name.starts_with("hook_")) return std::string(name);
+  ShortName parsed = split_short(name);
+  // "ln_final" carries no digits; "ln1" and "ln2" as a name would: they are layer types only.
+  if (!parsed.layer) parsed.name = name;
+  if (!layer) layer = parsed.layer;
+  if (layer_type.empty()) layer_type = parsed.layer_type;
+  std::string_view type = alias(kTypeAliases, layer_type);
+  std::string_view act = alias(kNameAliases, parsed.name);
+  if (std::ranges::find(kAttnActs, act) != std::end(kAttnActs)) type = "attn";
+  if (std::ranges::find(kMlpActs, act) != std::end(kMlpActs)) type = "mlp";
+  std::string prefix = layer ? "blocks." + std::to_string(*layer) + "." : "";
+  if (!type.empty()) prefix += std::string(type) + ".";
+  // Without a layer, a norm's parts mean the final norm's.
+  if ((act == "scale" || act == "normalized") && !layer) prefix = "ln_final.";
+  return prefix + "hook_" + std::string(act);
+}
+
+TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
+                   std::string_view layer_type, const Config& config) {
+  if (layer && *layer < 0) layer = *layer + config.n_layers;
+  std::string full = act_name(name, layer, layer_type);
+  std::string_view suffix = full;
+  std::optional<std::int64_t> found_layer;
+  if (suffix.starts_with("blocks.")) {
+    std::size_t dot = suffix.find('.', 7);
+    if (dot != std::string_view::npos) {
+      std::string_view digits = suffix.substr(7, dot - 7);
+      found_layer = to_int(digits);
+      if (found_layer && (*found_layer < 0 || *found_layer >= config.n_layers))
+        throw std::out_of_range("[hooks] \"" + full + "\": layer " + std::string(digits) +
+                                " out of range: the model has " + std::to_string(config.n_layers) +
+                                " layers (0.." + std::to_string(config.n_layers - 1) + ")");
+      suffix.remove_prefix(dot + 1);
+    }
+  }
+  for (const SiteInfo& row : kSites)
+    if (row.name == suffix && row.per_layer == found_layer.has_value() &&
+        row.presence != Presence::internal && exists(row.site, config))
+      return {row.site, found_layer.value_or(0)};
+  throw std::invalid_argument("[hooks] no hook point \"" + full + "\"; nearest: " +
+                              nearest_names(full, suggestions(config)));
+}
+
+bool exists(Site site, const Config& config) {
+  bool affine = config.norm == NormKind::layer_norm;
+  switch (site) {
+    case Site::ln1_out:
+    case Site::ln2_out:
+    case Site::q_ln_out:
+    case Site::k_ln_out:
+    case Site::v_ln_out: return affine;
+    case Site::pos_embed: return config.positions == PositionKind::learned;
+    default: return true;
+  }
+}
+
+std::vector<std::string> hook_names(const Config& config, bool on_demand) {
+  std::vector<std::string> names;
+  auto add = [&](const SiteInfo& row, std::int64_t layer) {
+    if (row.presence == Presence::internal || !exists(row.site, config)) return;
+    if (row.presence == Presence::on_demand && !on_demand) return;
+    names.push_back(hook_name(row.site, layer));
+  };
+  auto first = std::ranges::find_if(kSites, &SiteInfo::per_layer);
+  auto last = std::find_if_not(first, std::end(kSites), [](const SiteInfo& r) { return r.per_layer; });
+  std::for_each(std::begin(kSites), first, [&](const SiteInfo& row) { add(row, 0); });
+  for (std::int64_t l = 0; l < config.n_layers; ++l)
+    std::for_each(first, last, [&](const SiteInfo& row) { add(row, l); });
+  std::for_each(last, std::end(kSites), [&](const SiteInfo& row) { add(row, 0); });
+  return names;
+}
+
+Shape shape_of(Site site, const Config& config, const Extents& extents) {
+  Shape shape;
+  for (Axis axis : info(site).axes) {
+    switch (axis) {
+      case batch: shape.push_back(extents.batch); break;
+      case pos:
+      case query: shape.push_back(extents.pos); break;
+      case key: shape.push_back(extents.key); break;
+      case head: shape.push_back(config.n_heads); break;
+      case kv_head: shape.push_back(config.n_kv_heads); break;
+      case d_model: shape.push_back(config.d_model); break;
+      case d_head: shape.push_back(config.d_head); break;
+      case d_mlp: shape.push_back(config.d_mlp); break;
+      case d_vocab: shape.push_back(config.d_vocab); break;
+      case one: shape.push_back(1); break;
+      case layer: throw std::logic_error("[hook_point] no site has a layer axis of its own");
+    }
+  }
+  return shape;
+}
+
+DType stored_dtype(Site site, DType model) {
+  switch (info(site).stored) {
+    case Stored::model: return model;
+    case Stored::accumulate: return accumulate_type(model);
+    case Stored::ids: return DType::i64;
+  }
+  throw std::logic_error("[hook_point] not a Stored");
+}
+
+}  // namespace lenscpp

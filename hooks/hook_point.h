@@ -1,0 +1,95 @@
+// The registry of hook points: what can be seen and edited in a transformer, under TransformerLens's
+// names and shapes. One row a site; everything that must know a site reads it here.
+//
+// Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value heads),
+// query and key (positions, as rows and columns of attention), d_model (residual stream), d_head (one
+// head), d_mlp (neurons), d_vocab (tokens), one (a kept dimension of extent 1).
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hooks/array.h"
+#include "hooks/checkpoint/config.h"
+
+namespace lenscpp {
+
+enum class Site : std::uint8_t {
+  tokens, embed, pos_embed,
+  resid_pre, attn_in, q_input, k_input, v_input,
+  ln1_scale, ln1_normalized, ln1_out,
+  q_scale, q_normalized, q_ln_out, k_scale, k_normalized, k_ln_out, v_scale, v_normalized, v_ln_out,
+  q, k, v, keys, values, attn_scores, pattern, z, result, attn_out, resid_mid,
+  mlp_in, ln2_scale, ln2_normalized, ln2_out, mlp_pre, mlp_post, mlp_out, resid_post,
+  ln_final_scale, ln_final_normalized, unembed_in, unembed_out,
+};
+
+enum class Axis : std::uint8_t {
+  batch, pos, head, kv_head, query, key, d_model, d_head, d_mlp, d_vocab, one, layer,
+};
+
+/// When a site exists: in every run; only where it was asked for or edited; or as a link of the
+/// computation that has no name of its own in TransformerLens: checked, absent from cache.keys().
+enum class Presence : std::uint8_t { always, on_demand, internal };
+/// Stored as the model's dtype; as what products accumulate in (a norm's scale); or as int64.
+enum class Stored : std::uint8_t { model, accumulate, ids };
+
+/// One row of the registry. `name` is what follows "blocks.L." where `per_layer`.
+struct SiteInfo {
+  Site site;
+  std::string_view name;
+  bool per_layer;
+  Presence presence;
+  Stored stored;
+  std::span<const Axis> axes;
+};
+
+/// All rows, in firing order.
+std::span<const SiteInfo> all_sites();
+const SiteInfo& info(Site site);
+std::string_view name_of(Axis axis);
+
+/// One tensor of a run: a site, its layer (0 where the site has none), and how many edits and hooks
+/// have been applied to it: stage 0 is what the model computed.
+struct TensorId {
+  Site site;
+  std::int64_t layer = 0;
+  std::int64_t stage = 0;
+  auto operator<=>(const TensorId&) const = default;
+};
+
+/// "blocks.3.attn.hook_q"; stages above 0 get a suffix: "blocks.3.attn.hook_q (edit 1)".
+std::string hook_name(Site site, std::int64_t layer);
+std::string to_string(const TensorId& id);
+
+/// The hook point that a user's name means: a full hook name, or TransformerLens's short forms
+/// ("resid_post" with a layer, "q3", "scale4ln1", "attn", "mlp_pre", "key", ...). `layer` may be
+/// negative, counted from the end; `layer_type` is "attn", "mlp", "ln1", "ln2", ... or empty.
+/// Throws std::out_of_range for a layer the model has not, std::invalid_argument for an unknown name,
+/// naming the nearest ones.
+TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
+                   std::string_view layer_type, const Config& config);
+/// TransformerLens's get_act_name: the full name, without a model to check the layer against.
+std::string act_name(std::string_view name, std::optional<std::int64_t> layer = {},
+                     std::string_view layer_type = {});
+
+/// Names of the hook points of a model, in firing order; on-demand ones only when `on_demand`.
+std::vector<std::string> hook_names(const Config& config, bool on_demand = false);
+
+/// Whether this model has the site at all (a folded norm has no affine output).
+bool exists(Site site, const Config& config);
+
+/// Extents of a run that shapes depend on. `pos` positions are computed, `key` can be attended to.
+struct Extents {
+  std::int64_t batch, pos, key;
+};
+Shape shape_of(Site site, const Config& config, const Extents& extents);
+/// The dtype in which a site is stored in a model of dtype `model`.
+DType stored_dtype(Site site, DType model);
+
+}  // namespace lenscpp

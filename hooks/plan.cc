@@ -1,0 +1,168 @@
+// Edits: what they touch, what they read, and what is refused.
+#include "hooks/plan.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+namespace lenscpp {
+namespace {
+
+std::string describe(const Edit& edit) {
+  return std::string(name_of(edit.kind)) + " at " + hook_name(edit.site, edit.layer);
+}
+
+[[noreturn]] void refuse(const Edit& edit, const std::string& why) {
+  throw std::invalid_argument("[plan] " + describe(edit) + ": " + why);
+}
+
+// The position of one of `axes` among the axes of the edit's site.
+std::optional<std::size_t> axis_of(Site site, std::initializer_list<Axis> axes) {
+  auto all = info(site).axes;
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (std::ranges::find(axes, all[i]) != axes.end()) return i;
+  return {};
+}
+
+void check_index(const Edit& edit, std::string_view what, std::int64_t index, std::int64_t extent) {
+  if (index >= -extent && index < extent) return;
+  throw std::out_of_range("[plan] " + describe(edit) + ": " + std::string(what) + " " +
+                          std::to_string(index) + " out of range: there are " +
+                          std::to_string(extent) + " (0.." + std::to_string(extent - 1) + ")");
+}
+
+// Indices of one axis that an edit selects: one, a list, or all.
+std::vector<std::int64_t> selected(std::int64_t extent, const std::vector<std::int64_t>* list) {
+  std::vector<std::int64_t> indices;
+  if (list == nullptr) {
+    for (std::int64_t i = 0; i < extent; ++i) indices.push_back(i);
+  } else {
+    for (std::int64_t i : *list) indices.push_back(i < 0 ? i + extent : i);
+    std::ranges::sort(indices);
+    indices.erase(std::ranges::unique(indices).begin(), indices.end());
+  }
+  return indices;
+}
+
+void check_source(const Edit& edit, const Shape& shape) {
+  bool needs = edit.kind == EditKind::patch || edit.kind == EditKind::add;
+  if (edit.source.rank() == 0) {
+    if (needs) refuse(edit, "needs a source");
+    return;
+  }
+  if (!needs && edit.kind != EditKind::mean) refuse(edit, "takes no source");
+  Shape found = edit.source.shape();
+  if (edit.source.dtype() == DType::i64) refuse(edit, "the source holds int64");
+  Shape wanted = shape;
+  if (edit.kind == EditKind::add && found == Shape{shape.back()}) return;
+  if (edit.kind == EditKind::mean && found.size() == shape.size()) {
+    wanted[0] = found[0];
+    if (axis_of(edit.site, {Axis::pos})) wanted[1] = found[1];
+    if (found == wanted && numel(found) > 0) return;
+  }
+  Shape one = shape;
+  one[0] = 1;
+  if (found != shape && found != one)
+    refuse(edit, "the source has shape " + to_string(found) + "; allowed: " + to_string(shape) +
+                     (shape == one ? "" : " or " + to_string(one)) +
+                     (edit.kind == EditKind::add ? " or [" + std::to_string(shape.back()) + "]" : ""));
+}
+
+}  // namespace
+
+std::string_view name_of(EditKind kind) {
+  switch (kind) {
+    case EditKind::patch: return "patch";
+    case EditKind::zero: return "zero";
+    case EditKind::mean: return "mean";
+    case EditKind::add: return "add";
+    case EditKind::scale: return "scale";
+  }
+  throw std::logic_error("[plan] not an EditKind");
+}
+
+std::vector<const Edit*> Plan::at(Site site, std::int64_t layer) const {
+  std::vector<const Edit*> found;
+  for (const Edit& edit : edits_)
+    if (edit.site == site && edit.layer == layer) found.push_back(&edit);
+  return found;
+}
+
+void Plan::validate(const Config& config, const Extents& extents) const {
+  for (const Edit& edit : edits_) {
+    const SiteInfo& row = info(edit.site);
+    if (row.presence == Presence::internal || row.stored == Stored::ids || !exists(edit.site, config))
+      refuse(edit, "this site cannot be edited");
+    std::int64_t layers = row.per_layer ? config.n_layers : 1;
+    if (edit.layer < 0 || edit.layer >= layers)
+      throw std::out_of_range("[plan] " + describe(edit) + ": layer out of range: the model has " +
+                              std::to_string(layers) + " (0.." + std::to_string(layers - 1) + ")");
+    Shape shape = shape_of(edit.site, config, extents);
+    auto check = [&](std::string_view what, const std::optional<std::int64_t>& index,
+                     std::initializer_list<Axis> axes) {
+      if (!index) return;
+      auto axis = axis_of(edit.site, axes);
+      if (!axis) refuse(edit, "the site has no " + std::string(what) + " axis");
+      check_index(edit, what, *index, shape[*axis]);
+    };
+    check("batch", edit.where.batch, {Axis::batch});
+    check("head", edit.where.head, {Axis::head, Axis::kv_head});
+    check("key", edit.where.key, {Axis::key});
+    if (edit.where.pos) {
+      if (edit.where.pos->empty()) refuse(edit, "pos is empty: nothing would be edited");
+      for (std::int64_t p : *edit.where.pos) check("pos", p, {Axis::pos, Axis::query});
+    }
+    if (edit.kind == EditKind::mean && edit.site == Site::attn_scores)
+      refuse(edit, "masked scores have no mean; use pattern");
+    check_source(edit, shape);
+    if (!(std::abs(edit.factor) <= 1e30)) refuse(edit, "factor is not a finite number below 1e30");
+  }
+}
+
+nlohmann::json to_json(const Plan& plan) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const Edit& edit : plan.edits()) {
+    nlohmann::json item{{"edit", name_of(edit.kind)}, {"name", hook_name(edit.site, edit.layer)}};
+    if (edit.where.batch) item["batch"] = *edit.where.batch;
+    if (edit.where.head) item["head"] = *edit.where.head;
+    if (edit.where.pos) item["pos"] = *edit.where.pos;
+    if (edit.where.key) item["key"] = *edit.where.key;
+    if (edit.source.rank() > 0)
+      item["source"] = {{"shape", edit.source.shape()}, {"xxh3", edit.source.digest()}};
+    if (edit.kind == EditKind::add || edit.kind == EditKind::scale) item["factor"] = edit.factor;
+    list.push_back(std::move(item));
+  }
+  return list;
+}
+
+std::vector<std::int64_t> touched(const Edit& edit, const Shape& shape) {
+  // Row-major: the indices of each axis are added to what the axes before it selected.
+  auto axes = info(edit.site).axes;
+  std::vector<std::int64_t> flat{0};
+  for (std::size_t d = 0; d < axes.size(); ++d) {
+    std::vector<std::int64_t> one;
+    const std::vector<std::int64_t>* list = nullptr;
+    auto pick = [&](const std::optional<std::int64_t>& index) {
+      if (index) one = {*index}, list = &one;
+    };
+    if (axes[d] == Axis::batch) pick(edit.where.batch);
+    if (axes[d] == Axis::head || axes[d] == Axis::kv_head) pick(edit.where.head);
+    if (axes[d] == Axis::key) pick(edit.where.key);
+    if ((axes[d] == Axis::pos || axes[d] == Axis::query) && edit.where.pos) list = &*edit.where.pos;
+    auto indices = selected(shape[d], list);
+    std::vector<std::int64_t> next;
+    next.reserve(flat.size() * indices.size());
+    for (std::int64_t base : flat)
+      for (std::int64_t i : indices) next.push_back(base * shape[d] + i);
+    flat = std::move(next);
+  }
+  return flat;
+}
+
+double source_value(const Edit& edit, const Shape& shape, std::int64_t index) {
+  if (edit.source.rank() == 1) return edit.source[index % shape.back()];
+  // A source of one prompt serves every prompt of the batch.
+  return edit.source[index % edit.source.numel()];
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,93 @@
+// Rows and requests: what a run may be asked for.
+#include "hooks/rows.h"
+
+#include <stdexcept>
+
+namespace lenscpp {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("[run] " + what); }
+
+void check_tokens(const std::vector<std::int64_t>& tokens, std::int64_t pos, const Config& config) {
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= config.d_vocab)
+      throw std::out_of_range("[run] token " + std::to_string(tokens[i]) + " at prompt " +
+                              std::to_string(static_cast<std::int64_t>(i) / pos) + ", position " +
+                              std::to_string(static_cast<std::int64_t>(i) % pos) +
+                              " out of range: the vocabulary has " + std::to_string(config.d_vocab) +
+                              " tokens (0.." + std::to_string(config.d_vocab - 1) + ")");
+}
+
+}  // namespace
+
+Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config) {
+  if (batch < 1 || tokens.empty() || tokens.size() % static_cast<std::size_t>(batch) != 0)
+    refuse(std::to_string(tokens.size()) + " tokens do not make " + std::to_string(batch) +
+           " prompts of equal length; at least one token and one prompt are needed");
+  Rows rows{.batch = batch,
+            .pos = static_cast<std::int64_t>(tokens.size()) / batch,
+            .tokens = std::move(tokens),
+            .positions = {},
+            .end_layer = config.n_layers};
+  rows.positions.resize(rows.tokens.size());
+  for (std::size_t i = 0; i < rows.positions.size(); ++i)
+    rows.positions[i] = static_cast<std::int64_t>(i) % rows.pos;
+  return rows;
+}
+
+void Rows::validate(const Config& config) const {
+  if (batch < 1 || pos < 1) refuse("a run needs at least one prompt and one position");
+  auto count = static_cast<std::size_t>(batch * pos);
+  if (positions.size() != count)
+    refuse(std::to_string(positions.size()) + " positions for " + std::to_string(count) + " rows");
+  for (std::int64_t p : positions)
+    if (p < 0 || p >= config.n_ctx)
+      throw std::out_of_range("[run] position " + std::to_string(p) +
+                              " is beyond the model's context: n_ctx is " +
+                              std::to_string(config.n_ctx) + " (0.." +
+                              std::to_string(config.n_ctx - 1) + ")");
+  if (first_layer < 0 || end_layer > config.n_layers || first_layer > end_layer)
+    throw std::out_of_range("[run] layers " + std::to_string(first_layer) + " to " +
+                            std::to_string(end_layer) + " of " + std::to_string(config.n_layers));
+  if (unembeds && end_layer != config.n_layers)
+    refuse("logits need all layers; this run ends before layer " + std::to_string(end_layer));
+  if (start_residual) {
+    if (start_residual->shape() != Shape{batch, pos, config.d_model})
+      refuse("the start residual has shape " + to_string(start_residual->shape()) + "; needed: " +
+             to_string({batch, pos, config.d_model}));
+    if (!tokens.empty()) refuse("a run starts from tokens or from a residual, not from both");
+  } else {
+    if (first_layer != 0) refuse("a run from layer " + std::to_string(first_layer) + " needs a start residual");
+    if (tokens.size() != count)
+      refuse(std::to_string(tokens.size()) + " tokens for " + std::to_string(count) + " rows");
+    check_tokens(tokens, pos, config);
+  }
+  auto layers = static_cast<std::size_t>(end_layer - first_layer);
+  if (base.size() != (first_pos == 0 ? 0 : layers) || first_pos < 0)
+    refuse("keys and values of " + std::to_string(base.size()) + " layers before position " +
+           std::to_string(first_pos) + "; needed: " + std::to_string(first_pos == 0 ? 0 : layers));
+  Shape shape{batch, first_pos, config.n_kv_heads, config.d_head};
+  for (const BaseKeysValues& kv : base)
+    if (kv.keys.shape() != shape || kv.values.shape() != shape)
+      refuse("base keys or values of shape " + to_string(kv.keys.shape()) + ", " +
+             to_string(kv.values.shape()) + "; needed: " + to_string(shape));
+}
+
+void Request::validate(const Config& config) const {
+  rows.validate(config);
+  plan.validate(config, rows.extents());
+  for (const Edit& edit : plan.edits()) {
+    bool ran = info(edit.site).per_layer
+                   ? edit.layer >= rows.first_layer && edit.layer < rows.end_layer
+                   : (edit.site <= Site::pos_embed ? rows.first_layer == 0 && !rows.start_residual
+                                                   : rows.unembeds);
+    if (!ran)
+      refuse("the plan edits " + hook_name(edit.site, edit.layer) + ", which this run does not compute");
+    bool norm1 = edit.site == Site::ln1_scale || edit.site == Site::ln1_normalized;
+    if (norm1 && splits_qkv(edit.layer))
+      refuse("the plan edits " + hook_name(edit.site, edit.layer) +
+             ", which nothing reads once the inputs of q, k or v are edited in the same layer");
+  }
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,58 @@
+// Which rows of which model a run computes. A full run from tokens is the special case; a restarted
+// or position-limited one is the same code. What a row reads from elsewhere is an input, never implied.
+#pragma once
+
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "hooks/array.h"
+#include "hooks/plan.h"
+
+namespace lenscpp {
+
+/// Keys and values of the positions before the first computed one, from the run being continued.
+struct BaseKeysValues {
+  Array keys, values;  // [batch, first_pos, n_kv_heads, d_head]
+};
+
+/// The rows of a run.
+struct Rows {
+  std::int64_t batch, pos;              // prompts, and positions computed of each
+  std::vector<std::int64_t> tokens;     // [batch * pos], empty when starting from a residual
+  std::vector<std::int64_t> positions;  // [batch * pos], each row's position, for its embedding
+  std::int64_t first_layer = 0;
+  std::int64_t end_layer = 0;           // exclusive
+  bool unembeds = true;                 // final norm and logits; only after the last layer
+  std::optional<Array> start_residual = {};  // [batch, pos, d_model]: resid_pre of first_layer
+  std::int64_t first_pos = 0;           // positions before it are read from base
+  std::vector<BaseKeysValues> base = {};     // one a layer from first_layer on; empty when first_pos is 0
+
+  /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers.
+  static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config);
+  Extents extents() const { return {batch, pos, first_pos + pos}; }
+  /// Throws std::invalid_argument or std::out_of_range: tokens outside the vocabulary, positions
+  /// beyond n_ctx, shapes that do not fit each other.
+  void validate(const Config& config) const;
+};
+
+/// All that determines a run of given weights.
+struct Request {
+  Rows rows;
+  Plan plan;
+  /// On-demand sites to compute although no edit needs them.
+  std::set<std::pair<Site, std::int64_t>> on_demand;
+
+  bool computes(Site site, std::int64_t layer) const {
+    return on_demand.contains({site, layer}) || plan.touches(site, layer);
+  }
+  /// Whether queries, keys and values read inputs of their own, because one of those is edited.
+  bool splits_qkv(std::int64_t layer) const {
+    return plan.touches(Site::attn_in, layer) || plan.touches(Site::q_input, layer) ||
+           plan.touches(Site::k_input, layer) || plan.touches(Site::v_input, layer);
+  }
+  void validate(const Config& config) const;
+};
+
+}  // namespace lenscpp

@@ -1,0 +1,28 @@
+// Where the tensors of a run go: the forward pass calls a tap, the tap feeds a sink.
+#pragma once
+
+#include <map>
+
+#include "hooks/array.h"
+#include "hooks/hook_point.h"
+
+namespace lenscpp {
+
+/// Receives every tensor of a run in execution order, as a host snapshot that nothing writes to.
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  virtual void take(const TensorId& id, const Array& value) = 0;
+};
+
+/// Keeps everything: the sink of tests and of runs that will be checked later, if at all.
+class Recorder : public Sink {
+ public:
+  void take(const TensorId& id, const Array& value) override { tensors_[id] = value; }
+  const std::map<TensorId, Array>& tensors() const { return tensors_; }
+
+ private:
+  std::map<TensorId, Array> tensors_;
+};
+
+}  // namespace lenscpp

@@ -1,0 +1,52 @@
+// The bounds, one line each.
+#include "verify/reference/bounds.h"
+
+#include <cmath>
+
+namespace lenscpp {
+
+Contract contract_of(Site site, DType model) {
+  DType stored = stored_dtype(site, model);
+  double u_a = unit_roundoff(accumulate_type(model));
+  double eta = stored == DType::f16 ? 0x1p-25 : smallest_normal(stored);
+  return {.stored = stored,
+          .u_s = unit_roundoff(stored),
+          .u_a = u_a,
+          .eta = eta,
+          .narrow = stored == DType::bf16 || stored == DType::f16,
+          .reference = model == DType::f64 ? 2.0 : 1.0};
+}
+
+double tolerance(const Contract& c, double reference, double slack) {
+  if (slack == kExact) return 0;
+  return c.u_s * std::abs(reference) * (1 + 0x1p-20) + slack + c.eta;
+}
+
+double product_slack(const Contract& c, std::int64_t terms, double rms) {
+  return c.reference * 6 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms;
+}
+double narrow_product_slack(const Contract& c, std::int64_t terms, double magnitude) {
+  return 2 * static_cast<double>(terms) * c.u_a * magnitude;
+}
+double scores_slack(const Contract& c, std::int64_t terms, double rms) {
+  return c.reference * 10 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms;
+}
+double mix_slack(const Contract& c, std::int64_t terms, double magnitude) {
+  return (c.narrow ? 2 : c.reference) * static_cast<double>(terms) * c.u_a * magnitude;
+}
+double norm_scale_slack(const Contract& c, double magnitude) { return c.reference * 8 * c.u_a * magnitude; }
+double normalize_slack(const Contract& c, double magnitude) { return c.reference * 8 * c.u_a * magnitude; }
+double affine_slack(const Contract& c, double product) { return c.reference * 2 * c.u_a * std::abs(product); }
+double softmax_slack(const Contract& c, double p, double below_max) {
+  return c.reference * 16 * c.u_a * p * (2 + below_max) + 0x1p-122;
+}
+double gelu_slack(const Contract& c, double x) { return c.reference * 8 * c.u_a * std::abs(x); }
+double silu_slack(const Contract& c, double x, double y) {
+  return c.reference * c.u_a * (8 * std::abs(x) + std::abs(x * y));
+}
+double sum_slack(const Contract& c, std::int64_t terms, double magnitude) {
+  return c.reference * static_cast<double>(terms) * c.u_a * magnitude;
+}
+double scale_slack(const Contract& c, double y) { return c.reference * 2 * c.u_a * std::abs(y); }
+
+}  // namespace lenscpp

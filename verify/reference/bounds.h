@@ -1,0 +1,62 @@
+// What rounding may do: the bounds within which a device's result is what the model computes.
+//
+//   |device - reference| <= u_s |reference| (1 + 2^-20) + slack + eta
+//
+// u_s |reference|: the one rounding of the store. `slack`: what the operation's own arithmetic may lose
+// before it, from the functions below. eta: below the normal numbers devices may flush to zero.
+// The constants are those measured in numerics.md; verify/README.md derives them.
+#pragma once
+
+#include <cstdint>
+
+#include "hooks/hook_point.h"
+
+namespace lenscpp {
+
+/// The arithmetic that a device declares for one tensor. Nothing else widens a bound.
+struct Contract {
+  DType stored;
+  double u_s;        // unit roundoff of the store
+  double u_a;        // unit roundoff of the accumulation
+  double eta;        // absolute floor: smallest normal number; half a subnormal step for float16
+  bool narrow;       // stored narrower than accumulated: bfloat16, float16
+  double reference;  // 2 where the fp64 reference rounds as coarsely as the device (float64), else 1
+};
+Contract contract_of(Site site, DType model);
+
+/// A slack of `kExact` demands equality: no rounding is allowed at all.
+inline constexpr double kExact = -1;
+/// Share of the expected rounding error, root mean square, beyond which a product's precision is not
+/// the declared one: honest products reach 1.6, TF32 inputs 310 (tolerances.md 2.4).
+inline constexpr double kRmsLimit = 16;
+
+/// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact.
+double tolerance(const Contract& c, double reference, double slack);
+
+// Slacks. `terms` is the length of the sum (K).
+
+/// Product stored as accumulated: 6 sqrt(K) u_a sqrt(sum x^2 w^2 + b^2). `rms` is that last root.
+double product_slack(const Contract& c, std::int64_t terms, double rms);
+/// Product stored narrower: 2 K u_a (||x|| ||w|| + |b|), products of narrow numbers being exact.
+double narrow_product_slack(const Contract& c, std::int64_t terms, double magnitude);
+/// Scores: 10 sqrt(K) u_a sqrt(sum q^2 k^2) / divisor: short sums, with a division. `rms` includes it.
+double scores_slack(const Contract& c, std::int64_t terms, double rms);
+/// pattern V: K u_a sum p |v| (2 K when narrow): same-sign terms, so roundings do not cancel.
+double mix_slack(const Contract& c, std::int64_t terms, double magnitude);
+/// Norm scale: 8 u_a sqrt(mean((|x| + mean|x|)^2) + eps): magnitudes taken before the mean cancels.
+double norm_scale_slack(const Contract& c, double magnitude);
+/// Normalized: 8 u_a (|x| + mean|x|) / scale.
+double normalize_slack(const Contract& c, double magnitude);
+/// x w + b: the product's rounding, 2 u_a |x w|.
+double affine_slack(const Contract& c, double product);
+/// softmax: 16 u_a p (2 + max - s) + 2^-122, the exponent's argument being rounded at |s - max| u.
+double softmax_slack(const Contract& c, double p, double below_max);
+/// GELU: 8 u_a |x|, absolute since 1 + tanh cancels; SiLU: + u_a |x y|.
+double gelu_slack(const Contract& c, double x);
+double silu_slack(const Contract& c, double x, double y);
+/// A sum of `terms` numbers in any order: K u_a sum|x|.
+double sum_slack(const Contract& c, std::int64_t terms, double magnitude);
+/// A multiplication by a constant that the device rounds first: 2 u_a |y|.
+double scale_slack(const Contract& c, double y);
+
+}  // namespace lenscpp

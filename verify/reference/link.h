@@ -1,0 +1,50 @@
+// One link of the computation: an operation, the recorded tensors and weights that it reads, and the
+// tensor that it makes. A list of links in execution order is all that any checker knows of a model.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "hooks/checkpoint/weights.h"
+#include "hooks/hook_point.h"
+#include "hooks/plan.h"
+
+namespace lenscpp {
+
+enum class Op : std::uint8_t {
+  given,        // uploaded from the host: a start residual, base keys or values, token ids
+  gather,       // rows of a table
+  add,          // the sum of two tensors
+  copy,         // the same values under another name, perhaps repeated over heads
+  concat,       // base keys or values, then those computed here
+  norm_scale,   // sqrt(mean((x - mean x)^2) + eps)
+  normalize,    // (x - mean x) / scale
+  affine,       // x * weight + bias
+  linear,       // x W + b
+  head_linear,  // per head: x_h W_h + b_h, from inputs of its own
+  scores,       // q k / divisor where key <= query, -inf elsewhere
+  softmax,      // over keys
+  mix,          // pattern times values
+  head_result,  // per head: z_h W_O,h
+  sum_heads,    // sum over heads of results, plus bias
+  activation,   // elementwise
+  edit,         // one edit of the plan
+};
+std::string_view name_of(Op op);
+
+/// One link. Which of the optional parts are set follows from `op`.
+struct Link {
+  Op op;
+  TensorId output;
+  std::vector<TensorId> inputs = {};
+  std::optional<Matrix> weight = {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
+  std::optional<Vector> bias = {};
+  Array given = {};                   // given: the values; gather: the row indices; concat: the base
+  double scalar = 0;                  // norm_scale: eps; scores: divisor
+  std::int64_t first_query = 0;       // scores: the position of query 0 among the keys
+  Activation activation = Activation::relu;
+  std::optional<Edit> edit = {};
+};
+
+}  // namespace lenscpp

@@ -1,0 +1,51 @@
+// Every operation in float64, a block of its output at a time, with what rounding may do to it. Eigen
+// only; recomputed from the arrays that the device itself recorded.
+#pragma once
+
+#include <Eigen/Core>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "hooks/array.h"
+#include "verify/reference/bounds.h"
+#include "verify/reference/link.h"
+
+namespace lenscpp {
+
+using Mat = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Index = Eigen::Index;
+
+/// Part of an output: `rows` runs of `cols` elements, `row_stride` elements apart, from `offset` on.
+struct Block {
+  std::int64_t offset, row_stride, rows, cols;
+};
+
+/// What a block should be.
+struct Expectation {
+  Mat value;   // [rows, cols]: the operation in float64
+  Mat slack;   // [rows, cols]: kExact, or what bounds.h allows beyond the store's rounding
+  /// Where set, `slack` is only a cheap lower bound, and this is the slack itself.
+  std::function<double(Index row, Index col)> refine;
+  /// Sum over the block of the squares of the expected rounding errors; 0: no RMS test.
+  double expected_square = 0;
+};
+
+/// One link, ready to be recomputed from given inputs. `expect` may be called from many threads.
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  std::span<const Block> blocks() const { return blocks_; }
+  virtual Expectation expect(const Block& block) const = 0;
+
+ protected:
+  std::vector<Block> blocks_;
+};
+
+/// `inputs` are the recorded values of link.inputs in order; `output` is the shape of what the link
+/// makes. Throws std::invalid_argument when the shapes do not fit the operation.
+std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> inputs, const Shape& output,
+                                    const Contract& contract);
+
+}  // namespace lenscpp
