@@ -35,11 +35,12 @@ struct Config {
   Activation activation;
   PositionKind positions;
   Topology topology;
+  bool scale_attn_by_sqrt_d_head = true;  // scores are divided by sqrt(d_head)
   bool scale_attn_by_inverse_layer;  // scores are divided by (layer + 1) as well
   bool tied_unembedding;             // W_U is W_E transposed in the checkpoint
-  DType stored_dtype;                // what config.json says the weights are; the files decide
+  DType stored_dtype;  // what config.json says the weights are; after load_weights: the widest in the files
 
-  /// What attention scores are divided by in `layer`: sqrt(d_head), times layer + 1 where asked for.
+  /// What attention scores are divided by in `layer`: sqrt(d_head) and layer + 1, each where asked for.
   double attn_divisor(std::int64_t layer) const;
   bool operator==(const Config&) const = default;
 };
@@ -51,6 +52,7 @@ Config read_config(const std::filesystem::path& folder);
 /// The same from a parsed document; `origin` is named in errors.
 Config parse_config(const nlohmann::json& document, const std::string& origin);
 
+/// Every field under its own name, kinds by name.
 nlohmann::json to_json(const Config& config);
 
 }  // namespace lenscpp

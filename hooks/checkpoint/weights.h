@@ -11,8 +11,8 @@
 
 namespace lenscpp {
 
-/// A matrix [in, out] as it lies in an Array: `columns` outputs from `first_column` on of a row-major
-/// [in, leading] array, or, when `outputs_are_rows`, rows of an [out, in] array.
+/// A matrix [in, out] as it lies in an Array: `out` outputs from `first_output` on of a row-major
+/// [in, outputs] array, or, when `outputs_are_rows`, so many rows of an [outputs, in] array.
 struct Matrix {
   Array storage;
   std::int64_t in, out;
@@ -51,6 +51,7 @@ struct Weights {
   Array W_U;                    // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
   Array b_U;                    // [d_vocab]
 
+  /// Views into the arrays above. Throw std::out_of_range for a layer that is not there.
   Matrix W_Q(std::int64_t layer) const;
   Matrix W_K(std::int64_t layer) const;
   Matrix W_V(std::int64_t layer) const;
@@ -62,8 +63,11 @@ struct Weights {
   Matrix W_out(std::int64_t layer) const;
   Matrix unembedding() const;
 
-  /// Calls `visit(name, array)` for every array under a stable name ("blocks.0.attn.W_QKV", "W_E").
+  /// Calls `visit(name, array)` for every array under a stable name: "embed.W_E", "pos_embed.W_pos",
+  /// "blocks.0.ln1.w", "blocks.0.attn.W_QKV", "blocks.0.mlp.b_out", "ln_final.w", "unembed.W_U". Folded
+  /// norms are skipped.
   void for_each(const std::function<void(const std::string&, const Array&)>& visit) const;
+  /// Bytes of all arrays; a buffer that several share counts once.
   std::size_t nbytes() const;
   /// XXH3-128 over config, names and digests of all arrays.
   std::string digest() const;
@@ -71,11 +75,12 @@ struct Weights {
 
 /// Loads a Hugging Face folder (model.safetensors, or model.safetensors.index.json with its shards),
 /// memory-mapped; arrays that need no change of layout or dtype point into the file.
-/// Throws std::invalid_argument naming file and tensor: missing, extra, misshapen, of unknown dtype;
-/// std::system_error when a file cannot be read.
+/// Throws std::invalid_argument naming file and tensor: missing, extra, misshapen, of unknown dtype, a
+/// NaN or an infinity, too large for `dtype`; std::system_error when a file cannot be read.
 Weights load_weights(const std::filesystem::path& folder, DType dtype);
 
-/// The same weights rounded to `dtype`.
+/// The same weights rounded to `dtype`; what shared a buffer goes on sharing. Throws
+/// std::invalid_argument naming the array that overflows `dtype`.
 Weights cast(const Weights& weights, DType dtype);
 
 }  // namespace lenscpp

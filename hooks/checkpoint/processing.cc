@@ -1,0 +1,173 @@
+// Weight processing. Matrices pass through in rows widened to float64; sums over rows come from a first
+// pass over the same rows, so that no whole matrix is ever held in float64.
+#include "hooks/checkpoint/processing.h"
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <stdexcept>
+#include <utility>
+
+#include "hooks/checkpoint/finite.h"
+
+namespace lenscpp {
+namespace {
+
+using Row = std::span<double>;
+
+double mean(std::span<const double> values) {
+  double sum = 0;
+  for (double value : values) sum += value;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
+
+void subtract_mean(Row values) {
+  double m = mean(values);
+  for (double& value : values) value -= m;
+}
+
+// Calls visit(index, row) for each row of the last dimension, widened into one buffer.
+template <class Visit>
+void for_each_row(const Array& array, const Visit& visit) {
+  std::int64_t width = array.size(-1);
+  std::vector<double> row(static_cast<std::size_t>(width));
+  std::int64_t rows = width == 0 ? 0 : array.numel() / width;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    array.widen(r * width, row);
+    visit(r, Row(row));
+  }
+}
+
+// The array whose rows are what `change(index, row)` leaves in them, rounded once.
+template <class Change>
+Array with_rows(const Array& array, const Change& change) {
+  MutableArray result(array.shape(), array.dtype());
+  std::int64_t width = array.size(-1);
+  for_each_row(array, [&](std::int64_t r, Row row) {
+    change(r, row);
+    result.store(r * width, row);
+  });
+  return std::move(result).freeze();
+}
+
+Array narrowed(std::span<const double> values, const Array& like) {
+  MutableArray result(like.shape(), like.dtype());
+  result.store(0, values);
+  return std::move(result).freeze();
+}
+
+// A LayerNorm's w and b into the matrix [in, out] and bias [out] that read it: y = (x w + b) W + c
+// = x (w W) + (b W + c). x has mean zero, so W may lose its mean over the inputs.
+void fold_norm(const Array& norm_w, const Array& norm_b, Array& matrix, std::vector<double>& bias) {
+  std::vector<double> w = norm_w.to_doubles(), b = norm_b.to_doubles();
+  std::vector<double> means(bias.size());
+  for_each_row(matrix, [&](std::int64_t m, Row row) {
+    for (std::size_t j = 0; j < row.size(); ++j) {
+      bias[j] += b[m] * row[j];  // with the matrix as it was
+      means[j] += w[m] * row[j];
+    }
+  });
+  for (double& value : means) value /= static_cast<double>(w.size());
+  matrix = with_rows(matrix, [&](std::int64_t m, Row row) {
+    for (std::size_t j = 0; j < row.size(); ++j) row[j] = row[j] * w[m] - means[j];
+  });
+}
+
+void process_layer(LayerWeights& layer, const Config& config, const Processing& steps) {
+  std::vector<double> b_QKV = layer.b_QKV.to_doubles();  // [(n_heads + 2 n_kv_heads) d_head]
+  std::vector<double> b_O = layer.b_O.to_doubles();
+  std::vector<double> b_in = layer.b_in.to_doubles();
+  if (steps.fold_ln) {
+    fold_norm(layer.ln1_w, layer.ln1_b, layer.W_QKV, b_QKV);
+    fold_norm(layer.ln2_w, layer.ln2_b, layer.W_in, b_in);
+    layer.ln1_w = layer.ln1_b = layer.ln2_w = layer.ln2_b = Array();
+    layer.b_in = narrowed(b_in, layer.b_in);
+  }
+  if (steps.center_writing_weights) {
+    layer.W_out = with_rows(layer.W_out, [](std::int64_t, Row row) { subtract_mean(row); });
+    layer.b_out = with_rows(layer.b_out, [](std::int64_t, Row row) { subtract_mean(row); });
+  }
+  if (steps.center_writing_weights || steps.fold_value_biases) {
+    // Row h d_head + i of W_O reads value i of the group that head h belongs to.
+    const std::int64_t first_value = (config.n_heads + config.n_kv_heads) * config.d_head;
+    const std::int64_t heads_a_group = config.n_heads / config.n_kv_heads;
+    auto value_of_row = [&](std::int64_t r) {
+      std::int64_t group = r / config.d_head / heads_a_group;
+      return first_value + group * config.d_head + r % config.d_head;
+    };
+    auto change = [&](std::int64_t r, Row row) {
+      if (steps.center_writing_weights) subtract_mean(row);
+      if (!steps.fold_value_biases) return;
+      double b_V = b_QKV[static_cast<std::size_t>(value_of_row(r))];
+      for (std::size_t j = 0; j < row.size(); ++j) b_O[j] += b_V * row[j];
+    };
+    if (steps.center_writing_weights)
+      layer.W_O = with_rows(layer.W_O, change);
+    else
+      for_each_row(layer.W_O, change);
+    if (steps.center_writing_weights) subtract_mean(b_O);
+    if (steps.fold_value_biases)
+      std::fill(b_QKV.begin() + first_value, b_QKV.end(), 0.0);
+    layer.b_O = narrowed(b_O, layer.b_O);
+  }
+  if (steps.fold_ln || steps.fold_value_biases) layer.b_QKV = narrowed(b_QKV, layer.b_QKV);
+}
+
+// W_U has one row a token: the mean over d_model is a row's, the mean over the vocabulary a column's.
+void process_unembedding(Weights& weights, const Processing& steps) {
+  if (!steps.fold_ln && !steps.center_unembed) return;
+  std::vector<double> b_U = weights.b_U.to_doubles();
+  std::vector<double> w, b;
+  if (steps.fold_ln) {
+    w = weights.ln_final_w.to_doubles();
+    b = weights.ln_final_b.to_doubles();
+  }
+  auto fold = [&](Row row) {
+    if (!steps.fold_ln) return;
+    for (std::size_t m = 0; m < row.size(); ++m) row[m] *= w[m];
+    subtract_mean(row);
+  };
+  std::vector<double> means(static_cast<std::size_t>(weights.config.d_model));
+  for_each_row(weights.W_U, [&](std::int64_t v, Row row) {
+    if (steps.fold_ln)
+      for (std::size_t m = 0; m < row.size(); ++m) b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
+    fold(row);
+    if (steps.center_unembed)
+      for (std::size_t m = 0; m < row.size(); ++m) means[m] += row[m];
+  });
+  for (double& value : means) value /= static_cast<double>(weights.config.d_vocab);
+  weights.W_U = with_rows(weights.W_U, [&](std::int64_t, Row row) {
+    fold(row);
+    for (std::size_t m = 0; m < row.size(); ++m) row[m] -= means[m];  // zeros without center_unembed
+  });
+  if (steps.center_unembed) subtract_mean(b_U);
+  weights.b_U = narrowed(b_U, weights.b_U);
+}
+
+}  // namespace
+
+Weights process(const Weights& weights, const Processing& processing) {
+  if (processing.fold_ln && weights.config.norm != NormKind::layer_norm)
+    throw std::invalid_argument("[processing] fold_ln: these weights are " +
+                                std::string(name_of(weights.config.norm)) +
+                                ", the norms of raw weights (layer_norm) can be folded");
+  Weights result = weights;
+  process_unembedding(result, processing);
+  for (LayerWeights& layer : result.layers) process_layer(layer, result.config, processing);
+  if (processing.center_writing_weights) {
+    auto center = [](std::int64_t, Row row) { subtract_mean(row); };
+    result.W_E = with_rows(result.W_E, center);
+    result.W_pos = with_rows(result.W_pos, center);
+  }
+  if (processing.fold_ln) {
+    result.ln_final_w = result.ln_final_b = Array();
+    result.config.norm = NormKind::layer_norm_pre;
+  }
+  if (processing.any())
+    result.for_each([](const std::string& name, const Array& array) {
+      require_finite(array, "[processing] " + name, "; process in a wider dtype, then cast");
+    });
+  return result;
+}
+
+}  // namespace lenscpp

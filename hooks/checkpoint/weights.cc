@@ -1,0 +1,227 @@
+// Views of the weights, their names, and loading. What a family's tensors are called: families/.
+#include "hooks/checkpoint/weights.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <stdexcept>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+#include "hooks/checkpoint/families/family.h"
+#include "hooks/checkpoint/finite.h"
+#include "hooks/checkpoint/safetensors.h"
+#include "hooks/nearest.h"
+
+namespace lenscpp {
+namespace {
+
+const LayerWeights& layer_at(const Weights& weights, std::int64_t layer) {
+  auto count = static_cast<std::int64_t>(weights.layers.size());
+  if (layer < 0 || layer >= count)
+    throw std::out_of_range("[weights] layer " + std::to_string(layer) + " out of range: the model has " +
+                            std::to_string(count) + " layers (0.." + std::to_string(count - 1) + ")");
+  return weights.layers[static_cast<std::size_t>(layer)];
+}
+
+// Columns of queries, then keys, then values in W_QKV.
+std::int64_t width_Q(const Config& c) { return c.n_heads * c.d_head; }
+std::int64_t width_KV(const Config& c) { return c.n_kv_heads * c.d_head; }
+
+std::string_view narrow_hint(DType dtype) {
+  return dtype == DType::f16 ? "; float16 ends at 65504, load as bfloat16 or float32"
+                             : "; load as a wider dtype";
+}
+
+// `array` in `dtype`, refused where the narrower type overflows.
+Array rounded(const Array& array, DType dtype, const std::string& where) {
+  Array result = array.to(dtype);
+  if (dtype != array.dtype())
+    require_finite(result, where + ", rounded to " + std::string(name_of(dtype)) + ",",
+                   std::string(narrow_hint(dtype)));
+  return result;
+}
+
+bool is_floating(const std::string& file_dtype) {
+  return file_dtype == "F64" || file_dtype == "F32" || file_dtype == "F16" || file_dtype == "BF16";
+}
+
+template <class WeightsT, class Visit>
+void visit_all(WeightsT& w, const Visit& visit) {
+  visit("embed.W_E", w.W_E);
+  visit("pos_embed.W_pos", w.W_pos);
+  for (std::size_t l = 0; l < w.layers.size(); ++l) {
+    const std::string block = "blocks." + std::to_string(l) + ".";
+    auto& layer = w.layers[l];
+    visit(block + "ln1.w", layer.ln1_w);
+    visit(block + "ln1.b", layer.ln1_b);
+    visit(block + "attn.W_QKV", layer.W_QKV);
+    visit(block + "attn.b_QKV", layer.b_QKV);
+    visit(block + "attn.W_O", layer.W_O);
+    visit(block + "attn.b_O", layer.b_O);
+    visit(block + "ln2.w", layer.ln2_w);
+    visit(block + "ln2.b", layer.ln2_b);
+    visit(block + "mlp.W_in", layer.W_in);
+    visit(block + "mlp.b_in", layer.b_in);
+    visit(block + "mlp.W_out", layer.W_out);
+    visit(block + "mlp.b_out", layer.b_out);
+  }
+  visit("ln_final.w", w.ln_final_w);
+  visit("ln_final.b", w.ln_final_b);
+  visit("unembed.W_U", w.W_U);
+  visit("unembed.b_U", w.b_U);
+}
+
+}  // namespace
+
+Matrix Weights::W_Q(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_QKV, config.d_model, width_Q(config), 0};
+}
+Matrix Weights::W_K(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_QKV, config.d_model, width_KV(config), width_Q(config)};
+}
+Matrix Weights::W_V(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_QKV, config.d_model, width_KV(config),
+          width_Q(config) + width_KV(config)};
+}
+Vector Weights::b_Q(std::int64_t layer) const {
+  return {layer_at(*this, layer).b_QKV, width_Q(config), 0};
+}
+Vector Weights::b_K(std::int64_t layer) const {
+  return {layer_at(*this, layer).b_QKV, width_KV(config), width_Q(config)};
+}
+Vector Weights::b_V(std::int64_t layer) const {
+  return {layer_at(*this, layer).b_QKV, width_KV(config), width_Q(config) + width_KV(config)};
+}
+Matrix Weights::W_O(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_O, width_Q(config), config.d_model};
+}
+Matrix Weights::W_in(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_in, config.d_model, config.d_mlp};
+}
+Matrix Weights::W_out(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_out, config.d_mlp, config.d_model};
+}
+Matrix Weights::unembedding() const { return {W_U, config.d_model, config.d_vocab, 0, true}; }
+
+void Weights::for_each(const std::function<void(const std::string&, const Array&)>& visit) const {
+  visit_all(*this, [&](const std::string& name, const Array& array) {
+    if (array.rank() > 0) visit(name, array);  // folded norms are not there
+  });
+}
+
+std::size_t Weights::nbytes() const {
+  std::size_t total = 0;
+  std::set<const std::byte*> counted;
+  for_each([&](const std::string&, const Array& array) {
+    if (counted.insert(array.bytes()).second) total += array.nbytes();
+  });
+  return total;
+}
+
+std::string Weights::digest() const {
+  std::string text = to_json(config).dump() + "\n";
+  std::map<std::tuple<const std::byte*, std::size_t, std::string>, std::string> known;  // tied: hashed once
+  for_each([&](const std::string& name, const Array& array) {
+    std::string& digest = known[{array.bytes(), array.nbytes(), to_string(array.shape())}];
+    if (digest.empty()) digest = array.digest();
+    text += name + " " + digest + "\n";
+  });
+  std::vector<std::int64_t> letters(text.begin(), text.end());
+  return Array::of(letters, {static_cast<std::int64_t>(letters.size())}).digest();
+}
+
+Weights load_weights(const std::filesystem::path& folder, DType dtype) {
+  if (dtype == DType::i64)
+    throw std::invalid_argument(
+        "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
+  Config config = read_config(folder);
+  Checkpoint checkpoint = Checkpoint::open(folder);
+  TensorSource tensors(checkpoint, dtype);
+  Weights weights = family(config.family, folder.string()).weights(config, tensors);
+  tensors.finish();
+  weights.config.stored_dtype = tensors.widest_stored();
+  return weights;
+}
+
+Weights cast(const Weights& weights, DType dtype) {
+  if (dtype == DType::i64)
+    throw std::invalid_argument(
+        "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
+  Weights result = weights;
+  result.dtype = dtype;
+  std::map<std::pair<const std::byte*, Shape>, Array> done;  // what shares a buffer goes on sharing
+  visit_all(result, [&](const std::string& name, Array& array) {
+    if (array.rank() == 0) return;
+    auto [place, inserted] = done.try_emplace({array.bytes(), array.shape()});
+    if (inserted) place->second = rounded(array, dtype, "[weights] " + name);
+    array = place->second;
+  });
+  return result;
+}
+
+// ---- TensorSource ----
+
+const std::string& TensorSource::origin(const std::string& name) const {
+  return has(name) ? checkpoint_.origin(name) : checkpoint_.origin();
+}
+
+Array TensorSource::checked(const std::string& name, const Shape& shape) {
+  std::string where = "[weights] " + origin(name) + ": tensor " + in_quotes(name);
+  if (!has(name)) {
+    std::vector<std::string> names = checkpoint_.names();
+    throw std::invalid_argument(where + " " + to_string(shape) + " is missing" +
+                                (names.empty() ? "; there are no tensors"
+                                               : "; the nearest names are " + nearest_names(name, names)));
+  }
+  const TensorInfo& info = checkpoint_.info(name);
+  if (info.shape != shape)
+    throw std::invalid_argument(where + " has shape " + to_string(info.shape) +
+                                ", config.json makes it " + to_string(shape));
+  if (!is_floating(info.dtype))
+    throw std::invalid_argument(where + " is stored as " + info.dtype +
+                                "; weights must be one of F64 F32 F16 BF16");
+  taken_.push_back(name);
+  Array stored = checkpoint_.tensor(name);
+  require_finite(stored, where, "");
+  return stored;
+}
+
+Array TensorSource::take_as_stored(const std::string& name, const Shape& shape) {
+  return checked(name, shape);
+}
+
+Array TensorSource::take(const std::string& name, const Shape& shape) {
+  Array stored = checked(name, shape);
+  stored_.insert(stored.dtype());
+  return rounded(stored, dtype_, "[weights] " + origin(name) + ": tensor " + in_quotes(name));
+}
+
+DType TensorSource::widest_stored() const {
+  for (DType dtype : {DType::f64, DType::f32})
+    if (stored_.contains(dtype)) return dtype;
+  if (stored_.contains(DType::bf16) && stored_.contains(DType::f16)) return DType::f32;
+  return stored_.contains(DType::f16) ? DType::f16 : DType::bf16;
+}
+
+void TensorSource::finish() const {
+  constexpr std::size_t kShown = 5;
+  std::set<std::string> taken(taken_.begin(), taken_.end());
+  std::vector<std::string> extra;
+  for (const std::string& name : checkpoint_.names())
+    if (!taken.contains(name)) extra.push_back(name);
+  if (extra.empty()) return;
+  std::string shown;
+  for (std::size_t i = 0; i < std::min(extra.size(), kShown); ++i)
+    shown += (i == 0 ? "" : ", ") + in_quotes(extra[i]) + " " +
+             to_string(checkpoint_.info(extra[i]).shape);
+  throw std::invalid_argument("[weights] " + checkpoint_.origin() + ": " + std::to_string(extra.size()) +
+                              (extra.size() == 1 ? " tensor" : " tensors") +
+                              " that this model has no place for: " + shown +
+                              (extra.size() > kShown ? ", ..." : "") +
+                              "; is config.json the one of these weights?");
+}
+
+}  // namespace lenscpp
