@@ -1,0 +1,36 @@
+// RunRecord as JSON.
+#include "hooks/run_record.h"
+
+namespace lenscpp {
+
+nlohmann::json to_json(const RunRecord& r) {
+  nlohmann::json json{{"model", r.model},
+                      {"model_digest", r.model_digest},
+                      {"tokenizer_digest", r.tokenizer_digest},
+                      {"batch", r.batch},
+                      {"pos", r.pos},
+                      {"tokens", r.tokens},
+                      {"first_layer", r.first_layer},
+                      {"end_layer", r.end_layer},
+                      {"plan", r.plan},
+                      {"hooks", r.hooks},
+                      {"processing", r.processing},
+                      {"adapter", r.adapter},
+                      {"device", r.device},
+                      {"device_name", r.device_name},
+                      {"dtype", r.dtype},
+                      {"ambient", r.ambient},
+                      {"libraries", r.libraries},
+                      {"build_commit", r.build_commit},
+                      {"build_dirty", r.build_dirty},
+                      {"threads", r.threads},
+                      {"seed", nullptr},
+                      {"fallbacks", r.fallbacks},
+                      {"mode", r.mode},
+                      {"coverage", r.coverage},
+                      {"time", r.time}};
+  if (r.seed) json["seed"] = *r.seed;
+  return json;
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,42 @@
+// What was run, on what, under which circumstances: travels with every cache, picture and file.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "hooks/array.h"
+
+namespace lenscpp {
+
+/// Everything that one needs to judge or repeat a run.
+struct RunRecord {
+  std::string model;             // name or folder as given
+  std::string model_digest;      // of config and master weights, as processed and rounded
+  std::string tokenizer_digest;  // empty without a tokenizer
+  std::int64_t batch = 0, pos = 0;
+  std::vector<std::int64_t> tokens;  // [batch * pos], row-major; empty when started from a residual
+  std::int64_t first_layer = 0, end_layer = 0;
+  nlohmann::json plan = nlohmann::json::array();
+  std::vector<std::string> hooks;  // callbacks, by hook name
+  nlohmann::json processing = nlohmann::json::object();
+  std::string adapter;
+  std::string device, device_name, dtype;
+  std::map<std::string, std::string> ambient;    // flags of torch as pinned for the run
+  std::map<std::string, std::string> libraries;  // versions
+  std::string build_commit;
+  bool build_dirty = false;
+  std::int64_t threads = 0;
+  std::optional<std::uint64_t> seed;
+  std::vector<std::string> fallbacks;  // operators that ran on the CPU instead of the device
+  std::string mode;                    // of the verification
+  double coverage = 0;                 // share of elements compared exactly
+  std::string time;                    // UTC, ISO 8601
+};
+
+nlohmann::json to_json(const RunRecord& record);
+
+}  // namespace lenscpp

@@ -1,0 +1,32 @@
+// The ambient state of torch, pinned while a run lasts: what surrounds a call must not change numbers.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <c10/core/Device.h>
+
+namespace lenscpp {
+
+/// Reads the flags that can change numbers. A flag whose reading throws is recorded as such.
+std::map<std::string, std::string> read_ambient(c10::Device device);
+
+/// While alive: no autocast, no gradients, no dispatch modes, float32 products in full float32, default
+/// dtype float32. Restores everything on destruction.
+class AmbientGuard {
+ public:
+  explicit AmbientGuard(c10::Device device);
+  ~AmbientGuard();
+  AmbientGuard(const AmbientGuard&) = delete;
+  AmbientGuard& operator=(const AmbientGuard&) = delete;
+  /// The flags as they are pinned.
+  const std::map<std::string, std::string>& flags() const { return flags_; }
+
+ private:
+  std::vector<std::function<void()>> restore_;  // run last to first
+  std::map<std::string, std::string> flags_;
+};
+
+}  // namespace lenscpp

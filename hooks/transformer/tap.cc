@@ -1,0 +1,78 @@
+// Taps and the device's reading of a plan's edits.
+#include "hooks/transformer/tap.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <stdexcept>
+
+#include "hooks/transformer/torch_array.h"
+
+namespace lenscpp {
+namespace {
+
+// True at the elements that an edit touches, built on the host.
+at::Tensor mask_of(const std::vector<std::int64_t>& indices, const at::Tensor& x) {
+  at::Tensor mask = at::zeros_like(x, x.options().dtype(at::kBool).device(at::kCPU));
+  bool* at = mask.mutable_data_ptr<bool>();
+  for (std::int64_t i : indices) at[i] = true;
+  return mask.to(x.device());
+}
+
+// The edit's values at the elements that it touches, zero elsewhere, rounded once to the dtype of x.
+at::Tensor values_of(const Edit& edit, const std::vector<std::int64_t>& indices, const at::Tensor& x) {
+  Shape shape(x.sizes().begin(), x.sizes().end());
+  MutableArray values(shape, to_dtype(x.scalar_type()));
+  double factor = edit.kind == EditKind::add ? edit.factor : 1.0;
+  for (std::int64_t i : indices) values.set(i, factor * source_value(edit, shape, i));
+  return upload(std::move(values).freeze(), x.device());
+}
+
+// Means over batch, and over position where the second axis is one, broadcast back to x.
+at::Tensor mean_of(const Edit& edit, const at::Tensor& x) {
+  std::vector<std::int64_t> dims{0};
+  if (info(edit.site).axes[1] == Axis::pos) dims.push_back(1);
+  at::Tensor from = edit.source.empty() ? x.to(to_scalar_type(accumulate_type(to_dtype(x.scalar_type()))))
+                                        : alias(edit.source).to(at::kDouble);
+  return at::mean(from, dims, /*keepdim=*/true).to(x.scalar_type()).to(x.device()).expand_as(x).contiguous();
+}
+
+// Out of place and over whole contiguous tensors: an in-place write through a strided view is the most
+// common way in which a device silently does nothing.
+at::Tensor apply(const Edit& edit, const at::Tensor& x) {
+  Shape shape(x.sizes().begin(), x.sizes().end());
+  auto indices = touched(edit, shape);
+  at::Tensor mask = mask_of(indices, x);
+  switch (edit.kind) {
+    case EditKind::zero: return at::where(mask, at::zeros_like(x), x);
+    case EditKind::patch: return at::where(mask, values_of(edit, indices, x), x);
+    case EditKind::mean: return at::where(mask, mean_of(edit, x), x);
+    case EditKind::add: return at::where(mask, at::add(x, values_of(edit, indices, x)), x);
+    case EditKind::scale: return at::where(mask, at::mul(x, edit.factor), x);
+  }
+  throw std::logic_error("[tap] not an EditKind");
+}
+
+}  // namespace
+
+at::Tensor Tap::operator()(Site site, std::int64_t layer, const at::Tensor& x) const {
+  TensorId id{site, layer};
+  at::Tensor value = interference_ ? interference_(id, x) : x;
+  record(id, value);
+  for (const Edit* edit : request_.plan.at(site, layer)) {
+    id.stage += 1;
+    value = apply(*edit, value);
+    if (interference_) value = interference_(id, value);
+    record(id, value);
+  }
+  return value;
+}
+
+void Tap::record(const TensorId& id, const at::Tensor& x) const {
+  if (sink_ != nullptr) sink_->take(id, snapshot(x));
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,51 @@
+// The device pass: a transformer in LibTorch over the rows of a request, every named tensor through a
+// tap. Only computes; what it computed is checked elsewhere.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hooks/checkpoint/weights.h"
+#include "hooks/rows.h"
+#include "hooks/transformer/tap.h"
+
+namespace lenscpp {
+
+/// Weights as the device holds them.
+struct DeviceLayer {
+  at::Tensor ln1_w, ln1_b, W_QKV, b_QKV, W_O, b_O, ln2_w, ln2_b, W_in, b_in, W_out, b_out;
+};
+
+/// What a run of the device pass leaves beside the tensors that its taps saw.
+struct PassResult {
+  at::Tensor output;  // logits [batch, pos, d_vocab], or the residual [batch, pos, d_model] when not unembedded
+  std::map<std::string, std::string> ambient;  // flags as pinned
+};
+
+/// A model on a device. Runs are const: nothing is left on the model after a call.
+class Transformer {
+ public:
+  /// Weights are used where they lie on the CPU, and copied to any other device.
+  Transformer(std::shared_ptr<const Weights> weights, c10::Device device);
+
+  /// Runs `request`. Every tensor is handed to `sink` (unless null) in execution order.
+  /// Throws what Request::validate throws.
+  PassResult run(const Request& request, Sink* sink, const Interference& interference = {}) const;
+
+  const Weights& weights() const { return *weights_; }
+  const std::shared_ptr<const Weights>& shared_weights() const { return weights_; }
+  c10::Device device() const { return device_; }
+
+ private:
+  friend class Pass;
+  std::shared_ptr<const Weights> weights_;
+  c10::Device device_;
+  at::Tensor W_E_, W_pos_, ln_final_w_, ln_final_b_, W_U_, b_U_;
+  std::vector<DeviceLayer> layers_;
+};
+
+}  // namespace lenscpp

@@ -1,0 +1,229 @@
+// The exact check, its evidence, and the float64 run.
+#include "verify/reference/exact.h"
+
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <stdexcept>
+
+#include "verify/reference/ops.h"
+
+namespace lenscpp {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// What one element's comparison found: 0 is equal, up to 1 is within tolerance. The order of the
+// tests matters: NaN first (it compares false with everything), then infinities, then numbers.
+double error_ratio(double device, double reference, double tolerance, const Contract& c) {
+  if (std::isnan(device) || std::isnan(reference)) return kInfinity;
+  if (device == reference) return 0;
+  if (std::isinf(device)) {
+    // A store that overflows makes the infinity of the reference's sign, and that is honest.
+    bool overflows = std::isinf(round_to(c.stored, std::abs(reference) + tolerance));
+    return overflows && !std::isinf(reference) && std::signbit(device) == std::signbit(reference) ? 1 : kInfinity;
+  }
+  if (std::isinf(reference)) return kInfinity;
+  double error = std::abs(device - reference);
+  if (!(error <= tolerance)) return tolerance > 0 ? std::max(error / tolerance, std::nextafter(1.0, 2.0)) : kInfinity;
+  return error / tolerance;
+}
+
+// Sums over the elements of one block or of all of them.
+struct Tally {
+  std::int64_t compared = 0, failed = 0, worst_index = 0;
+  double worst = -1, device = 0, reference = 0, error_square = 0, expected_square = 0;
+
+  void merge(const Tally& other) {
+    compared += other.compared;
+    failed += other.failed;
+    error_square += other.error_square;
+    expected_square += other.expected_square;
+    // Of equals the first, so that the result does not depend on the threads.
+    if (other.worst > worst || (other.worst == worst && other.worst_index < worst_index)) {
+      worst = other.worst;
+      worst_index = other.worst_index;
+      device = other.device;
+      reference = other.reference;
+    }
+  }
+};
+
+// `on_failure(flat index, device, reference)` is called for every element beyond its tolerance. Elements
+// no worse than `known_worst` need no exact ratio: they can neither fail nor become the worst one.
+template <class OnFailure>
+Tally compare(const Block& b, const Expectation& e, const Array& output, const Contract& c, double known_worst, const OnFailure& on_failure) {
+  Tally t;
+  t.worst = known_worst;
+  t.expected_square = e.expected_square;
+  std::vector<double> device(static_cast<std::size_t>(b.cols));
+  for (std::int64_t r = 0; r < b.rows; ++r) {
+    std::int64_t begin = b.offset + r * b.row_stride;
+    output.widen(begin, device);
+    for (std::int64_t j = 0; j < b.cols; ++j) {
+      double reference = e.value(r, j);
+      double ratio = error_ratio(device[j], reference, tolerance(c, reference, e.slack(r, j)), c);
+      // A cheap bound is refined only where it would decide: for a failure, or for the worst element.
+      if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
+        ratio = error_ratio(device[j], reference, tolerance(c, reference, e.refine(r, j)), c);
+      t.compared += 1;
+      if (!(ratio <= 1)) {
+        t.failed += 1;
+        on_failure(begin + j, device[j], reference);
+      }
+      if (ratio > t.worst) {
+        t.worst = ratio;
+        t.worst_index = begin + j;
+        t.device = device[j];
+        t.reference = reference;
+      }
+      double error = device[j] - reference;
+      if (std::isfinite(error)) t.error_square += error * error;
+    }
+  }
+  return t;
+}
+
+}  // namespace
+
+Point check_exact(const Link& link, const std::vector<Array>& inputs, const Array& output,
+                  const Contract& contract, const ParallelFor& parallel) {
+  auto kernel = make_kernel(link, inputs, output.shape(), contract);
+  auto blocks = kernel->blocks();
+  Tally total;
+  std::mutex mutex;
+  parallel(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+    Tally mine;
+    for (std::int64_t i = begin; i < end; ++i)
+      mine.merge(compare(blocks[i], kernel->expect(blocks[i]), output, contract, mine.worst, [](auto...) {}));
+    std::lock_guard lock(mutex);
+    total.merge(mine);
+  });
+  Point point{.id = link.output, .op = link.op, .compared = total.compared, .failed = total.failed,
+              .worst_ratio = std::max(total.worst, 0.0),
+              .rms_ratio = total.expected_square > 0 ? std::sqrt(total.error_square / total.expected_square) : 0,
+              .worst_index = total.worst_index, .device_value = total.device,
+              .reference_value = total.reference, .shape = output.shape(), .why = {}, .hint = {}};
+  if (point.compared != output.numel())
+    point.why = "compared " + std::to_string(point.compared) + " of " + std::to_string(output.numel()) + " elements";
+  if (!point.passed()) point.hint = diagnose(link, inputs, output, contract, point);
+  return point;
+}
+
+Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& output, const ParallelFor& parallel) {
+  auto kernel = make_kernel(link, inputs, output, contract_of(link.output.site, DType::f64));
+  auto blocks = kernel->blocks();
+  MutableArray result(output, DType::f64);
+  parallel(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      Expectation e = kernel->expect(blocks[i]);
+      for (std::int64_t r = 0; r < blocks[i].rows; ++r)
+        result.store(blocks[i].offset + r * blocks[i].row_stride,
+                     {e.value.data() + r * blocks[i].cols, static_cast<std::size_t>(blocks[i].cols)});
+    }
+  });
+  return std::move(result).freeze();
+}
+
+namespace {
+
+// Which indices of each axis hold failures, and how large those are.
+struct Pattern {
+  std::int64_t count = 0, not_finite = 0;
+  std::vector<std::vector<std::int64_t>> per_axis;  // failures at each index of each axis
+  std::vector<double> quotient;                     // device / reference of failing elements
+  double error_square = 0, reference_square = 0;
+  bool all_zero = true;
+};
+
+Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c) {
+  Pattern p;
+  for (std::int64_t extent : output.shape()) p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
+  auto kernel = make_kernel(link, inputs, output.shape(), c);
+  for (const Block& b : kernel->blocks())
+    compare(b, kernel->expect(b), output, c, -1, [&](std::int64_t index, double device, double reference) {
+      p.count += 1;
+      if (!std::isfinite(device)) p.not_finite += 1;
+      p.all_zero = p.all_zero && device == 0;
+      if (std::isfinite(device) && std::isfinite(reference)) {
+        p.error_square += (device - reference) * (device - reference);
+        p.reference_square += reference * reference;
+        if (reference != 0) p.quotient.push_back(device / reference);
+      }
+      for (int d = output.rank() - 1; d >= 0; --d) {
+        p.per_axis[d][index % output.size(d)] += 1;
+        index /= output.size(d);
+      }
+    });
+  return p;
+}
+
+std::string range_of(const std::vector<std::int64_t>& counts, std::int64_t& distinct) {
+  std::int64_t first = -1, last = -1;
+  distinct = 0;
+  for (std::size_t i = 0; i < counts.size(); ++i)
+    if (counts[i] > 0) {
+      if (first < 0) first = static_cast<std::int64_t>(i);
+      last = static_cast<std::int64_t>(i);
+      distinct += 1;
+    }
+  auto end = static_cast<std::int64_t>(counts.size()) - 1;
+  if (distinct == 1) return std::to_string(first);
+  if (distinct == end + 1) return "";
+  if (distinct == last - first + 1 && last == end) return "from " + std::to_string(first) + " on";
+  if (distinct == last - first + 1) return std::to_string(first) + " to " + std::to_string(last);
+  return std::to_string(distinct) + " of " + std::to_string(end + 1);
+}
+
+// "batch 0, pos from 8 on, head 2": the axes on which failures do not fill everything.
+std::string where(const Link& link, const Array& output, const Pattern& p) {
+  std::string text;
+  auto axes = info(link.output.site).axes;
+  for (int d = 0; d < output.rank(); ++d) {
+    if (output.size(d) == 1) continue;
+    std::int64_t distinct;
+    std::string range = range_of(p.per_axis[d], distinct);
+    if (!range.empty()) text += (text.empty() ? "" : ", ") + std::string(name_of(axes[d])) + " " + range;
+  }
+  return text;
+}
+
+bool scaled_by(const std::vector<double>& quotient, double& factor) {
+  if (quotient.size() < 4) return false;
+  double mean = 0, square = 0;
+  for (double q : quotient) mean += q / static_cast<double>(quotient.size());
+  for (double q : quotient) square += (q - mean) * (q - mean) / static_cast<double>(quotient.size());
+  factor = mean;
+  return std::abs(mean - 1) > 1e-3 && std::sqrt(square) < 1e-2 * std::abs(mean - 1) + 1e-5 * std::abs(mean);
+}
+
+std::string precision(double relative) {
+  if (relative < 0x1p-16) return "a precision below the declared one";
+  if (relative < 0x1p-10) return "precision about tf32 or float16 (11 bits)";
+  if (relative < 0x1p-7) return "precision about bfloat16 (8 bits)";
+  return "";
+}
+
+}  // namespace
+
+std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Point& point) {
+  if (point.failed == 0) return precision(0);
+  Pattern p = failure_pattern(link, inputs, output, c);
+  std::string place = where(link, output, p);
+  auto with_place = [&](const std::string& what) { return place.empty() ? what : what + ": " + place; };
+  if (link.op == Op::scores) {
+    bool mask = std::isinf(point.device_value) != std::isinf(point.reference_value);
+    if (mask) return with_place("mask");
+  }
+  if (p.not_finite == p.count) return with_place(p.count == 1 ? "one element, not finite" : "not finite");
+  if (p.count == 1) return with_place("one element");
+  if (p.all_zero) return with_place("zeros");
+  double factor;
+  if (scaled_by(p.quotient, factor)) return with_place("scaled by " + std::to_string(factor));
+  double relative = p.reference_square > 0 ? std::sqrt(p.error_square / p.reference_square) : 1;
+  bool everywhere = p.count * 20 > output.numel();
+  if (everywhere && !precision(relative).empty()) return with_place(precision(relative));
+  return place.empty() ? "everywhere" : place;
+}
+
+}  // namespace lenscpp

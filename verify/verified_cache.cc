@@ -1,0 +1,50 @@
+// Caches and the refusal to read what was not checked.
+#include "verify/verified_cache.h"
+
+#include <map>
+#include <type_traits>
+
+#include "hooks/nearest.h"
+
+namespace lenscpp {
+
+// An analysis on unverified numbers does not compile: there is no way to make its argument.
+static_assert(!std::is_default_constructible_v<VerifiedCache>);
+static_assert(!std::is_constructible_v<VerifiedCache, UnverifiedCache>);
+static_assert(!std::is_constructible_v<VerifiedCache, std::shared_ptr<const Weights>, Activations, RunRecord, Verdict>);
+static_assert(!std::is_convertible_v<UnverifiedCache, VerifiedCache>);
+static_assert(!std::is_aggregate_v<VerifiedCache>);
+
+void Activations::add(const TensorId& id, Array value) {
+  std::string digest = value.digest();
+  entries_.push_back({hook_name(id.site, id.layer), id, std::move(value), std::move(digest)});
+}
+
+const Activations::Entry* Activations::find(std::string_view name) const {
+  for (const Entry& entry : entries_)
+    if (entry.name == name) return &entry;
+  return nullptr;
+}
+
+const Activations::Entry& Activations::at(std::string_view name) const {
+  if (const Entry* entry = find(name)) return *entry;
+  std::vector<std::string> names;
+  for (const Entry& entry : entries_) names.push_back(entry.name);
+  throw std::invalid_argument("[cache] \"" + std::string(name) + "\" is not in this cache of " +
+                              std::to_string(names.size()) + " activations" +
+                              (names.empty() ? "" : "; nearest: " + nearest_names(name, names)));
+}
+
+const Array& VerifiedCache::operator[](std::string_view name) const {
+  const Activations::Entry& entry = state_->activations.at(name);
+  if (entry.value.digest() != entry.digest)
+    throw NotVerified("[cache] " + entry.name +
+                      ": its bytes are no longer those that were verified; something wrote to the memory");
+  return entry.value;
+}
+
+VerificationFailed::VerificationFailed(UnverifiedCache cache)
+    : std::runtime_error(cache.verdict().summary()),
+      cache_(std::make_shared<const UnverifiedCache>(std::move(cache))) {}
+
+}  // namespace lenscpp
