@@ -28,21 +28,40 @@ test: ## everything CI runs: C++, C++ under ASan + UBSan, Python
 
 .PHONY: test-cpp
 test-cpp: build/.prepared ## C++ tests, release build
-	@$(prepare_env) LENSCPP_BUILD_TESTS=ON; \
+	@$(prepare_env) \
 	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/release -j $(JOBS)
-	ctest --test-dir build/release --output-on-failure -j $(JOBS) --no-tests=ignore
+	ctest --test-dir build/release --output-on-failure -j $(JOBS) --no-tests=error
 	@grep -h '^\[  SKIPPED \]' build/release/Testing/Temporary/LastTest.log 2>/dev/null | sort -u || true
 
 .PHONY: test-sanitized
 test-sanitized: build/.prepared ## readers, reference and verifier under ASan + UBSan
 	@$(prepare_env) cmake --preset dev >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/dev -j $(JOBS) --target lenscpp_sanitized
-	ctest --test-dir build/dev --output-on-failure -j $(JOBS) -L torchfree --no-tests=ignore
+	ctest --test-dir build/dev --output-on-failure -j $(JOBS) -L torchfree --no-tests=error
 
 .PHONY: test-python
 test-python: build/.installed ## Python tests, against the installed package
 	$(BIN)/python -m pytest -q
+
+.PHONY: drill
+drill: build ## every fault at every site of the shipped model: detected, located, harmless
+	$(BIN)/lenscpp drill tiny-ioi
+
+.PHONY: mutants
+mutants: build/.prepared ## switch off every comparison, bound term and edit in turn: each must turn a test red
+	$(BIN)/python tests/mutants/run.py
+
+.PHONY: golden
+golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
+	build/golden/bin/python tests/golden/make_gpt2_golden.py --check
+	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
+
+.PHONY: bench
+bench: build/.prepared ## time and memory of load, run and verification
+	@$(prepare_env) cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build build/release -j $(JOBS) --target lenscpp_bench
+	build/release/bin/lenscpp_bench
 
 ##@ Develop
 .PHONY: format
@@ -89,8 +108,14 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5' 'pytest>=8'
 	@touch $@
 
+# The peers pin versions of their own, so they live in an environment of their own.
+build/golden/.prepared: build/.system tests/golden/requirements.txt
+	$(PYTHON) -m venv build/golden
+	build/golden/bin/pip install -q -c python/constraints.txt -r tests/golden/requirements.txt
+	@touch $@
+
 # The package comes out of the build folder that the tests use, so that nothing is compiled twice.
-PACKAGE := $(shell find hooks verify lens patching python CMakeLists.txt pyproject.toml -type f 2>/dev/null)
+PACKAGE := $(shell find hooks verify lens patching python CMakeLists.txt pyproject.toml -type f ! -name '*.pyc' 2>/dev/null)
 build/.installed: build/.prepared $(PACKAGE)
 	@$(prepare_env) cmake --preset release >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/release -j $(JOBS) --target lenscpp_package
