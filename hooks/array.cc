@@ -3,8 +3,12 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 namespace lenscpp {
@@ -104,10 +108,16 @@ void Array::widen(std::int64_t begin, std::span<double> out) const {
       for (std::int64_t i = 0; i < n; ++i) out[i] = bf16_to_float(from[i]);
       return;
     }
-    case DType::f16:
-    case DType::i64:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = load(data_, dtype_, begin + i);
+    case DType::f16: {
+      const std::uint16_t* from = reinterpret_cast<const std::uint16_t*>(data_) + begin;
+      for (std::int64_t i = 0; i < n; ++i) out[i] = f16_to_float(from[i]);
       return;
+    }
+    case DType::i64: {
+      const std::int64_t* from = reinterpret_cast<const std::int64_t*>(data_) + begin;
+      for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(from[i]);
+      return;
+    }
   }
 }
 
@@ -165,10 +175,14 @@ std::string Array::digest() const {
 
 MutableArray::MutableArray(Shape shape, DType dtype)
     : shape_(std::move(shape)), numel_(lenscpp::numel(shape_)), dtype_(dtype) {
-  auto bytes = static_cast<std::size_t>(numel_) * size_of(dtype_);
-  bytes_ = std::shared_ptr<std::byte[]>(new (std::align_val_t(64)) std::byte[bytes](), [](std::byte* p) {
-    ::operator delete[](p, std::align_val_t(64));
-  });
+  constexpr std::size_t kAlignment_bytes = 64;
+  // calloc: large blocks come as zero pages from the system and cost nothing until they are written.
+  void* base = std::calloc(static_cast<std::size_t>(numel_) * size_of(dtype_) + kAlignment_bytes, 1);
+  if (base == nullptr) throw std::bad_alloc();
+  auto address = reinterpret_cast<std::uintptr_t>(base);
+  std::size_t gap = (kAlignment_bytes - address % kAlignment_bytes) % kAlignment_bytes;
+  bytes_ = std::shared_ptr<std::byte[]>(static_cast<std::byte*>(base) + gap,
+                                        [base](std::byte*) { std::free(base); });
 }
 
 MutableArray::MutableArray(const Array& source) : MutableArray(source.shape(), source.dtype()) {
@@ -198,8 +212,11 @@ void MutableArray::store(std::int64_t begin, std::span<const double> values) {
       for (std::int64_t i = 0; i < n; ++i) data<std::uint16_t>()[begin + i] = double_to_f16(values[i]);
       return;
     case DType::i64:
-      for (std::int64_t i = 0; i < n; ++i)
-        data<std::int64_t>()[begin + i] = static_cast<std::int64_t>(values[i]);
+      for (std::int64_t i = 0; i < n; ++i) {
+        if (!(values[i] >= -0x1p63 && values[i] < 0x1p63))
+          throw std::invalid_argument("[array] " + std::to_string(values[i]) + " is no int64");
+        data<std::int64_t>()[begin + i] = static_cast<std::int64_t>(std::nearbyint(values[i]));
+      }
       return;
   }
 }

@@ -1,9 +1,7 @@
 // Element types: sizes, names and exact conversions.
 #include "hooks/dtype.h"
 
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -33,17 +31,6 @@ const Format& format(DType dtype) {
   throw std::logic_error("[dtype] not a DType");
 }
 
-// Rounds to `bits` significand bits at exponents >= min_exponent, to nearest even. Scaling by powers
-// of two and nearbyint are exact, so there is one rounding.
-double round_significand(double value, int bits, int min_exponent, double largest) {
-  if (!std::isfinite(value) || value == 0) return value;
-  int exponent = std::max(std::ilogb(value), min_exponent);
-  double unit = std::ldexp(1.0, exponent - bits + 1);
-  double rounded = std::nearbyint(value / unit) * unit;
-  return std::abs(rounded) > largest ? std::copysign(std::numeric_limits<double>::infinity(), value)
-                                     : rounded;
-}
-
 }  // namespace
 
 std::size_t size_of(DType dtype) { return format(dtype).size; }
@@ -68,43 +55,12 @@ double smallest_normal(DType dtype) {
 
 DType accumulate_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
-float bf16_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
-float f16_to_float(std::uint16_t bits) {
-  std::uint32_t sign = (bits & 0x8000u) << 16;
-  std::uint32_t exponent = (bits >> 10) & 0x1f, fraction = bits & 0x3ff;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
-  float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                  : std::bit_cast<float>(((exponent + 112) << 23) | (fraction << 13));
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
-}
-
-std::uint16_t double_to_bf16(double value) {
-  if (std::isnan(value)) return 0x7fc0;
-  float rounded = static_cast<float>(round_to(DType::bf16, value));
-  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(rounded) >> 16);
-}
-
-std::uint16_t double_to_f16(double value) {
-  if (std::isnan(value)) return 0x7e00;
-  double rounded = round_to(DType::f16, value);
-  std::uint16_t sign = std::signbit(rounded) ? 0x8000 : 0;
-  double magnitude = std::abs(rounded);
-  if (std::isinf(magnitude)) return sign | 0x7c00;
-  if (magnitude < 0x1p-14) return sign | static_cast<std::uint16_t>(std::ldexp(magnitude, 24));
-  int exponent = std::ilogb(magnitude);
-  auto fraction = static_cast<std::uint16_t>(std::ldexp(magnitude, 10 - exponent)) & 0x3ff;
-  return sign | static_cast<std::uint16_t>((exponent + 15) << 10) | fraction;
-}
-
 double round_to(DType dtype, double value) {
   switch (dtype) {
     case DType::f64: return value;
     case DType::f32: return static_cast<double>(static_cast<float>(value));
-    case DType::bf16: return round_significand(value, 8, -126, 0x1.fep127);
-    case DType::f16: return round_significand(value, 11, -14, 65504.0);
+    case DType::bf16: return bf16_to_float(double_to_bf16(value));
+    case DType::f16: return f16_to_float(double_to_f16(value));
     case DType::i64: return std::nearbyint(value);
   }
   throw std::logic_error("[dtype] not a DType");

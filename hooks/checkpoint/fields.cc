@@ -113,11 +113,11 @@ void Fields::finish() const {
   for (const auto& [name, value] : document_.items()) {
     if (known_.contains(name) || value.is_null()) continue;
     std::vector<std::string> allowed(known_.begin(), known_.end());
-    refuse("field " + in_quotes(name), "(" + show(value) +
-                                           ") is not known and may change what the model computes; the nearest known "
-                                           "fields are " +
-                                           nearest_names(name, allowed) +
-                                           "; remove it if you know that it changes nothing");
+    refuse("field " + in_quotes(name),
+           "is " + show(value) +
+               ", but it is not known and may change what the model computes; the nearest known "
+               "fields are " +
+               nearest_names(name, allowed) + "; remove it if you know that it changes nothing");
   }
 }
 

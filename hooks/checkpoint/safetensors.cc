@@ -65,8 +65,7 @@ const FileType* find_type(std::string_view name) {
 std::string type_names(bool readable_only) {
   std::string text;
   for (const FileType& type : kFileTypes)
-    if (!readable_only || type.dtype)
-      text += (text.empty() ? "" : " ") + std::string(type.name);
+    if (!readable_only || type.dtype) text.append(text.empty() ? "" : " ").append(type.name);
   return text;
 }
 
