@@ -9,7 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # CMake is asked for Ninja where it exists, but never fails for want of it.
 prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
 
-TOOLS := g++:g++ cmake:cmake ninja:ninja-build git:git ccache:ccache
+TOOLS := g++:g++ cmake:cmake git:git
+FASTER := ninja:ninja-build ccache:ccache
 LIBRARIES := libeigen3-dev libhdf5-dev libgtest-dev nlohmann-json3-dev libcli11-dev libpcre2-dev \
              libxxhash-dev libfmt-dev libbenchmark-dev
 
@@ -82,22 +83,24 @@ help: ## this table
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # What is missing on this machine: installed where we may (root, or sudo without a password), else
-# the one line to run is printed.
+# the one line to run is printed. What only makes the build faster stops nobody.
 build/.system: Makefile
-	@missing=(); \
+	@missing=(); faster=(); \
 	if command -v dpkg-query >/dev/null; then \
 	  for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || missing+=($${t##*:}); done; \
+	  for t in $(FASTER); do command -v $${t%%:*} >/dev/null || faster+=($${t##*:}); done; \
 	  for p in $(LIBRARIES); do \
 	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	  $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	    2>/dev/null || missing+=(python3-dev); \
 	else echo "Not a Debian system: needed are a C++20 compiler, CMake, and $(LIBRARIES)."; fi; \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  line="apt-get update && apt-get install -y --no-install-recommends $${missing[*]}"; \
+	line="apt-get update && apt-get install -y --no-install-recommends $${missing[*]} $${faster[*]}"; \
+	if [ -n "$${missing[*]}$${faster[*]}" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive bash -c "$$line"; \
 	  elif sudo -n true 2>/dev/null; then sudo -n env DEBIAN_FRONTEND=noninteractive bash -c "$$line"; \
-	  else printf 'Packages are missing. Run this line, then make again:\n  sudo sh -c "%s"\n' "$$line"; exit 1; fi; fi
+	  elif [ -n "$${missing[*]}" ]; then \
+	    printf 'Packages are missing. Run this line, then make again:\n  sudo sh -c "%s"\n' "$$line"; exit 1; fi; fi
 	@mkdir -p build && touch $@
 
 # The CPU wheel where an index offers one under that name, else what the index calls 2.13.0.
