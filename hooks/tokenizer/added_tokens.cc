@@ -1,5 +1,6 @@
-// The same order of steps as `AddedVocabulary::find_matches` of `tokenizers`, with its corner cases: a
-// match that is no single word is passed over whole, and rstrip may reach over the next match.
+// The same order of steps as `AddedVocabulary::find_matches` of `tokenizers`, with its corner
+// cases: a match that is no single word is passed over whole, and rstrip may reach over the next
+// match.
 #include "hooks/tokenizer/added_tokens.h"
 
 #include <algorithm>
@@ -94,9 +95,11 @@ std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::split(std::string_view 
     std::size_t end = match->end;
     if (match->token->lstrip)
       begin = std::max(without_space_at_end(text.substr(0, begin)), covered);
+    // The white space that this is made of went to the match before: nothing is left of it.
+    if (begin > end) continue;
     if (match->token->rstrip) end += space_at_start(text.substr(end));
     if (covered < begin) pieces.push_back({text.substr(covered, begin - covered), std::nullopt});
-    pieces.push_back({text.substr(begin, end - begin), match->token->id});
+    if (begin != end) pieces.push_back({text.substr(begin, end - begin), match->token->id});
     covered = end;
   }
   if (covered != text.size()) pieces.push_back({text.substr(covered), std::nullopt});

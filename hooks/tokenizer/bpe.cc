@@ -1,5 +1,5 @@
-// Merging with a linked list of symbols and a heap of candidate pairs, so that a word of 10^6 bytes is
-// no worse than many short ones. Equal ranks go left to right, as in `tokenizers`.
+// Merging with a linked list of symbols and a heap of candidate pairs, so that a word of 10^6 bytes
+// is no worse than many short ones. Equal ranks go left to right, as in `tokenizers`.
 #include "hooks/tokenizer/bpe.h"
 
 #include <fmt/format.h>
@@ -65,7 +65,8 @@ void BpeEncoder::append(std::string_view word, std::vector<std::int64_t>& ids) {
   encode(word, ids);
   if (cache_.size() >= kCachedWords) return;
   cache_.emplace(word, CachedWord{cached_ids_.size(), ids.size() - before});
-  cached_ids_.insert(cached_ids_.end(), ids.begin() + static_cast<std::ptrdiff_t>(before), ids.end());
+  cached_ids_.insert(cached_ids_.end(), ids.begin() + static_cast<std::ptrdiff_t>(before),
+                     ids.end());
 }
 
 void BpeEncoder::encode(std::string_view word, std::vector<std::int64_t>& ids) {
@@ -89,7 +90,8 @@ void BpeEncoder::load(std::string_view word) {
   for (const char c : word) {
     const auto byte = static_cast<std::uint8_t>(c);
     const std::optional<TokenId> id = model_.byte_tokens[byte];
-    // `tokenizers` drops such bytes silently: the model would be shown another text than the user's.
+    // `tokenizers` drops such bytes silently: the model would be shown another text than the
+    // user's.
     if (!id)
       refuse("encode", fmt::format("byte 0x{:02X} in {} has no token in the vocabulary", byte,
                                    in_quotes(word)));

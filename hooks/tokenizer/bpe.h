@@ -56,13 +56,13 @@ struct BpeModel {
   std::unordered_map<std::string, TokenId> whole_words;
 };
 
-/// Encodes words of one text. Holds the word cache and scratch space: one per call, never shared, so
-/// that a model can be used from many threads. The model and all words must outlive it.
+/// Encodes words of one text. Holds the word cache and scratch space: one per call, never shared,
+/// so that a model can be used from many threads. The model and all words must outlive it.
 class BpeEncoder {
  public:
   explicit BpeEncoder(const BpeModel& model) : model_(model) {}
-  /// Appends the tokens of `word` (raw bytes) to `ids`; O(n log n). Throws std::invalid_argument when
-  /// a byte has no token.
+  /// Appends the tokens of `word` (raw bytes) to `ids`; O(n log n). Throws std::invalid_argument
+  /// when a byte has no token.
   void append(std::string_view word, std::vector<std::int64_t>& ids);
 
  private:

@@ -1,4 +1,5 @@
-// GPT-2's bytes_to_unicode: printable Latin-1 bytes stand for themselves, the other 68 follow U+0100.
+// GPT-2's bytes_to_unicode: printable Latin-1 bytes stand for themselves, the other 68 follow
+// U+0100.
 #include "hooks/tokenizer/byte_alphabet.h"
 
 #include <array>

@@ -1,5 +1,5 @@
-// The alphabet of byte-level BPE (GPT-2's `bytes_to_unicode`): every byte has a printable character,
-// so that a vocabulary can be written as text. " the" is spelled "Ġthe".
+// The alphabet of byte-level BPE (GPT-2's `bytes_to_unicode`): every byte has a printable
+// character, so that a vocabulary can be written as text. " the" is spelled "Ġthe".
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ const std::string& character(std::uint8_t byte);
 std::optional<std::uint8_t> byte_of(char32_t character);
 /// Raw bytes as the vocabulary spells them.
 std::string spell(std::string_view bytes);
-/// The bytes that a spelling stands for; a spelling with any other character stands for itself, as in
-/// the ByteLevel decoder of `tokenizers`.
+/// The bytes that a spelling stands for; a spelling with any other character stands for itself, as
+/// in the ByteLevel decoder of `tokenizers`.
 std::string unspell(std::string_view spelling);
 
 }  // namespace lenscpp::byte_alphabet

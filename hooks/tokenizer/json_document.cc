@@ -1,4 +1,5 @@
-// nlohmann's parser keeps the last of two equal keys; this one is driven by events, so that it can refuse.
+// nlohmann's parser keeps the last of two equal keys; this one is driven by events, so that it can
+// refuse.
 #include "hooks/tokenizer/json_document.h"
 
 #include <fmt/format.h>
@@ -36,7 +37,8 @@ class Builder {
   bool end_array() { return close(); }
 
   bool key(json::string_t& name) {
-    if (open_.back()->contains(name)) refuse(where_, fmt::format("key {} is given twice", in_quotes(name)));
+    if (open_.back()->contains(name))
+      refuse(where_, fmt::format("key {} is given twice", in_quotes(name)));
     key_ = std::move(name);
     return true;
   }
@@ -100,17 +102,22 @@ json parse_json_object(std::string_view text, const std::string& where) {
 
 std::string describe(const json& value) {
   switch (value.type()) {
-    case json::value_t::object: return "an object";
-    case json::value_t::array: return "an array";
+    case json::value_t::object:
+      return "an object";
+    case json::value_t::array:
+      return "an array";
     case json::value_t::string:
       return "the string " + in_quotes(value.get_ref<const std::string&>());
-    case json::value_t::null: return "null";
+    case json::value_t::null:
+      return "null";
     case json::value_t::boolean:
     case json::value_t::number_integer:
     case json::value_t::number_unsigned:
-    case json::value_t::number_float: return value.dump();
+    case json::value_t::number_float:
+      return value.dump();
     case json::value_t::binary:
-    case json::value_t::discarded: break;
+    case json::value_t::discarded:
+      break;
   }
   return "no JSON";
 }

@@ -8,15 +8,17 @@
 
 namespace lenscpp::tokenizing {
 
-/// Parses UTF-8 JSON whose top level is an object. Throws std::invalid_argument naming `where` and the
-/// byte for bad syntax, bad UTF-8, a key given twice, more than 64 levels, or more than 512 MiB.
+/// Parses UTF-8 JSON whose top level is an object. Throws std::invalid_argument naming `where` and
+/// the byte for bad syntax, bad UTF-8, a key given twice, more than 64 levels, or more than 512
+/// MiB.
 nlohmann::json parse_json_object(std::string_view text, const std::string& where);
 
 /// "an object", "the string \"x\"", "17": for messages.
 std::string describe(const nlohmann::json& value);
 
-/// Reads one JSON object strictly: what is asked for must have its type, and `finish` refuses every key
-/// that was never asked for, since an unread field might change tokens. Throws std::invalid_argument.
+/// Reads one JSON object strictly: what is asked for must have its type, and `finish` refuses every
+/// key that was never asked for, since an unread field might change tokens. Throws
+/// std::invalid_argument.
 class StrictObject {
  public:
   /// `value` must outlive this.

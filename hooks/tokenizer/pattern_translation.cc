@@ -1,5 +1,6 @@
-// Oniguruma (Ruby syntax, as `tokenizers` compiles it) to PCRE2, for a dialect small enough that both
-// read it alike. Character classes are written out where the Unicode versions or definitions differ.
+// Oniguruma (Ruby syntax, as `tokenizers` compiles it) to PCRE2, for a dialect small enough that
+// both read it alike. Character classes are written out where the Unicode versions or definitions
+// differ.
 #include <fmt/format.h>
 
 #include <array>
@@ -51,10 +52,11 @@ class Translator {
     return true;
   }
   [[noreturn]] void no(std::string_view construct) const {
-    refuse(where_, fmt::format("pattern {} has {} at byte {}; allowed: literals, \\s \\S \\d \\p{{L}} "
-                               "and the like, [classes], groups, (?i:letters), look-ahead, "
-                               "? * + {{m,n}}",
-                               in_quotes(pattern_), construct, at_));
+    refuse(where_,
+           fmt::format("pattern {} has {} at byte {}; allowed: literals, \\s \\S \\d \\p{{L}} "
+                       "and the like, [classes], groups, (?i:letters), look-ahead, "
+                       "? * + {{m,n}}",
+                       in_quotes(pattern_), construct, at_));
   }
 
   void alternation(int depth) {
@@ -193,17 +195,28 @@ class Translator {
     if (at_end()) no("a backslash at its end");
     const char c = pattern_[at_++];
     switch (c) {
-      case 's': return {std::string(kSpace)};
-      case 'S': return {std::string(kSpace), true};
-      case 'd': return property("Nd", false);
-      case 'p': return property(braced(), false);
-      case 'P': return property(braced(), true);
-      case 'x': return one(hexadecimal(braced()));
-      case 'n': return one('\n');
-      case 'r': return one('\r');
-      case 't': return one('\t');
-      case 'f': return one('\f');
-      default: break;
+      case 's':
+        return {std::string(kSpace)};
+      case 'S':
+        return {std::string(kSpace), true};
+      case 'd':
+        return property("Nd", false);
+      case 'p':
+        return property(braced(), false);
+      case 'P':
+        return property(braced(), true);
+      case 'x':
+        return one(hexadecimal(braced()));
+      case 'n':
+        return one('\n');
+      case 'r':
+        return one('\r');
+      case 't':
+        return one('\t');
+      case 'f':
+        return one('\f');
+      default:
+        break;
     }
     if (!std::ispunct(static_cast<unsigned char>(c))) no(fmt::format("\\{}", in_quotes({&c, 1})));
     return one(static_cast<unsigned char>(c));
@@ -246,8 +259,10 @@ class Translator {
     for (const std::string_view simple : {"?", "*", "+"}) {
       if (!eat(simple)) continue;
       out_ += simple;
-      if (eat("+")) out_ += '+';
-      else if (eat("?")) out_ += '?';
+      if (eat("+"))
+        out_ += '+';
+      else if (eat("?"))
+        out_ += '?';
       if (sees("?") || sees("*") || sees("+") || sees("{")) no("a quantifier on a quantifier");
       return;
     }

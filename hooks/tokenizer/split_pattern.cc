@@ -40,7 +40,7 @@ std::string message_of(int error) {
 }
 
 // A bound on backtracking: a hostile pattern must end in an exception, not in hours.
-constexpr std::uint32_t kMatchLimit = 100'000'000;
+constexpr std::uint32_t kMatchLimit = 20'000'000;
 constexpr std::uint32_t kHeapLimit_kib = 256 * 1024;
 
 PCRE2_SPTR units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
@@ -141,13 +141,17 @@ Spans merge_contiguous(const Spans& spans) {
 
 Spans apply(Spans spans, SplitBehavior behavior) {
   switch (behavior) {
-    case SplitBehavior::isolated: return spans;
+    case SplitBehavior::isolated:
+      return spans;
     case SplitBehavior::removed:
       std::erase_if(spans, [](const SplitPattern::Span& span) { return span.is_match; });
       return spans;
-    case SplitBehavior::merged_with_previous: return merge_with_previous(spans);
-    case SplitBehavior::merged_with_next: return merge_with_next(spans);
-    case SplitBehavior::contiguous: return merge_contiguous(spans);
+    case SplitBehavior::merged_with_previous:
+      return merge_with_previous(spans);
+    case SplitBehavior::merged_with_next:
+      return merge_with_next(spans);
+    case SplitBehavior::contiguous:
+      return merge_contiguous(spans);
   }
   refuse("split", "behavior out of range");
 }

@@ -1,5 +1,5 @@
-// The regular expressions that cut text into words before byte-pair merging. The file writes them for
-// Oniguruma; here they are translated to PCRE2, and what the two read differently is refused.
+// The regular expressions that cut text into words before byte-pair merging. The file writes them
+// for Oniguruma; here they are translated to PCRE2, and what the two read differently is refused.
 #pragma once
 
 #include <memory>
@@ -15,9 +15,10 @@ enum class SplitBehavior { removed, isolated, merged_with_previous, merged_with_
 /// GPT-2's pattern, which a ByteLevel pre-tokenizer with use_regex stands for.
 extern const std::string_view kGpt2Pattern;
 
-/// Oniguruma's pattern as PCRE2 with UTF and UCP reads it. Throws std::invalid_argument naming `where`
-/// and the construct when the two could differ. Not in the dialect: anchors, `.`, \w \b and other
-/// classes than \s \S \d \p{..} \P{..}, nested classes, back references, flags but `(?i:` on letters.
+/// Oniguruma's pattern as PCRE2 with UTF and UCP reads it. Throws std::invalid_argument naming
+/// `where` and the construct when the two could differ. Not in the dialect: anchors, `.`, \w \b and
+/// other classes than \s \S \d \p{..} \P{..}, nested classes, back references, flags but `(?i:` on
+/// letters.
 std::string translate_pattern(std::string_view onig_pattern, std::string_view where);
 
 /// A compiled pattern, immutable: matching is const and may run on many threads at once.

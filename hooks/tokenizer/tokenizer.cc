@@ -59,16 +59,15 @@ std::string xxh3_128(std::string_view bytes) {
 
 std::string read_bytes(const std::filesystem::path& path) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error))
-    refuse(path.string(), "no such file");
+  if (!std::filesystem::is_regular_file(path, error)) refuse(path.string(), "no such file");
   std::ifstream stream(path, std::ios::binary);
   std::string bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   if (!stream) refuse(path.string(), "the file cannot be read");
   return bytes;
 }
 
-// Text on its way through the pre-tokenizer: words as views into the text, or into copies that start
-// with a space, which live as long as this does.
+// Text on its way through the pre-tokenizer: words as views into the text, or into copies that
+// start with a space, which live as long as this does.
 class WordSplitter {
  public:
   explicit WordSplitter(const tokenizing::PreTokenizer& steps) : steps_(steps) {}
@@ -156,9 +155,14 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view origin,
   auto raw_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(file.added_tokens, false));
   auto normalized_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(file.added_tokens, true));
   auto texts = texts_of(file);
-  auto tables = std::make_shared<Tables>(Tables{
-      xxh3_128(json), std::move(file), special, std::move(raw_tokens), std::move(normalized_tokens),
-      std::move(texts), {}, 0});
+  auto tables = std::make_shared<Tables>(Tables{xxh3_128(json),
+                                                std::move(file),
+                                                special,
+                                                std::move(raw_tokens),
+                                                std::move(normalized_tokens),
+                                                std::move(texts),
+                                                {},
+                                                0});
   for (const auto& [id, text] : tables->texts) {
     tables->ids.emplace(text.spelling, id);
     tables->id_limit = std::max(tables->id_limit, std::int64_t{id} + 1);

@@ -1,5 +1,6 @@
-// Text to tokens and back: byte-level BPE from Hugging Face's tokenizer.json, token for token what the
-// Python package `tokenizers` gives. Not here: special tokens around a text, padding, truncation, offsets.
+// Text to tokens and back: byte-level BPE from Hugging Face's tokenizer.json, token for token what
+// the Python package `tokenizers` gives. Not here: special tokens around a text, padding,
+// truncation, offsets.
 #pragma once
 
 #include <cstdint>
@@ -24,20 +25,22 @@ class Tokenizer {
   static Tokenizer from_json(std::string_view json, std::string_view origin,
                              std::optional<std::string_view> config_json = std::nullopt);
 
-  /// The tokens of a text, special tokens written in it included, none added (add_special_tokens=False).
-  /// Throws std::invalid_argument when the text is not UTF-8 (naming the byte) or longer than 2^31 - 1
-  /// bytes, and for a byte that has no token, which `tokenizers` would drop.
+  /// The tokens of a text, special tokens written in it included, none added
+  /// (add_special_tokens=False). Throws std::invalid_argument when the text is not UTF-8 (naming
+  /// the byte) or longer than 2^31 - 1 bytes, and for a byte that has no token, which `tokenizers`
+  /// would drop.
   std::vector<std::int64_t> encode(std::string_view utf8) const;
 
-  /// The text of tokens, invalid UTF-8 replaced by U+FFFD, not cleaned up; with `skip_special` without
-  /// special tokens. Throws std::invalid_argument for an id that no token has.
+  /// The text of tokens, invalid UTF-8 replaced by U+FFFD, not cleaned up; with `skip_special`
+  /// without special tokens. Throws std::invalid_argument for an id that no token has.
   std::string decode(std::span<const std::int64_t> ids, bool skip_special = false) const;
   /// The text of one token alone: decode({id}).
   std::string token(std::int64_t id) const;
 
   /// The token that the vocabulary spells so ("Ġthe", "<|endoftext|>"), or nothing.
   std::optional<std::int64_t> id(std::string_view spelling) const;
-  /// How the vocabulary spells a token: "Ġthe". Throws std::invalid_argument for an id that no token has.
+  /// How the vocabulary spells a token: "Ġthe". Throws std::invalid_argument for an id that no
+  /// token has.
   const std::string& spelling(std::int64_t id) const;
   bool contains(std::int64_t id) const;
   /// Whether decode(..., true) leaves it out. False for an id that no token has.

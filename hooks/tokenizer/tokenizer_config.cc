@@ -1,5 +1,5 @@
-// tokenizer_config.json: which tokens begin and end a text. Written by `transformers`, full of keys that
-// concern Python classes; only what matters to tokens is read.
+// tokenizer_config.json: which tokens begin and end a text. Written by `transformers`, full of keys
+// that concern Python classes; only what matters to tokens is read.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -30,14 +30,16 @@ std::optional<TokenId> named_token(const json& config, const std::string& origin
   const auto found = config.find(key);
   if (found == config.end()) return id_of(file, kEndOfText);
   if (found->is_null()) return std::nullopt;
-  const json& content = found->is_object() && found->contains("content") ? (*found)["content"] : *found;
+  const json& content =
+      found->is_object() && found->contains("content") ? (*found)["content"] : *found;
   if (!content.is_string())
-    refuse(origin, fmt::format("\"{}\" is {}; allowed: null, a string, an object with \"content\"", key,
-                               describe(content)));
+    refuse(origin, fmt::format("\"{}\" is {}; allowed: null, a string, an object with \"content\"",
+                               key, describe(content)));
   const auto& name = content.get_ref<const std::string&>();
   const auto id = id_of(file, name);
-  if (!id) refuse(origin, fmt::format("\"{}\" is {}, which is no token of tokenizer.json", key,
-                                      in_quotes(name)));
+  if (!id)
+    refuse(origin,
+           fmt::format("\"{}\" is {}, which is no token of tokenizer.json", key, in_quotes(name)));
   return id;
 }
 
@@ -46,8 +48,9 @@ void check_agreement(const json& config, const std::string& origin, const Tokeni
   const auto prefix = config.find("add_prefix_space");
   if (prefix != config.end() && prefix->is_boolean() &&
       prefix->get<bool>() != file.pre_tokenizer.add_prefix_space)
-    refuse(origin, fmt::format("\"add_prefix_space\" is {}, in tokenizer.json it is {}; allowed: the same",
-                               describe(*prefix), file.pre_tokenizer.add_prefix_space));
+    refuse(origin,
+           fmt::format("\"add_prefix_space\" is {}, in tokenizer.json it is {}; allowed: the same",
+                       describe(*prefix), file.pre_tokenizer.add_prefix_space));
   const auto added = config.find("added_tokens_decoder");
   if (added == config.end() || !added->is_object()) return;
   for (const auto& [id, token] : added->items()) {
@@ -67,7 +70,8 @@ SpecialTokens read_tokenizer_config(std::string_view text, const std::string& or
                                     const TokenizerFile& file) {
   const json config = parse_json_object(text, origin);
   check_agreement(config, origin, file);
-  return {named_token(config, origin, "bos_token", file), named_token(config, origin, "eos_token", file)};
+  return {named_token(config, origin, "bos_token", file),
+          named_token(config, origin, "eos_token", file)};
 }
 
 SpecialTokens default_special_tokens(const TokenizerFile& file) {

@@ -32,7 +32,8 @@ TokenId read_id(const json& value, const std::string& where) {
 
 Vocabulary read_vocabulary(const json& value, const std::string& where) {
   if (!value.is_object() || value.empty())
-    refuse(where, fmt::format("found {}; allowed: an object with at least one token", describe(value)));
+    refuse(where,
+           fmt::format("found {}; allowed: an object with at least one token", describe(value)));
   Vocabulary vocabulary;
   std::unordered_map<TokenId, std::string_view> by_id;
   for (const auto& [spelling, id_value] : value.items()) {
@@ -63,8 +64,7 @@ std::pair<std::string, std::string> merge_parts(const json& value, const std::st
 
 std::vector<Merge> read_merges(const json& value, const std::string& where,
                                const Vocabulary& vocabulary) {
-  if (!value.is_array())
-    refuse(where, fmt::format("found {}; allowed: an array", describe(value)));
+  if (!value.is_array()) refuse(where, fmt::format("found {}; allowed: an array", describe(value)));
   std::vector<Merge> merges;
   merges.reserve(value.size());
   for (const json& item : value) {
@@ -108,15 +108,17 @@ void check_unknown_token(StrictObject& model,
   if (unknown == nullptr) return;
   const auto missing = std::find(byte_tokens.begin(), byte_tokens.end(), std::nullopt);
   if (!unknown->is_string() || missing != byte_tokens.end())
-    refuse(model.where(), fmt::format("\"unk_token\" is {}, but not every byte has a token; allowed: "
-                                      "null, or a vocabulary with all 256 bytes",
-                                      describe(*unknown)));
+    refuse(model.where(),
+           fmt::format("\"unk_token\" is {}, but not every byte has a token; allowed: "
+                       "null, or a vocabulary with all 256 bytes",
+                       describe(*unknown)));
 }
 
 void read_model(const json& value, const std::string& where, TokenizerFile& file) {
   StrictObject model(value, where);
   if (const json* type = model.optional("type"); type != nullptr && *type != "BPE")
-    refuse(where, fmt::format("type is {}, which is not supported; allowed: \"BPE\"", describe(*type)));
+    refuse(where,
+           fmt::format("type is {}, which is not supported; allowed: \"BPE\"", describe(*type)));
   model.only("dropout", 0.0);
   model.only("continuing_subword_prefix", "");
   model.only("end_of_word_suffix", "");
@@ -137,11 +139,11 @@ SplitBehavior read_behavior(StrictObject& split) {
     std::string_view name;
     SplitBehavior behavior;
   };
-  constexpr std::array kBehaviors = {Named{"Removed", SplitBehavior::removed},
-                                     Named{"Isolated", SplitBehavior::isolated},
-                                     Named{"MergedWithPrevious", SplitBehavior::merged_with_previous},
-                                     Named{"MergedWithNext", SplitBehavior::merged_with_next},
-                                     Named{"Contiguous", SplitBehavior::contiguous}};
+  constexpr std::array kBehaviors = {
+      Named{"Removed", SplitBehavior::removed}, Named{"Isolated", SplitBehavior::isolated},
+      Named{"MergedWithPrevious", SplitBehavior::merged_with_previous},
+      Named{"MergedWithNext", SplitBehavior::merged_with_next},
+      Named{"Contiguous", SplitBehavior::contiguous}};
   const std::string& name = split.required_string("behavior");
   for (const Named& named : kBehaviors) {
     if (named.name == name) return named.behavior;
@@ -163,14 +165,13 @@ SplitPattern read_pattern(StrictObject& split) {
                   : SplitPattern::from_literal(text, pattern.where());
 }
 
-// Reads the pre-tokenizers of one kind after another. ByteLevel must come last: what follows it would
-// see the byte alphabet instead of text.
+// Reads the pre-tokenizers of one kind after another. ByteLevel must come last: what follows it
+// would see the byte alphabet instead of text.
 class PreTokenizerReader {
  public:
   PreTokenizer read(const json& value, const std::string& where) {
     add(value, where);
-    if (!has_byte_level_)
-      refuse(where, "no ByteLevel pre-tokenizer; allowed: byte-level BPE only");
+    if (!has_byte_level_) refuse(where, "no ByteLevel pre-tokenizer; allowed: byte-level BPE only");
     return std::move(result_);
   }
 
@@ -188,8 +189,8 @@ class PreTokenizerReader {
       result_.splits.push_back(std::move(step));
     } else if (type == "Digits") {
       const bool individual = part.required_bool("individual_digits");
-      result_.splits.push_back({SplitPattern::one_digit(), individual ? SplitBehavior::isolated
-                                                                      : SplitBehavior::contiguous});
+      result_.splits.push_back({SplitPattern::one_digit(),
+                                individual ? SplitBehavior::isolated : SplitBehavior::contiguous});
     } else {
       refuse_type(where, type, "ByteLevel, Sequence, Split, Digits");
     }
@@ -207,7 +208,8 @@ class PreTokenizerReader {
   void add_sequence(StrictObject& part) {
     const json& parts = part.required("pretokenizers");
     if (!parts.is_array())
-      refuse(part.where(), fmt::format("\"pretokenizers\" is {}; allowed: an array", describe(parts)));
+      refuse(part.where(),
+             fmt::format("\"pretokenizers\" is {}; allowed: an array", describe(parts)));
     for (std::size_t i = 0; i < parts.size(); ++i)
       add(parts[i], fmt::format("{}: pretokenizers {}", part.where(), i));
   }
@@ -216,8 +218,8 @@ class PreTokenizerReader {
   bool has_byte_level_ = false;
 };
 
-// No special tokens are added by encode(), and offsets are not computed, so what a post-processor says
-// cannot matter; its kind is checked because others might change tokens.
+// No special tokens are added by encode(), and offsets are not computed, so what a post-processor
+// says cannot matter; its kind is checked because others might change tokens.
 void check_post_processor(const json& value, const std::string& where) {
   StrictObject part(value, where);
   const std::string& type = part.required_string("type");
@@ -254,8 +256,8 @@ AddedToken read_added_token(const json& value, const std::string& where) {
   return token;
 }
 
-// `tokenizers` ignores the ids in the file and numbers the tokens itself: the model's id, else the next
-// one free. A file that says otherwise would mean one thing there and another here.
+// `tokenizers` ignores the ids in the file and numbers the tokens itself: the model's id, else the
+// next one free. A file that says otherwise would mean one thing there and another here.
 class AddedTokenNumbers {
  public:
   explicit AddedTokenNumbers(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {
@@ -284,8 +286,7 @@ class AddedTokenNumbers {
 
 std::vector<AddedToken> read_added_tokens(const json& value, const std::string& where,
                                           const Vocabulary& vocabulary) {
-  if (!value.is_array())
-    refuse(where, fmt::format("found {}; allowed: an array", describe(value)));
+  if (!value.is_array()) refuse(where, fmt::format("found {}; allowed: an array", describe(value)));
   std::vector<AddedToken> tokens;
   AddedTokenNumbers numbers(vocabulary);
   std::unordered_set<std::string> contents;

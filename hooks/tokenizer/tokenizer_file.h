@@ -23,8 +23,8 @@ struct SplitStep {
 /// The steps before merging, in the order in which they are applied to a piece of text.
 struct PreTokenizer {
   std::vector<SplitStep> splits;
-  bool add_prefix_space = false;              ///< of ByteLevel: every part starts with a space
-  std::optional<SplitPattern> last_split;     ///< of ByteLevel: GPT-2's pattern when use_regex
+  bool add_prefix_space = false;           ///< of ByteLevel: every part starts with a space
+  std::optional<SplitPattern> last_split;  ///< of ByteLevel: GPT-2's pattern when use_regex
 };
 
 /// The parts of a tokenizer.json.
@@ -35,8 +35,9 @@ struct TokenizerFile {
   PreTokenizer pre_tokenizer;
 };
 
-/// Reads a tokenizer.json; `origin` names it in messages. Throws std::invalid_argument for malformed
-/// JSON and for every component, key or entry that is not supported, naming it and what is allowed.
+/// Reads a tokenizer.json; `origin` names it in messages. Throws std::invalid_argument for
+/// malformed JSON and for every component, key or entry that is not supported, naming it and what
+/// is allowed.
 TokenizerFile read_tokenizer_file(std::string_view json, const std::string& origin);
 
 /// The tokens named by a tokenizer_config.json, or by default <|endoftext|>.
@@ -45,8 +46,9 @@ struct SpecialTokens {
   std::optional<TokenId> eos;
 };
 
-/// Reads bos_token and eos_token. Of the rest, what would make `transformers` tokenize otherwise than
-/// `file` says is refused (add_prefix_space, added_tokens_decoder). Throws std::invalid_argument.
+/// Reads bos_token and eos_token. Of the rest, what would make `transformers` tokenize otherwise
+/// than `file` says is refused (add_prefix_space, added_tokens_decoder). Throws
+/// std::invalid_argument.
 SpecialTokens read_tokenizer_config(std::string_view json, const std::string& origin,
                                     const TokenizerFile& file);
 /// Without a tokenizer_config.json: both are <|endoftext|> if there is such a token.

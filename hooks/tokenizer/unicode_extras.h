@@ -1,5 +1,6 @@
 // Code points that tokenizers 0.23.3 classifies and Unicode 14 (PCRE2 10.42) does not.
 // Made by tests/golden/make_unicode_extras.py; not edited by hand.
+// clang-format off
 #pragma once
 
 #include <string_view>

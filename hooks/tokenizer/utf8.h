@@ -1,5 +1,5 @@
-// UTF-8 read one code point at a time, and refused or replaced exactly as Rust's `str` does it, since
-// the `tokenizers` package is what we must agree with.
+// UTF-8 read one code point at a time, and refused or replaced exactly as Rust's `str` does it,
+// since the `tokenizers` package is what we must agree with.
 #pragma once
 
 #include <cstddef>

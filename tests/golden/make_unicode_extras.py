@@ -67,7 +67,7 @@ def main():
                          separators=(",", ":")))
         return
     print("// Code points that tokenizers " + tokenizers.__version__ + " classifies and Unicode 14 (PCRE2 10.42) does not.")
-    print("// Made by tests/golden/make_unicode_extras.py; not edited by hand.")
+    print("// Made by tests/golden/make_unicode_extras.py; not edited by hand.\n// clang-format off")
     print("#pragma once\n\n#include <string_view>\n\nnamespace lenscpp::unicode_extras {\n")
     for name, found in members.items():
         if name == "space":
