@@ -73,15 +73,20 @@ void Rows::validate(const Config& config) const {
              to_string(kv.values.shape()) + "; needed: " + to_string(shape));
 }
 
+bool Rows::reach(Site site, std::int64_t layer) const {
+  if (site <= Site::pos_embed) return !start_residual;
+  if (site >= Site::ln_final_scale) return unembeds;
+  bool first_residual = site == Site::resid_pre && layer == first_layer && !unembeds;
+  return layer >= first_layer && (layer < end_layer || first_residual);
+}
+
 void Request::validate(const Config& config) const {
   rows.validate(config);
+  for (const auto& [site, layer] : on_demand)
+    if (!rows.reach(site, layer)) refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
   plan.validate(config, rows.extents());
   for (const Edit& edit : plan.edits()) {
-    bool ran = info(edit.site).per_layer
-                   ? edit.layer >= rows.first_layer && edit.layer < rows.end_layer
-                   : (edit.site <= Site::pos_embed ? rows.first_layer == 0 && !rows.start_residual
-                                                   : rows.unembeds);
-    if (!ran)
+    if (!rows.reach(edit.site, edit.layer))
       refuse("the plan edits " + hook_name(edit.site, edit.layer) + ", which this run does not compute");
     bool norm1 = edit.site == Site::ln1_scale || edit.site == Site::ln1_normalized;
     if (norm1 && splits_qkv(edit.layer))

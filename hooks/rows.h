@@ -31,6 +31,8 @@ struct Rows {
 
   /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers.
   static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config);
+  /// Whether a run of these rows computes the site at all.
+  bool reach(Site site, std::int64_t layer) const;
   Extents extents() const { return {batch, pos, first_pos + pos}; }
   /// Throws std::invalid_argument or std::out_of_range: tokens outside the vocabulary, positions
   /// beyond n_ctx, shapes that do not fit each other.

@@ -15,10 +15,25 @@ static_assert(!std::is_constructible_v<VerifiedCache, std::shared_ptr<const Weig
 static_assert(!std::is_convertible_v<UnverifiedCache, VerifiedCache>);
 static_assert(!std::is_aggregate_v<VerifiedCache>);
 
-void Activations::add(const TensorId& id, Array value) {
+namespace {
+
+Activations::Entry entry_of(const TensorId& id, Array value) {
   std::string digest = value.digest();
-  entries_.push_back({hook_name(id.site, id.layer), id, std::move(value), std::move(digest)});
+  return {hook_name(id.site, id.layer), id, std::move(value), std::move(digest)};
 }
+
+const Array& unchanged(const Activations::Entry& entry) {
+  if (entry.name.empty()) throw NotVerified("[cache] the output of this run was not recorded");
+  if (entry.value.digest() != entry.digest)
+    throw NotVerified("[cache] " + entry.name +
+                      ": its bytes are no longer those that were verified; something wrote to the memory");
+  return entry.value;
+}
+
+}  // namespace
+
+void Activations::add(const TensorId& id, Array value) { entries_.push_back(entry_of(id, std::move(value))); }
+void Activations::set_output(const TensorId& id, Array value) { output_ = entry_of(id, std::move(value)); }
 
 const Activations::Entry* Activations::find(std::string_view name) const {
   for (const Entry& entry : entries_)
@@ -35,13 +50,8 @@ const Activations::Entry& Activations::at(std::string_view name) const {
                               (names.empty() ? "" : "; nearest: " + nearest_names(name, names)));
 }
 
-const Array& VerifiedCache::operator[](std::string_view name) const {
-  const Activations::Entry& entry = state_->activations.at(name);
-  if (entry.value.digest() != entry.digest)
-    throw NotVerified("[cache] " + entry.name +
-                      ": its bytes are no longer those that were verified; something wrote to the memory");
-  return entry.value;
-}
+const Array& VerifiedCache::operator[](std::string_view name) const { return unchanged(state_->activations.at(name)); }
+const Array& VerifiedCache::output() const { return unchanged(state_->activations.output()); }
 
 VerificationFailed::VerificationFailed(UnverifiedCache cache)
     : std::runtime_error(cache.verdict().summary()),

@@ -23,6 +23,10 @@ class Activations {
   };
 
   void add(const TensorId& id, Array value);
+  /// What the run returned: logits [batch, pos, d_vocab], or the residual where it stopped. Kept whatever
+  /// else was.
+  void set_output(const TensorId& id, Array value);
+  const Entry& output() const { return output_; }
   const std::vector<Entry>& entries() const { return entries_; }
   const Entry* find(std::string_view name) const;
   /// Throws std::invalid_argument naming the nearest names.
@@ -30,6 +34,7 @@ class Activations {
 
  private:
   std::vector<Entry> entries_;
+  Entry output_;
 };
 
 /// Activations of which nothing is known. Readable; no analysis takes it.
@@ -58,6 +63,8 @@ class VerifiedCache {
   /// The value under a full hook name. Throws std::invalid_argument for an unknown name, NotVerified
   /// when the bytes are no longer those that were checked.
   const Array& operator[](std::string_view name) const;
+  /// What the run returned, under the same guard.
+  const Array& output() const;
   const RunRecord& record() const { return state_->record; }
   const Verdict& verdict() const { return state_->verdict; }
   const Weights& weights() const { return *state_->weights; }

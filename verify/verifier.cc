@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "verify/reference/spans.h"
 #include "verify/reference/wiring.h"
 
 namespace lenscpp {
@@ -104,6 +105,7 @@ void Verifier::check(const Link& link, const Array& value) {
     live_[link.output] = {value, readers->second, !shaped};
   auto stages = static_cast<std::int64_t>(request_.plan.at(link.output.site, link.output.layer).size());
   if (link.output.stage == stages && shaped) keep(link.output, value);
+  if (&link == &links_.back() && shaped) kept_.set_output(link.output, value);
 }
 
 void Verifier::follow_in_float64(const Link& link, const Array& value) {
@@ -140,6 +142,88 @@ VerifiedCache Verifier::finish(RunRecord record) && {
   if (verdict.status != Status::verified)
     throw VerificationFailed(UnverifiedCache(weights_, std::move(kept_), std::move(record), std::move(verdict)));
   return VerifiedCache({weights_, std::move(kept_), std::move(record), std::move(verdict)});
+}
+
+namespace {
+
+// What is known of a tensor of a recorded run: its value, and how far the recorder's may be from it.
+struct Known {
+  Array value;
+  Array error;  // empty for what was recorded: that is the value
+};
+
+Array sum(const Array& a, const Array& b) {
+  if (a.empty()) return b;
+  MutableArray result(a.shape(), DType::f64);
+  for (std::int64_t i = 0; i < a.numel(); ++i) result.set(i, a[i] + b[i]);
+  return std::move(result).freeze();
+}
+
+std::map<TensorId, Array> by_id(const Weights& weights, Request& request, const std::map<std::string, Array>& recorded, DType dtype) {
+  std::map<TensorId, Array> tensors;
+  for (const auto& [name, value] : recorded) {
+    TensorId id = find_hook(name, {}, {}, weights.config);
+    Shape shape = shape_of(id.site, weights.config, request.rows.extents());
+    DType stored = stored_dtype(id.site, dtype);
+    if (value.shape() != shape || value.dtype() != stored)
+      throw std::invalid_argument("[verify] " + name + " is " + std::string(name_of(value.dtype())) + " " + to_string(value.shape()) +
+                                  "; needed for these tokens: " + std::string(name_of(stored)) + " " + to_string(shape));
+    if (!request.rows.reach(id.site, id.layer))
+      throw std::invalid_argument("[verify] " + name + " is not part of a run that ends before layer " + std::to_string(request.rows.end_layer));
+    if (info(id.site).presence == Presence::on_demand) request.on_demand.insert({id.site, id.layer});
+    tensors[id] = value;
+  }
+  if (tensors.empty()) throw std::invalid_argument("[verify] nothing was recorded: there is nothing to check");
+  return tensors;
+}
+
+}  // namespace
+
+VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, Request request, const std::map<std::string, Array>& recorded,
+                                       RunRecord record, const RecordedOptions& options) {
+  auto start = std::chrono::steady_clock::now();
+  if (!request.plan.empty()) throw std::invalid_argument("[verify] a recorded run with edits cannot be checked: record the clean run");
+  auto tensors = by_id(*weights, request, recorded, options.dtype);
+  request.validate(weights->config);
+  Verdict verdict{.status = Status::verified, .mode = VerifyMode::exact};
+  Activations kept;
+  std::map<TensorId, Known> known;
+  std::int64_t total = 0;
+  auto links = wire(*weights, request);
+  for (const Link& link : links) {
+    Shape shape = shape_of(link.output.site, weights->config, request.rows.extents());
+    Contract contract = contract_of(link.output.site, options.dtype);
+    total += numel(shape);
+    std::vector<Array> inputs, errors;
+    for (const TensorId& input : link.inputs) {
+      inputs.push_back(known.at(input).value);
+      errors.push_back(known.at(input).error);
+    }
+    Array reached = propagate(link, inputs, errors, shape);  // by the roundings of what was not recorded
+    if (auto found = tensors.find(link.output); found != tensors.end()) {
+      verdict.points.push_back(check_exact(link, inputs, found->second, contract, options.parallel, reached));
+      known[link.output] = {found->second, {}};
+      kept.add(link.output, found->second);
+      if (&link == &links.back()) kept.set_output(link.output, found->second);
+    } else {
+      verdict.recomputed.push_back(to_string(link.output));
+      Array own = tolerances(link, inputs, shape, contract);
+      known[link.output] = {compute(link, inputs, shape, options.parallel), sum(reached, own)};
+    }
+  }
+  verdict.coverage = static_cast<double>(verdict.n_compared()) / static_cast<double>(total);
+  verdict.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (verdict.first_failure() != nullptr || verdict.n_compared() == 0) verdict.status = Status::invalid;
+  record.mode = name_of(verdict.mode);
+  record.coverage = verdict.coverage;
+  if (verdict.status != Status::verified)
+    throw VerificationFailed(UnverifiedCache(weights, std::move(kept), std::move(record), std::move(verdict)));
+  return VerifiedCache({weights, std::move(kept), std::move(record), std::move(verdict)});
+}
+
+VerifiedCache verify_recorded(std::shared_ptr<const Weights> weights, const Request& request, const std::map<std::string, Array>& recorded,
+                              RunRecord record, const RecordedOptions& options) {
+  return Verifier::check_recorded(std::move(weights), request, recorded, std::move(record), options);
 }
 
 }  // namespace lenscpp

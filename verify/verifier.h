@@ -25,6 +25,12 @@ struct VerifierOptions {
   ParallelFor parallel = serial_for;
 };
 
+/// What checking a run recorded elsewhere needs to know.
+struct RecordedOptions {
+  DType dtype;  // of the model when it was recorded
+  ParallelFor parallel = serial_for;
+};
+
 /// Checks one run while it runs. Feed it through take() in execution order, then call finish().
 class Verifier : public Sink {
  public:
@@ -37,6 +43,11 @@ class Verifier : public Sink {
   VerifiedCache finish(RunRecord record) &&;
 
  private:
+  friend VerifiedCache verify_recorded(std::shared_ptr<const Weights>, const Request&, const std::map<std::string, Array>&,
+                                       RunRecord, const RecordedOptions&);
+  static VerifiedCache check_recorded(std::shared_ptr<const Weights> weights, Request request,
+                                      const std::map<std::string, Array>& recorded, RunRecord record, const RecordedOptions& options);
+
   struct Live {
     Array value;
     std::int64_t readers;
@@ -64,11 +75,6 @@ class Verifier : public Sink {
   double seconds_ = 0;
 };
 
-/// Whether `out` is what `link` makes of `in` for a whole recorded run: see verify_recorded.
-struct RecordedOptions {
-  DType dtype;
-  ParallelFor parallel = serial_for;
-};
 /// Checks activations recorded elsewhere (full hook name -> value). Links that were not recorded are
 /// recomputed in float64 inside the link that spans them, with its bound widened by how far their own
 /// rounding can reach, and listed in verdict.recomputed.

@@ -19,7 +19,7 @@ Contract contract_of(Site site, DType model) {
 
 double tolerance(const Contract& c, double reference, double slack) {
   if (slack == kExact) return 0;
-  return c.u_s * std::abs(reference) * (1 + 0x1p-20) + slack + c.eta;
+  return c.reference * c.u_s * std::abs(reference) * (1 + 0x1p-20) + slack + c.eta;
 }
 
 double product_slack(const Contract& c, std::int64_t terms, double rms) {

@@ -30,7 +30,8 @@ inline constexpr double kExact = -1;
 /// the declared one: honest products reach 1.6, TF32 inputs 310 (tolerances.md 2.4).
 inline constexpr double kRmsLimit = 16;
 
-/// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact.
+/// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact. In float64 the reference's own last
+/// rounding is as large as the device's, so that term counts twice.
 double tolerance(const Contract& c, double reference, double slack);
 
 // Slacks. `terms` is the length of the sum (K).

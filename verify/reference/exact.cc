@@ -52,20 +52,21 @@ struct Tally {
 // `on_failure(flat index, device, reference)` is called for every element beyond its tolerance. Elements
 // no worse than `known_worst` need no exact ratio: they can neither fail nor become the worst one.
 template <class OnFailure>
-Tally compare(const Block& b, const Expectation& e, const Array& output, const Contract& c, double known_worst, const OnFailure& on_failure) {
+Tally compare(const Block& b, const Expectation& e, const Array& output, const Array& extra, const Contract& c, double known_worst, const OnFailure& on_failure) {
   Tally t;
   t.worst = known_worst;
   t.expected_square = e.expected_square;
-  std::vector<double> device(static_cast<std::size_t>(b.cols));
+  std::vector<double> device(static_cast<std::size_t>(b.cols)), widening(device.size(), 0.0);
   for (std::int64_t r = 0; r < b.rows; ++r) {
     std::int64_t begin = b.offset + r * b.row_stride;
     output.widen(begin, device);
+    if (!extra.empty()) extra.widen(begin, widening);
     for (std::int64_t j = 0; j < b.cols; ++j) {
       double reference = e.value(r, j);
-      double ratio = error_ratio(device[j], reference, tolerance(c, reference, e.slack(r, j)), c);
+      double ratio = error_ratio(device[j], reference, tolerance(c, reference, e.slack(r, j)) + widening[j], c);
       // A cheap bound is refined only where it would decide: for a failure, or for the worst element.
       if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
-        ratio = error_ratio(device[j], reference, tolerance(c, reference, e.refine(r, j)), c);
+        ratio = error_ratio(device[j], reference, tolerance(c, reference, e.refine(r, j)) + widening[j], c);
       t.compared += 1;
       if (!(ratio <= 1)) {
         t.failed += 1;
@@ -84,18 +85,26 @@ Tally compare(const Block& b, const Expectation& e, const Array& output, const C
   return t;
 }
 
+// Waking threads costs more than a small link is worth.
+const ParallelFor& threads_for(const Link& link, std::int64_t elements, const ParallelFor& parallel) {
+  static const ParallelFor serial = serial_for;
+  constexpr std::int64_t kWorthThreads = 1 << 20;  // multiply-adds: about 50 microseconds
+  std::int64_t terms = link.op == Op::linear || link.op == Op::head_linear || link.op == Op::head_result ? link.weight->in : 16;
+  return elements * terms < kWorthThreads ? serial : parallel;
+}
+
 }  // namespace
 
 Point check_exact(const Link& link, const std::vector<Array>& inputs, const Array& output,
-                  const Contract& contract, const ParallelFor& parallel) {
+                  const Contract& contract, const ParallelFor& parallel, const Array& extra) {
   auto kernel = make_kernel(link, inputs, output.shape(), contract);
   auto blocks = kernel->blocks();
   Tally total;
   std::mutex mutex;
-  parallel(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+  threads_for(link, output.numel(), parallel)(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
     Tally mine;
     for (std::int64_t i = begin; i < end; ++i)
-      mine.merge(compare(blocks[i], kernel->expect(blocks[i]), output, contract, mine.worst, [](auto...) {}));
+      mine.merge(compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine.worst, [](auto...) {}));
     std::lock_guard lock(mutex);
     total.merge(mine);
   });
@@ -106,15 +115,29 @@ Point check_exact(const Link& link, const std::vector<Array>& inputs, const Arra
               .reference_value = total.reference, .shape = output.shape(), .why = {}, .hint = {}};
   if (point.compared != output.numel())
     point.why = "compared " + std::to_string(point.compared) + " of " + std::to_string(output.numel()) + " elements";
-  if (!point.passed()) point.hint = diagnose(link, inputs, output, contract, point);
+  if (!point.passed()) point.hint = diagnose(link, inputs, output, contract, point, extra);
   return point;
+}
+
+Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output, const Contract& contract) {
+  auto kernel = make_kernel(link, inputs, output, contract);
+  MutableArray result(output, DType::f64);
+  for (const Block& b : kernel->blocks()) {
+    Expectation e = kernel->expect(b);
+    for (std::int64_t r = 0; r < b.rows; ++r)
+      for (std::int64_t j = 0; j < b.cols; ++j) {
+        double slack = e.refine ? e.refine(r, j) : e.slack(r, j);
+        result.set(b.offset + r * b.row_stride + j, tolerance(contract, e.value(r, j), slack));
+      }
+  }
+  return std::move(result).freeze();
 }
 
 Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& output, const ParallelFor& parallel) {
   auto kernel = make_kernel(link, inputs, output, contract_of(link.output.site, DType::f64));
   auto blocks = kernel->blocks();
   MutableArray result(output, DType::f64);
-  parallel(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+  threads_for(link, numel(output), parallel)(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       Expectation e = kernel->expect(blocks[i]);
       for (std::int64_t r = 0; r < blocks[i].rows; ++r)
@@ -136,12 +159,12 @@ struct Pattern {
   bool all_zero = true;
 };
 
-Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c) {
+Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Array& extra) {
   Pattern p;
   for (std::int64_t extent : output.shape()) p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
   auto kernel = make_kernel(link, inputs, output.shape(), c);
   for (const Block& b : kernel->blocks())
-    compare(b, kernel->expect(b), output, c, -1, [&](std::int64_t index, double device, double reference) {
+    compare(b, kernel->expect(b), output, extra, c, -1, [&](std::int64_t index, double device, double reference) {
       p.count += 1;
       if (!std::isfinite(device)) p.not_finite += 1;
       p.all_zero = p.all_zero && device == 0;
@@ -206,9 +229,9 @@ std::string precision(double relative) {
 
 }  // namespace
 
-std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Point& point) {
+std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Point& point, const Array& extra) {
   if (point.failed == 0) return precision(0);
-  Pattern p = failure_pattern(link, inputs, output, c);
+  Pattern p = failure_pattern(link, inputs, output, c, extra);
   std::string place = where(link, output, p);
   auto with_place = [&](const std::string& what) { return place.empty() ? what : what + ": " + place; };
   if (link.op == Op::scores) {

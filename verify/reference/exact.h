@@ -34,12 +34,15 @@ struct Point {
 /// Checks `output` against the link recomputed from `inputs` (the recorded values of link.inputs).
 /// Never throws on wrong numbers: they are in the Point. Throws std::invalid_argument on shapes that
 /// cannot be an input of the operation.
+/// `extra` (float64, shaped as the output) widens every tolerance where inputs were not recorded.
 Point check_exact(const Link& link, const std::vector<Array>& inputs, const Array& output,
-                  const Contract& contract, const ParallelFor& parallel);
+                  const Contract& contract, const ParallelFor& parallel, const Array& extra = {});
+/// The tolerance of every element, as check_exact applies it: float64, shaped as the output.
+Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output, const Contract& contract);
 
 /// What the failing elements of a link look like: "one element", "head 2", "positions from 8 on", ...
 std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output,
-                     const Contract& contract, const Point& point);
+                     const Contract& contract, const Point& point, const Array& extra = {});
 
 /// The link in float64 from float64 inputs, shaped `output`.
 Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& output,

@@ -208,14 +208,6 @@ class Affine : public Kernel {
   Contract c_;
 };
 
-// Columns [first, first + count) of a weight, rows [row, row + rows) of them, as [rows, count].
-Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count) {
-  std::int64_t leading = w.storage.size(-1);
-  if (!w.outputs_are_rows)
-    return widened(w.storage, row * leading + w.first_output + first, leading, rows, count);
-  return widened(w.storage, (w.first_output + first) * leading + row, leading, count, rows).transpose();
-}
-
 // x W + b for a block of columns, in the three forms in which a transformer needs it.
 class Product : public Kernel {
  public:
@@ -522,6 +514,13 @@ class EditKernel : public Kernel {
 };
 
 }  // namespace
+
+Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count) {
+  std::int64_t leading = w.storage.size(-1);
+  if (!w.outputs_are_rows)
+    return widened(w.storage, row * leading + w.first_output + first, leading, rows, count);
+  return widened(w.storage, (w.first_output + first) * leading + row, leading, count, rows).transpose();
+}
 
 std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, const Shape& out, const Contract& c) {
   for (const Array& input : in) require(!input.empty(), link, "an empty input");

@@ -43,6 +43,9 @@ class Kernel {
   std::vector<Block> blocks_;
 };
 
+/// Rows [row, row + rows) and outputs [first, first + count) of a weight, as [rows, count].
+Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count);
+
 /// `inputs` are the recorded values of link.inputs in order; `output` is the shape of what the link
 /// makes. Throws std::invalid_argument when the shapes do not fit the operation.
 std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> inputs, const Shape& output,

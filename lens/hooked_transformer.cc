@@ -1,0 +1,254 @@
+// Loading, tokens, and runs that are checked while they run.
+#include "lens/hooked_transformer.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <c10/util/Exception.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <set>
+
+#include "hooks/build_info.h"
+#include "hooks/transformer/torch_array.h"
+#include "lens/torch_parallel.h"
+#include "verify/processing_check.h"
+
+namespace lenscpp {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("[model] " + what); }
+
+c10::Device device_of(const std::string& name) {
+  try {
+    return c10::Device(name);
+  } catch (const c10::Error& e) {
+    throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
+  }
+}
+
+// A device that is missing says so when the first weight is copied to it.
+std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights, const std::string& name) {
+  try {
+    return std::make_shared<const Transformer>(std::move(weights), device_of(name));
+  } catch (const c10::Error& e) {
+    throw DeviceError("[device] \"" + name + "\" cannot be used: " + e.what_without_backtrace());
+  }
+}
+
+Weights first_layers(Weights weights, std::int64_t n) {
+  if (n < 1 || n > weights.config.n_layers)
+    throw std::out_of_range("[model] first_n_layers " + std::to_string(n) + " out of range: the checkpoint has " +
+                            std::to_string(weights.config.n_layers) + " layers");
+  weights.layers.resize(static_cast<std::size_t>(n));
+  weights.config.n_layers = n;
+  return weights;
+}
+
+// Processed in the precision of the checkpoint or better, checked, and only then rounded to the target.
+Weights prepared(const std::filesystem::path& folder, const LoadOptions& options) {
+  DType master = options.dtype == DType::f64 ? DType::f64 : DType::f32;
+  if (!options.processing.any()) master = options.dtype;
+  Weights raw = load_weights(folder, master);
+  if (options.first_n_layers) raw = first_layers(std::move(raw), *options.first_n_layers);
+  if (!options.processing.any()) return raw;
+  Weights processed = process(raw, options.processing);
+  check_processing(raw, processed, torch_parallel_for);
+  return options.dtype == master ? processed : cast(processed, options.dtype);
+}
+
+// Not by fmt: the wheel carries headers of another version than the library that we link.
+std::string now_utc() {
+  std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  std::array<char, 32> text{};
+  std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text.data();
+}
+
+}  // namespace
+
+HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder, const LoadOptions& options) {
+  device_of(options.device);
+  auto weights = std::make_shared<const Weights>(prepared(folder, options));
+  std::optional<Tokenizer> tokenizer;
+  std::filesystem::path file = options.tokenizer.value_or(folder / "tokenizer.json");
+  if (options.tokenizer || std::filesystem::exists(file)) tokenizer = Tokenizer::from_file(file);
+  HookedTransformer model(std::move(weights), std::move(tokenizer), options);
+  model.name_ = folder.filename().empty() ? folder.parent_path().filename().string() : folder.filename().string();
+  return model;
+}
+
+HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer, const LoadOptions& options)
+    : pass_(place(weights, options.device)), tokenizer_(std::move(tokenizer)), options_(options) {
+  options_.dtype = weights->dtype;
+  digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
+}
+
+const Tokenizer& HookedTransformer::tokenizer() const {
+  if (!tokenizer_) refuse("this model has no tokenizer: give token ids, or load it from a folder with a tokenizer.json");
+  return *tokenizer_;
+}
+
+Tokens HookedTransformer::to_tokens(const std::string& text, std::optional<bool> prepend_bos) const {
+  return to_tokens(std::vector<std::string>{text}, prepend_bos);
+}
+
+Tokens HookedTransformer::to_tokens(const std::vector<std::string>& texts, std::optional<bool> prepend_bos) const {
+  const Tokenizer& t = tokenizer();
+  if (texts.empty()) refuse("no prompt was given");
+  bool bos = prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
+  if (bos && !t.bos_token_id()) refuse("prepend_bos is asked for, but the tokenizer has no bos token");
+  Tokens tokens{.batch = static_cast<std::int64_t>(texts.size())};
+  for (const std::string& text : texts) {
+    std::vector<std::int64_t> ids;
+    if (bos) ids.push_back(*t.bos_token_id());
+    std::ranges::copy(t.encode(text), std::back_inserter(ids));
+    auto length = static_cast<std::int64_t>(ids.size());
+    if (length == 0) refuse("an empty prompt without a bos token has no positions");
+    if (tokens.pos != 0 && length != tokens.pos)
+      refuse("prompts of " + std::to_string(tokens.pos) + " and " + std::to_string(length) +
+             " tokens cannot be run together: \"" + texts[0] + "\", \"" + text + "\"");
+    tokens.pos = length;
+    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+  }
+  return tokens;
+}
+
+Tokens HookedTransformer::tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const {
+  Rows rows = Rows::from_tokens(std::move(ids), batch, config());
+  rows.validate(config());
+  return {.batch = rows.batch, .pos = rows.pos, .ids = std::move(rows.tokens)};
+}
+
+std::string HookedTransformer::to_string(const std::vector<std::int64_t>& ids) const { return tokenizer().decode(ids); }
+
+std::vector<std::string> HookedTransformer::to_str_tokens(const std::string& text, std::optional<bool> prepend_bos) const {
+  std::vector<std::string> strings;
+  for (std::int64_t id : to_tokens(text, prepend_bos).ids) strings.push_back(tokenizer().token(id));
+  return strings;
+}
+
+std::int64_t HookedTransformer::to_single_token(const std::string& text) const {
+  auto ids = tokenizer().encode(text);
+  if (ids.size() == 1) return ids[0];
+  std::string parts;
+  for (std::int64_t id : ids) parts += (parts.empty() ? "\"" : ", \"") + tokenizer().token(id) + "\"";
+  refuse("\"" + text + "\" is " + std::to_string(ids.size()) + " tokens, not one" + (parts.empty() ? "" : ": " + parts) +
+         (!text.empty() && text[0] != ' ' ? " (words inside a text usually begin with a space)" : ""));
+}
+
+std::vector<TensorId> selected_hooks(const Config& config, const RunOptions& options) {
+  std::vector<TensorId> hooks;
+  if (options.names) {
+    for (const std::string& name : *options.names) hooks.push_back(find_hook(name, {}, {}, config));
+    return hooks;
+  }
+  for (const std::string& name : hook_names(config))
+    if (!options.filter || options.filter(name)) hooks.push_back(find_hook(name, {}, {}, config));
+  if (hooks.empty()) refuse("the filter matches no hook point; names look like \"blocks.0.hook_resid_pre\"");
+  return hooks;
+}
+
+Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& options) const {
+  Request request{.rows = Rows::from_tokens(tokens.ids, tokens.batch, config()), .plan = options.plan};
+  if (options.stop_at_layer) {
+    std::int64_t stop = *options.stop_at_layer < 0 ? *options.stop_at_layer + config().n_layers : *options.stop_at_layer;
+    if (stop < 0 || stop > config().n_layers)
+      throw std::out_of_range("[model] stop_at_layer " + std::to_string(*options.stop_at_layer) + " out of range: the model has " +
+                              std::to_string(config().n_layers) + " layers");
+    request.rows.end_layer = stop;
+    request.rows.unembeds = false;
+  }
+  if (options.names)
+    for (const TensorId& id : selected_hooks(config(), options)) {
+      if (!request.rows.reach(id.site, id.layer))
+        refuse(hook_name(id.site, id.layer) + " is asked for, but a run that stops at layer " +
+               std::to_string(request.rows.end_layer) + " does not compute it");
+      if (info(id.site).presence == Presence::on_demand) request.on_demand.insert({id.site, id.layer});
+    }
+  if (options.pos_slice)
+    for (std::int64_t p : *options.pos_slice)
+      if (p < 0 || p >= request.rows.pos)
+        throw std::out_of_range("[model] pos_slice: position " + std::to_string(p) + " of " + std::to_string(request.rows.pos));
+  request.validate(config());
+  return request;
+}
+
+RunRecord HookedTransformer::record_for(const Request& request, const PassResult& pass) const {
+  RunRecord record;
+  record.model = name_;
+  record.model_digest = digest();
+  record.tokenizer_digest = tokenizer_ ? tokenizer_->source_bytes_hash() : "";
+  record.batch = request.rows.batch;
+  record.pos = request.rows.pos;
+  record.tokens = request.rows.tokens;
+  record.first_layer = request.rows.first_layer;
+  record.end_layer = request.rows.end_layer;
+  record.plan = to_json(request.plan);
+  record.processing = {{"fold_ln", options_.processing.fold_ln},
+                       {"center_writing_weights", options_.processing.center_writing_weights},
+                       {"center_unembed", options_.processing.center_unembed},
+                       {"fold_value_biases", options_.processing.fold_value_biases}};
+  record.device = options_.device;
+  record.device_name = pass_->device().str();
+  record.dtype = name_of(options_.dtype);
+  record.ambient = pass.ambient;
+  record.libraries = {{"torch", TORCH_VERSION}, {"lenscpp", lenscpp_version()}};
+  record.build_commit = build_commit();
+  record.build_dirty = build_dirty();
+  record.threads = at::get_num_threads();
+  record.time = now_utc();
+  return record;
+}
+
+VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens, const RunOptions& options) const {
+  if (options.verify.value_or(options_.verify) == VerifyMode::off)
+    refuse("verification is off: nothing verified can be returned; use run_unverified, or verify = exact");
+  Request request = request_for(tokens, options);
+  std::set<std::pair<Site, std::int64_t>> wanted;
+  for (const TensorId& id : selected_hooks(config(), options)) wanted.insert({id.site, id.layer});
+  Verifier verifier(pass_->shared_weights(), request,
+                    {.dtype = options_.dtype,
+                     .keep = [&](Site site, std::int64_t layer) { return wanted.contains({site, layer}); },
+                     .pos_slice = options.pos_slice,
+                     .drift = options.drift,
+                     .parallel = torch_parallel_for});
+  PassResult pass = pass_->run(request, &verifier, options.interference);
+  return std::move(verifier).finish(record_for(request, pass));
+}
+
+Array HookedTransformer::forward(const Tokens& tokens, const RunOptions& options) const {
+  if (options.verify.value_or(options_.verify) == VerifyMode::off)
+    return snapshot(pass_->run(request_for(tokens, options), nullptr, options.interference).output);
+  RunOptions nothing_kept = options;
+  nothing_kept.names = std::vector<std::string>{};
+  return run_with_cache(tokens, nothing_kept).output();
+}
+
+UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens, const RunOptions& options) const {
+  Request request = request_for(tokens, options);
+  Recorder recorder;
+  PassResult pass = pass_->run(request, &recorder, options.interference);
+  Activations activations;
+  for (const TensorId& id : selected_hooks(config(), options)) {
+    auto stages = static_cast<std::int64_t>(request.plan.at(id.site, id.layer).size());
+    auto found = recorder.tensors().find({id.site, id.layer, stages});
+    if (found != recorder.tensors().end()) activations.add(id, found->second);
+  }
+  activations.set_output({request.rows.unembeds ? Site::unembed_out : Site::resid_post}, snapshot(pass.output));
+  RunRecord record = record_for(request, pass);
+  record.mode = name_of(VerifyMode::off);
+  return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record), Verdict{});
+}
+
+VerifiedCache HookedTransformer::verify_recorded(const Tokens& tokens, const std::map<std::string, Array>& recorded) const {
+  Request request = request_for(tokens, {});
+  return lenscpp::verify_recorded(pass_->shared_weights(), request, recorded, record_for(request, {}),
+                                  {.dtype = options_.dtype, .parallel = torch_parallel_for});
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,29 @@
+// The float64 run.
+#include "verify/reference/end_to_end.h"
+
+#include <map>
+
+#include "verify/reference/exact.h"
+#include "verify/reference/wiring.h"
+
+namespace lenscpp {
+
+Array run_in_float64(const Weights& weights, const Request& request, const ParallelFor& parallel) {
+  auto links = wire(weights, request);
+  std::map<TensorId, std::int64_t> readers;
+  for (const Link& link : links)
+    for (const TensorId& input : link.inputs) readers[input] += 1;
+  std::map<TensorId, Array> live;
+  Array output;
+  for (const Link& link : links) {
+    std::vector<Array> inputs;
+    for (const TensorId& input : link.inputs) inputs.push_back(live.at(input));
+    output = compute(link, inputs, shape_of(link.output.site, weights.config, request.rows.extents()), parallel);
+    if (readers.contains(link.output)) live[link.output] = output;
+    for (const TensorId& input : link.inputs)
+      if (--readers[input] == 0) live.erase(input);
+  }
+  return output;
+}
+
+}  // namespace lenscpp
