@@ -2,8 +2,6 @@
 #include "hooks/tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
-
-#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <algorithm>
