@@ -1,0 +1,223 @@
+// lenscpp demo: the main job on the model that ships, and the refusal that everything here is for.
+#include <cmath>
+
+#include "patching/command/common.h"
+#include "patching/command/shipped_models.h"
+#include "patching/command/terminal.h"
+
+namespace lenscpp::command {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+constexpr const char* kModel = "tiny-ioi";
+constexpr const char* kPrompt = "When John and Mary went to the store, John gave the bag to";
+constexpr const char* kAnswer = " Mary";
+constexpr const char* kWrong = " John";
+constexpr std::int64_t kTop = 3;
+
+constexpr const char* kFooter = R"(Examples:
+  lenscpp demo
+  lenscpp demo --dtype bfloat16 --out demo        # saves the verified run as demo/run.safetensors
+  lenscpp demo --device cuda
+
+Ends with status 0 when the run was verified, the right name won, the faulty run was refused at the right place,
+and the same change, declared as an edit, was verified.
+)";
+
+struct Options : CommonOptions {
+  std::string out;
+};
+
+// What a run says about the two names, at its last position.
+struct Answer {
+  double p_answer, p_wrong, logit_difference;
+  std::int64_t top;  // the most likely token
+};
+
+// A head of one layer.
+struct Head {
+  std::int64_t layer, head;
+  std::string name() const { return "head " + std::to_string(head) + " of " + hook_name(Site::z, layer); }
+};
+
+// How the faulty run went.
+struct Refusal {
+  std::string message, injected;
+  bool at_the_fault;  // the first failing point is where the fault is
+  Answer unchecked;   // what nobody may read, and would have, without the check
+  nlohmann::json verdict;
+};
+
+class Demo {
+ public:
+  explicit Demo(const Options& o)
+      : o_(o), model_(load(o)), answer_(model_.to_single_token(kAnswer)), wrong_(model_.to_single_token(kWrong)), tokens_(model_.to_tokens(kPrompt)) {}
+
+  ExitStatus run();
+
+ private:
+  Answer answer_of(const Array& logits) const;
+  VerifiedCache without(const Head& head) const;
+  Head most_needed_head(double logit_difference) const;
+  std::optional<Refusal> with_fault(const Head& head) const;
+  ordered_json to_json(const Answer& a) const;
+  std::string in_words(const Answer& a) const;
+
+  void say(const std::string& text) const {
+    if (!o_.json) print(text + "\n");
+  }
+  void title(const std::string& text) const { say("\n" + styled(text, Style::bold)); }
+
+  const Options& o_;
+  HookedTransformer model_;
+  std::int64_t answer_, wrong_;
+  Tokens tokens_;
+};
+
+Answer Demo::answer_of(const Array& logits) const {
+  auto top = as_lens(logits).top_k(0, 0, -1, model_.config().d_vocab);
+  auto of = [&](std::int64_t token) { return *std::ranges::find(top, token, &RankedToken::token); };
+  return {.p_answer = of(answer_).probability, .p_wrong = of(wrong_).probability,
+          .logit_difference = of(answer_).logit - of(wrong_).logit, .top = top[0].token};
+}
+
+// Zeroed as a declared edit: a verified run like any other.
+VerifiedCache Demo::without(const Head& head) const {
+  Plan plan({Edit{.kind = EditKind::zero, .site = Site::z, .layer = head.layer, .where = {.head = head.head}}});
+  return model_.run_with_cache(tokens_, {.names = std::vector<std::string>{}, .plan = plan});
+}
+
+// The head without which the two names are told apart least.
+Head Demo::most_needed_head(double logit_difference) const {
+  Progress progress("looking for the head that matters most");
+  Head most{0, 0};
+  double least = logit_difference;
+  for (std::int64_t l = 0; l < model_.config().n_layers; ++l)
+    for (std::int64_t h = 0; h < model_.config().n_heads; ++h) {
+      double without_it = answer_of(without({l, h}).output()).logit_difference;
+      if (without_it >= least) continue;
+      least = without_it;
+      most = {l, h};
+    }
+  return most;
+}
+
+// The same zeroes, written by nobody's wish: nothing if that goes through.
+std::optional<Refusal> Demo::with_fault(const Head& head) const {
+  std::string hook = hook_name(Site::z, head.layer);
+  FaultSpec fault{.name = "head", .parameters = {{"head", static_cast<double>(head.head)}}, .hook = hook};
+  auto injector = std::make_shared<FaultInjector>(std::vector<FaultSpec>{fault}, model_.config());
+  RunOptions run{.names = std::vector<std::string>{}, .interference = interference_of(injector)};
+  try {
+    model_.run_with_cache(tokens_, run);
+    return {};
+  } catch (const VerificationFailed& e) {
+    const Point* first = e.verdict().first_failure();
+    return Refusal{.message = e.what(), .injected = head.name() + " zeroed", .at_the_fault = first != nullptr && to_string(first->id) == hook,
+                   .unchecked = answer_of(e.unverified_cache().activations().output().value), .verdict = lenscpp::to_json(e.verdict())};
+  }
+}
+
+ordered_json Demo::to_json(const Answer& a) const {
+  return {{"p_answer", a.p_answer}, {"p_wrong", a.p_wrong}, {"logit_difference", a.logit_difference}, {"top", token_text(model_, a.top)}};
+}
+
+std::string Demo::in_words(const Answer& a) const {
+  return "P(" + quoted_token(kAnswer) + ") " + percent(a.p_answer) + ", P(" + quoted_token(kWrong) + ") " + percent(a.p_wrong) +
+         ", logit difference " + (a.logit_difference >= 0 ? "+" : "") + fixed(a.logit_difference, 2);
+}
+
+ExitStatus Demo::run() {
+  title("1  A run, checked: " + model_in_words(model_));
+  say(tokens_in_words(model_, tokens_) + "\n");
+  VerifiedCache cache = run_checked(o_, model_, tokens_, {});
+  std::string table = cache.verdict().table();
+  auto summary = table.rfind('\n') + 1;
+  say(table.substr(0, summary) + "\n" + with_coloured_status(table.substr(summary)));
+
+  title("2  What it says");
+  Answer clean = answer_of(cache.output());
+  say(in_words(clean));
+
+  title("3  The logit lens: when does the model know?");
+  LogitLens lens = logit_lens(cache);
+  say(lens_table(model_, lens, answer_, kTop));
+
+  std::optional<std::uintmax_t> n_bytes;
+  fs::path file = fs::path(o_.out) / "run.safetensors";
+  if (!o_.out.empty()) {
+    n_bytes = save(file, activations_of(cache), tokens_,
+                   {{"status", name_of(cache.verdict().status)}, {"prompt", kPrompt}, {"verdict", lenscpp::to_json(cache.verdict())},
+                    {"record", record_to_json(cache.record(), o_)}, {"injected", ordered_json::array()}});
+    say("saved " + bytes_in_words(*n_bytes) + ": " + file.string());
+  }
+
+  Head head;
+  std::optional<Refusal> refusal;
+  std::optional<VerifiedCache> declared;
+  on_device(o_, [&] {
+    head = most_needed_head(clean.logit_difference);
+    refusal = with_fault(head);
+    declared.emplace(without(head));
+  });
+  title("4  The same run on a device that silently zeroes " + head.name());
+  if (refusal) {
+    say("unchecked it would have said: " + in_words(refusal->unchecked) + "; no error, no NaN");
+    say(with_coloured_status(refusal->message));
+    say("Refused: no analysis reads these numbers.");
+  } else {
+    say("This run was NOT refused, and should have been.");
+  }
+
+  title("5  The same change, declared as an edit");
+  say(in_words(answer_of(declared->output())) + "\n" + with_coloured_status(declared->verdict().summary()));
+
+  std::vector<std::string> wrong;
+  if (clean.top != answer_) wrong.push_back("the model's first choice is " + quoted_token(token_text(model_, clean.top)) + ", not " + quoted_token(kAnswer));
+  if (!refusal) wrong.push_back("the faulty run was not refused");
+  if (refusal && !refusal->at_the_fault) wrong.push_back("the first point of the refusal is not where the fault is");
+  ExitStatus status = wrong.empty() ? ExitStatus::done : ExitStatus::other;
+  if (o_.json)
+    print_json({{"command", "demo"}, {"exit_status", static_cast<int>(status)}, {"status", name_of(cache.verdict().status)},
+                {"prompt", kPrompt}, {"tokens", tokens_to_json(model_, tokens_)}, {"answer", kAnswer}, {"wrong", kWrong},
+                {"clean", to_json(clean)}, {"layers", lens_to_json(model_, lens, answer_, kTop)},
+                {"verdict", lenscpp::to_json(cache.verdict())}, {"record", record_to_json(cache.record(), o_)},
+                {"saved", n_bytes ? ordered_json{{"path", file.string()}, {"bytes", *n_bytes}} : ordered_json()},
+                {"fault", {{"injected", head.name() + " zeroed"}, {"refused", refusal.has_value()},
+                           {"at_the_fault", refusal && refusal->at_the_fault}, {"message", refusal ? ordered_json(refusal->message) : ordered_json()},
+                           {"unchecked", refusal ? to_json(refusal->unchecked) : ordered_json()},
+                           {"verdict", refusal ? ordered_json(refusal->verdict) : ordered_json()}}},
+                {"declared", {{"status", name_of(declared->verdict().status)}, {"answer", to_json(answer_of(declared->output()))}}},
+                {"not_as_it_should_be", wrong}});
+  for (const std::string& what : wrong) complain("[demo] " + what);
+  if (wrong.empty()) say("\nAll as it should be.");
+  return status;
+}
+
+// Made, if need be, before any work is done.
+void prepare_folder(const std::string& folder) {
+  if (folder.empty()) return;
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw std::invalid_argument("[--out] the folder \"" + folder + "\" cannot be made: " + error.message());
+  checked_output((fs::path(folder) / "run.safetensors").string());
+}
+
+}  // namespace
+
+Action add_demo(CLI::App& program) {
+  auto o = std::make_shared<Options>();
+  o->model = kModel;
+  CLI::App& command = *program.add_subcommand("demo", "The whole job on the model that ships, and a faulty run refused");
+  command.add_option("--out", o->out, "A folder for what is saved; without it, nothing is")->type_name("DIR")->group("Output");
+  add_common_options(command, *o);
+  command.footer(kFooter);
+  return [o] {
+    prepare_folder(o->out);
+    return Demo(*o).run();
+  };
+}
+
+}  // namespace lenscpp::command

@@ -1,0 +1,12 @@
+// Everything that experiments in C++ use: HookedTransformer, verified caches, plans, analyses, faults.
+#pragma once
+
+#include "hooks/hook_point.h"
+#include "hooks/plan.h"
+#include "hooks/run_record.h"
+#include "lens/fault_injection.h"
+#include "lens/hooked_transformer.h"
+#include "lens/logit_lens.h"
+#include "verify/verdict.h"
+#include "verify/verified_cache.h"
+#include "verify/verifier.h"
