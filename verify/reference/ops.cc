@@ -231,8 +231,8 @@ class Product : public Kernel {
 
   Expectation expect(const Block& b) const override {
     std::int64_t h = b.offset / width_, first = b.offset % width_;
-    Mat x_head = form_ == Form::whole ? Mat() : widened(x_, h * terms_, heads_ * terms_, rows_, terms_);
-    const Mat& x = form_ == Form::whole ? x_all_ : x_head;
+    auto x_head = std::make_shared<const Mat>(form_ == Form::whole ? Mat() : widened(x_, h * terms_, heads_ * terms_, rows_, terms_));
+    const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
     std::int64_t column = form_ == Form::per_head_input ? b.offset : first;
     auto w = std::make_shared<Mat>(weight_block(w_, form_ == Form::per_head_rows ? h * terms_ : 0, terms_, column, b.cols));
     Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
@@ -242,12 +242,11 @@ class Product : public Kernel {
     e.value.rowwise() += bias;
     Eigen::VectorXd x_square = x.rowwise().squaredNorm();
     Eigen::RowVectorXd w_square = w->colwise().squaredNorm();
-    e.expected_square = c_.u_a * c_.u_a * x_square.sum() * w_square.sum() +
-                        c_.u_s * c_.u_s / 3 * e.value.squaredNorm();
+    e.expected_square = expected_square(c_, terms_, x_square.sum() * w_square.sum(), e.value.squaredNorm());
     if (c_.narrow)
       narrow_slack(e, x_square, w_square, bias);
     else
-      wide_slack(e, x, std::move(w), bias, std::move(x_head));
+      wide_slack(e, x_head, std::move(w), bias);
     return e;
   }
 
@@ -262,7 +261,8 @@ class Product : public Kernel {
   // sqrt(sum x^2 w^2 + b^2) for every element would cost a second product. Two lower bounds of it are
   // nearly free, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
   // Cauchy-Schwarz, and the same root over every sixteenth term.
-  void wide_slack(Expectation& e, const Mat& x, std::shared_ptr<Mat> w, Eigen::RowVectorXd bias, Mat x_head) const {
+  void wide_slack(Expectation& e, const std::shared_ptr<const Mat>& x_head, std::shared_ptr<Mat> w, Eigen::RowVectorXd bias) const {
+    const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
     constexpr Index kStride = 16;
     Index kept = (terms_ + kStride - 1) / kStride;
     Mat x_part(x.rows(), kept), w_part(kept, w->cols());
@@ -275,9 +275,8 @@ class Product : public Kernel {
     for (Index r = 0; r < part.rows(); ++r)
       for (Index j = 0; j < part.cols(); ++j)
         e.slack(r, j) = product_slack(c_, terms_, std::max(std::abs(e.value(r, j)) * by_value, std::sqrt(part(r, j) + bias[j] * bias[j])));
-    auto own = std::make_shared<Mat>(std::move(x_head));
-    e.refine = [this, w = std::move(w), bias = std::move(bias), own](Index r, Index j) {
-      const Mat& rows = form_ == Form::whole ? x_all_ : *own;
+    e.refine = [this, x_head, w = std::move(w), bias = std::move(bias)](Index r, Index j) {
+      const Mat& rows = form_ == Form::whole ? x_all_ : *x_head;
       double square = (rows.row(r).transpose().array() * w->col(j).array()).square().sum();
       return product_slack(c_, terms_, std::sqrt(square + bias[j] * bias[j]));
     };
@@ -348,8 +347,7 @@ class Scores : public Kernel {
         double norms = std::sqrt(q_square[i] * k_square[j]) / divisor_;
         e.slack(i, j) = c_.narrow ? narrow_product_slack(c_, q.cols(), norms)
                                   : scores_slack(c_, q.cols(), std::sqrt(square(i, j)) / divisor_);
-        double y = e.value(i, j);
-        e.expected_square += c_.u_a * c_.u_a * norms * norms + c_.u_s * c_.u_s / 3 * y * y;
+        e.expected_square += expected_square(c_, q.cols(), norms * norms, e.value(i, j) * e.value(i, j));
       }
     return e;
   }
@@ -404,7 +402,8 @@ class Mix : public Kernel {
     Mat p = widened(p_, (prompt * heads_ + head) * b.rows * keys, keys, b.rows, keys);
     Mat v = head_rows(v_, prompt, head / (heads_ / v_.size(2)));
     Expectation e{.value = p * v, .slack = p.cwiseAbs() * v.cwiseAbs(), .refine = {}};
-    e.expected_square = c_.u_a * c_.u_a * e.slack.squaredNorm() + c_.u_s * c_.u_s / 3 * e.value.squaredNorm();
+    // Weights of one sign: the partial sums of p |v| stand for those of p v.
+    e.expected_square = expected_square(c_, keys, e.slack.squaredNorm(), e.slack.squaredNorm());
     e.slack = e.slack.unaryExpr([&](double magnitude) { return mix_slack(c_, keys, magnitude); });
     return e;
   }
