@@ -105,7 +105,8 @@ class Pass {
     z = z.view({batch, c.n_heads, pos, c.d_head}).transpose(1, 2).contiguous();
     z = tap(Site::z, l, z);                                                  // [batch, pos, head, d_head]
     at::Tensor result = tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
-    at::Tensor out = tap.edits(Site::result, l) ? at::add(at::sum(result, 2), w.b_O)
+    // Summed in the accumulation dtype and rounded once, as the fused product is.
+    at::Tensor out = tap.edits(Site::result, l) ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
                                                 : linear(z, w.W_O, w.b_O);
     return tap(Site::attn_out, l, out.view({batch, pos, c.d_model}));
   }
