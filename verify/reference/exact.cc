@@ -1,9 +1,12 @@
 // The exact check, its evidence, and the float64 run.
 #include "verify/reference/exact.h"
 
+#include <array>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 
 #include "verify/reference/ops.h"
@@ -49,13 +52,11 @@ struct Tally {
   }
 };
 
-// `on_failure(flat index, device, reference)` is called for every element beyond its tolerance. Elements
-// no worse than `known_worst` need no exact ratio: they can neither fail nor become the worst one.
+// Adds one block to `t`. `on_failure(flat index, device, reference)` is called for every element beyond
+// its tolerance.
 template <class OnFailure>
-Tally compare(const Block& b, const Expectation& e, const Array& output, const Array& extra, const Contract& c, double known_worst, const OnFailure& on_failure) {
-  Tally t;
-  t.worst = known_worst;
-  t.expected_square = e.expected_square;
+void compare(const Block& b, const Expectation& e, const Array& output, const Array& extra, const Contract& c, Tally& t, const OnFailure& on_failure) {
+  t.expected_square += e.expected_square;
   std::vector<double> device(static_cast<std::size_t>(b.cols)), widening(device.size(), 0.0);
   for (std::int64_t r = 0; r < b.rows; ++r) {
     std::int64_t begin = b.offset + r * b.row_stride;
@@ -64,7 +65,7 @@ Tally compare(const Block& b, const Expectation& e, const Array& output, const A
     for (std::int64_t j = 0; j < b.cols; ++j) {
       double reference = e.value(r, j);
       double ratio = error_ratio(device[j], reference, tolerance(c, reference, e.slack(r, j)) + widening[j], c);
-      // A cheap bound is refined only where it would decide: for a failure, or for the worst element.
+      // A cheap bound is refined only where it decides: for a failure, or for a new worst element.
       if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
         ratio = error_ratio(device[j], reference, tolerance(c, reference, e.refine(r, j)) + widening[j], c);
       t.compared += 1;
@@ -82,7 +83,6 @@ Tally compare(const Block& b, const Expectation& e, const Array& output, const A
       if (std::isfinite(error)) t.error_square += error * error;
     }
   }
-  return t;
 }
 
 // Waking threads costs more than a small link is worth.
@@ -104,7 +104,7 @@ Point check_exact(const Link& link, const std::vector<Array>& inputs, const Arra
   threads_for(link, output.numel(), parallel)(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
     Tally mine;
     for (std::int64_t i = begin; i < end; ++i)
-      mine.merge(compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine.worst, [](auto...) {}));
+      compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine, [](auto...) {});
     std::lock_guard lock(mutex);
     total.merge(mine);
   });
@@ -150,28 +150,32 @@ Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& o
 
 namespace {
 
-// Which indices of each axis hold failures, and how large those are.
+// Which indices of each axis hold failures, and what the failing elements have in common.
 struct Pattern {
-  std::int64_t count = 0, not_finite = 0;
+  std::int64_t count = 0, not_finite = 0, zeros = 0, unmasked = 0, hidden = 0;
   std::vector<std::vector<std::int64_t>> per_axis;  // failures at each index of each axis
-  std::vector<double> quotient;                     // device / reference of failing elements
-  double error_square = 0, reference_square = 0;
-  bool all_zero = true;
+  // Sums over the failing elements that are finite; along: of error times reference.
+  double device_square = 0, reference_square = 0, error_square = 0, along = 0;
 };
 
 Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Array& extra) {
   Pattern p;
   for (std::int64_t extent : output.shape()) p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
   auto kernel = make_kernel(link, inputs, output.shape(), c);
+  Tally ignored;
   for (const Block& b : kernel->blocks())
-    compare(b, kernel->expect(b), output, extra, c, -1, [&](std::int64_t index, double device, double reference) {
+    compare(b, kernel->expect(b), output, extra, c, ignored, [&](std::int64_t index, double device, double reference) {
       p.count += 1;
-      if (!std::isfinite(device)) p.not_finite += 1;
-      p.all_zero = p.all_zero && device == 0;
+      p.not_finite += !std::isfinite(device);
+      p.zeros += device == 0;
+      p.unmasked += std::isfinite(device) && reference == -kInfinity;
+      p.hidden += device == -kInfinity && std::isfinite(reference);
       if (std::isfinite(device) && std::isfinite(reference)) {
-        p.error_square += (device - reference) * (device - reference);
+        double error = device - reference;
+        p.device_square += device * device;
         p.reference_square += reference * reference;
-        if (reference != 0) p.quotient.push_back(device / reference);
+        p.error_square += error * error;
+        p.along += error * reference;
       }
       for (int d = output.rank() - 1; d >= 0; --d) {
         p.per_axis[d][index % output.size(d)] += 1;
@@ -211,13 +215,63 @@ std::string where(const Link& link, const Array& output, const Pattern& p) {
   return text;
 }
 
-bool scaled_by(const std::vector<double>& quotient, double& factor) {
-  if (quotient.size() < 4) return false;
-  double mean = 0, square = 0;
-  for (double q : quotient) mean += q / static_cast<double>(quotient.size());
-  for (double q : quotient) square += (q - mean) * (q - mean) / static_cast<double>(quotient.size());
-  factor = mean;
-  return std::abs(mean - 1) > 1e-3 && std::sqrt(square) < 1e-2 * std::abs(mean - 1) + 1e-5 * std::abs(mean);
+// device = factor * reference, but for a tenth of the error and the rounding of the store.
+std::optional<double> scaled_by(const Pattern& p, const Contract& c) {
+  if (p.count < 4 || p.reference_square == 0) return {};
+  double left = p.error_square - p.along * p.along / p.reference_square;
+  double rounding = c.u_s * c.u_s * p.reference_square;
+  if (!(left < std::min(0.5 * p.error_square, 0.01 * p.error_square + rounding))) return {};
+  return 1 + p.along / p.reference_square;
+}
+
+std::string short_number(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.6g", value);
+  return text.data();
+}
+
+// Whether the output is the reference with rows of one axis moved: whether output[to] is reference[from]
+// for the given pairs, but for a tenth of the difference between output[to] and reference[to].
+bool moved(const Array& output, const Array& reference, int axis, const std::vector<std::pair<std::int64_t, std::int64_t>>& to_from) {
+  std::int64_t extent = output.size(axis), inner = 1, outer = 1;
+  for (int d = 0; d < axis; ++d) outer *= output.size(d);
+  for (int d = axis + 1; d < output.rank(); ++d) inner *= output.size(d);
+  auto square = [](double a, double b) {
+    return a == b ? 0 : std::isfinite(a - b) ? (a - b) * (a - b) : kInfinity;  // infinities must match
+  };
+  double unmoved_square = 0, moved_square = 0;
+  for (std::int64_t o = 0; o < outer; ++o)
+    for (auto [to, from] : to_from)
+      for (std::int64_t i = 0; i < inner; ++i) {
+        double device = output[(o * extent + to) * inner + i];
+        unmoved_square += square(device, reference[(o * extent + to) * inner + i]);
+        moved_square += square(device, reference[(o * extent + from) * inner + i]);
+      }
+  return moved_square < kInfinity && unmoved_square > 0 && !(moved_square > 0.01 * unmoved_square);
+}
+
+// "heads 1 and 2 swapped", "rows shifted by 1", or nothing.
+std::string movement(const Link& link, const Array& output, const Array& reference, const Pattern& p) {
+  auto axes = info(link.output.site).axes;
+  for (int d = 0; d < output.rank(); ++d) {
+    std::int64_t extent = output.size(d);
+    if (axes[d] == Axis::head || axes[d] == Axis::kv_head) {
+      std::vector<std::int64_t> wrong;
+      for (std::int64_t h = 0; h < extent; ++h)
+        if (p.per_axis[d][h] > 0) wrong.push_back(h);
+      if (wrong.size() == 2 && moved(output, reference, d, {{wrong[0], wrong[1]}, {wrong[1], wrong[0]}}))
+        return "heads " + std::to_string(wrong[0]) + " and " + std::to_string(wrong[1]) + " swapped";
+    }
+    if (axes[d] == Axis::pos || axes[d] == Axis::query || (axes[d] == Axis::key && d == 1)) {
+      for (std::int64_t distance = 1; distance <= std::min<std::int64_t>(4, extent / 2); ++distance)
+        for (std::int64_t by : {distance, -distance}) {
+          std::vector<std::pair<std::int64_t, std::int64_t>> to_from;
+          for (std::int64_t to = std::max<std::int64_t>(0, by); to < std::min(extent, extent + by); ++to) to_from.push_back({to, to - by});
+          if (moved(output, reference, d, to_from)) return "rows shifted by " + std::to_string(by);
+        }
+    }
+  }
+  return "";
 }
 
 std::string precision(double relative) {
@@ -234,18 +288,19 @@ std::string diagnose(const Link& link, const std::vector<Array>& inputs, const A
   Pattern p = failure_pattern(link, inputs, output, c, extra);
   std::string place = where(link, output, p);
   auto with_place = [&](const std::string& what) { return place.empty() ? what : what + ": " + place; };
-  if (link.op == Op::scores) {
-    bool mask = std::isinf(point.device_value) != std::isinf(point.reference_value);
-    if (mask) return with_place("mask");
-  }
-  if (p.not_finite == p.count) return with_place(p.count == 1 ? "one element, not finite" : "not finite");
-  if (p.count == 1) return with_place("one element");
-  if (p.all_zero) return with_place("zeros");
-  double factor;
-  if (scaled_by(p.quotient, factor)) return with_place("scaled by " + std::to_string(factor));
+  bool scores = link.output.site == Site::attn_scores;
+  if (scores && p.unmasked == p.count) return with_place("mask: keys of the future are visible");
+  if (scores && p.hidden == p.count) return with_place("mask: keys are hidden");
+  if (p.count == 1) return with_place(p.not_finite == 1 ? "one element, not finite" : "one element");
+  if (p.not_finite == p.count) return with_place("not finite");
+  if (p.zeros == p.count) return with_place("zeros");
+  std::string move = movement(link, output, compute(link, inputs, output.shape(), serial_for), p);
+  if (!move.empty()) return move;
+  if (auto factor = scaled_by(p, c)) return with_place("scaled by " + short_number(*factor));
   double relative = p.reference_square > 0 ? std::sqrt(p.error_square / p.reference_square) : 1;
   bool everywhere = p.count * 20 > output.numel();
   if (everywhere && !precision(relative).empty()) return with_place(precision(relative));
+  if (p.along + p.reference_square < 0.5 * std::sqrt(p.device_square * p.reference_square)) return with_place("unrelated values");
   return place.empty() ? "everywhere" : place;
 }
 
