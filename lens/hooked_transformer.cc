@@ -23,7 +23,9 @@ namespace {
 
 c10::Device device_of(const std::string& name) {
   try {
-    return c10::Device(name);
+    c10::Device device(name);
+    if (device.is_meta()) throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
+    return device;
   } catch (const c10::Error& e) {
     throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
   }
@@ -57,6 +59,24 @@ Weights prepared(const std::filesystem::path& folder, const LoadOptions& options
   Weights processed = process(raw, options.processing);
   check_processing(raw, processed, torch_parallel_for);
   return options.dtype == master ? processed : cast(processed, options.dtype);
+}
+
+// All rows of a run: from tokens, or from a residual.
+Rows rows_of(const Tokens& tokens, const std::optional<Start>& start, const Config& config, DType dtype) {
+  if (!start) return Rows::from_tokens(tokens.ids, tokens.batch, config);
+  const Array& x = start->residual;
+  if (!tokens.ids.empty()) refuse("a run starts from tokens or from a residual, not from both");
+  if (x.rank() != 3 || x.dtype() != dtype || x.size(2) != config.d_model)
+    refuse("a run starts from a residual [batch, pos, " + std::to_string(config.d_model) + "] of " + std::string(name_of(dtype)) +
+           "; found: " + to_string(x.shape()) + " of " + std::string(name_of(x.dtype())));
+  std::int64_t layer = start->layer < 0 ? start->layer + config.n_layers : start->layer;
+  if (layer < 0 || layer >= config.n_layers)
+    throw std::out_of_range("[model] start_at_layer " + std::to_string(start->layer) + " out of range: the model has " +
+                            std::to_string(config.n_layers) + " layers");
+  Rows rows{.batch = x.size(0), .pos = x.size(1), .tokens = {}, .positions = {}, .first_layer = layer, .end_layer = config.n_layers};
+  for (std::int64_t i = 0; i < rows.batch * rows.pos; ++i) rows.positions.push_back(i % rows.pos);
+  rows.start_residual = x;
+  return rows;
 }
 
 // Not by fmt: the wheel carries headers of another version than the library that we link.
@@ -132,11 +152,13 @@ std::vector<std::string> HookedTransformer::to_str_tokens(const std::string& tex
   return strings;
 }
 
-std::int64_t HookedTransformer::to_single_token(const std::string& text) const {
-  auto ids = tokenizer().encode(text);
+std::int64_t HookedTransformer::to_single_token(const std::string& text) const { return single_token(tokenizer(), text); }
+
+std::int64_t single_token(const Tokenizer& tokenizer, const std::string& text) {
+  auto ids = tokenizer.encode(text);
   if (ids.size() == 1) return ids[0];
   std::string parts;
-  for (std::int64_t id : ids) parts += (parts.empty() ? "\"" : ", \"") + tokenizer().token(id) + "\"";
+  for (std::int64_t id : ids) parts += (parts.empty() ? "\"" : ", \"") + tokenizer.token(id) + "\"";
   refuse("\"" + text + "\" is " + std::to_string(ids.size()) + " tokens, not one" + (parts.empty() ? "" : ": " + parts) +
          (!text.empty() && text[0] != ' ' ? " (words inside a text usually begin with a space)" : ""));
 }
@@ -154,7 +176,7 @@ std::vector<TensorId> selected_hooks(const Config& config, const RunOptions& opt
 }
 
 Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& options) const {
-  Request request{.rows = Rows::from_tokens(tokens.ids, tokens.batch, config()), .plan = options.plan};
+  Request request{.rows = rows_of(tokens, options.start, config(), options_.dtype), .plan = options.plan};
   if (options.stop_at_layer) {
     std::int64_t stop = *options.stop_at_layer < 0 ? *options.stop_at_layer + config().n_layers : *options.stop_at_layer;
     if (stop < 0 || stop > config().n_layers)

@@ -33,6 +33,12 @@ struct LoadOptions {
   std::optional<std::filesystem::path> tokenizer = {};  // unset: tokenizer.json in the folder, if any
 };
 
+/// Where a run starts that does not start from tokens.
+struct Start {
+  std::int64_t layer;  // negative from the end
+  Array residual;      // resid_pre of that layer: [batch, pos, d_model], of the model's dtype
+};
+
 /// One call of a model.
 struct RunOptions {
   std::optional<VerifyMode> verify = {};               // unset: the model's
@@ -40,6 +46,7 @@ struct RunOptions {
   std::function<bool(const std::string&)> filter = {};  // or those for which this holds; neither: all
   std::optional<std::vector<std::int64_t>> pos_slice = {};
   Plan plan = {};
+  std::optional<Start> start = {};                 // instead of tokens, of which there must be none then
   std::optional<std::int64_t> stop_at_layer = {};  // exclusive, negative from the end: returns the residual there
   bool drift = false;                              // report the distance from a float64 run
   Interference interference = {};                  // faults injected at the taps
@@ -72,7 +79,7 @@ class HookedTransformer {
   Tokens tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const;
   std::string to_string(const std::vector<std::int64_t>& ids) const;
   std::vector<std::string> to_str_tokens(const std::string& text, std::optional<bool> prepend_bos = {}) const;
-  /// The one token of `text`; throws std::invalid_argument listing the tokens when it is not one.
+  /// single_token by this model's tokenizer.
   std::int64_t to_single_token(const std::string& text) const;
 
   /// Runs and verifies. Throws VerificationFailed when the run is INVALID; std::invalid_argument when
@@ -95,6 +102,9 @@ class HookedTransformer {
   std::string name_;
   std::shared_future<std::string> digest_;
 };
+
+/// The one token of `text`; throws std::invalid_argument listing the tokens when it is not one.
+std::int64_t single_token(const Tokenizer& tokenizer, const std::string& text);
 
 /// Which hook points a call keeps: options.names, options.filter or all default ones. Throws
 /// std::invalid_argument naming the nearest when something matches nothing.
