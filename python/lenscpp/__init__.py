@@ -1,0 +1,64 @@
+"""lenscpp: a HookedTransformer whose every activation is checked against an independent float64 reference.
+
+    import lenscpp as lens
+
+    model = lens.HookedTransformer.from_pretrained("tiny-ioi")
+    logits, cache = model.run_with_cache("When John and Mary went to the store, John gave the bag to")
+    print(cache.verdict)
+    lens.logit_lens(cache).plot()
+
+A run whose numbers are wrong raises VerificationFailed by itself; an analysis takes a VerifiedCache and
+nothing else (NotVerified).
+"""
+
+import collections.abc as _abc
+
+import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
+
+from . import faults, utils
+from ._config import HookedTransformerConfig
+from ._edits import Ablate, Add, Patch, Scale
+from ._lenscpp import (
+    DeviceError,
+    Edit,
+    NotVerified,
+    Plan,
+    Point,
+    Tokenizer,
+    UnverifiedCache,
+    Verdict,
+    VerificationFailed,
+    VerifiedCache,
+    __version__,
+)
+from ._logit_lens import LogitLens, TopK, logit_lens
+from ._model import HookedTransformer, verify_recorded
+
+_abc.Mapping.register(VerifiedCache)
+_abc.Mapping.register(UnverifiedCache)
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "DeviceError",
+    "Edit",
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "LogitLens",
+    "NotVerified",
+    "Patch",
+    "Plan",
+    "Point",
+    "Scale",
+    "Tokenizer",
+    "TopK",
+    "UnverifiedCache",
+    "Verdict",
+    "VerificationFailed",
+    "VerifiedCache",
+    "__version__",
+    "faults",
+    "logit_lens",
+    "utils",
+    "verify_recorded",
+]

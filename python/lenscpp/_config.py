@@ -1,0 +1,98 @@
+"""A model's config under TransformerLens's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "silu": "silu"}
+_NORMS = {"layer_norm": "LN", "layer_norm_pre": "LNPre"}
+_POSITIONS = {"learned": "standard"}
+_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel"}
+
+
+class HookedTransformerConfig(Mapping[str, Any]):
+    """Dimensions and kinds of a model, by attribute or by key; read only.
+
+    n_layers n_heads n_key_value_heads (None where every head has its own) d_model d_head d_mlp d_vocab
+    d_vocab_out n_ctx eps act_fn normalization_type ("LN", or "LNPre" once folded) positional_embedding_type
+    original_architecture use_attn_scale attn_scale scale_attn_by_inverse_layer_idx tied_unembedding device dtype
+    default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts).
+    """
+
+    _values: dict[str, Any]
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_values")[name]
+        except KeyError:
+            raise AttributeError(f"[config] no {name!r}; there are: {', '.join(self._values)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"[config] {name} cannot be set: a loaded model does not change")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"[config] {name} cannot be deleted: a loaded model does not change")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return "HookedTransformerConfig(\n" + "".join(f"    {k}={v!r},\n" for k, v in self._values.items()) + ")"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HookedTransformerConfig, (dict(self._values),)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of one's own."""
+        return dict(self._values)
+
+
+def config_of(model: Any) -> HookedTransformerConfig:
+    """The config of a _lenscpp.Model."""
+    c = model.config()
+    heads, kv_heads = c["n_heads"], c["n_kv_heads"]
+    return HookedTransformerConfig(
+        {
+            "model_name": model.name,
+            "original_architecture": _ARCHITECTURES.get(c["family"], c["family"]),
+            "n_layers": c["n_layers"],
+            "n_heads": heads,
+            "n_key_value_heads": None if kv_heads == heads else kv_heads,
+            "d_model": c["d_model"],
+            "d_head": c["d_head"],
+            "d_mlp": c["d_mlp"],
+            "d_vocab": c["d_vocab"],
+            "d_vocab_out": c["d_vocab"],
+            "n_ctx": c["n_ctx"],
+            "eps": c["norm_eps"],
+            "act_fn": _ACTIVATIONS[c["activation"]],
+            "normalization_type": _NORMS[c["norm"]],
+            "positional_embedding_type": _POSITIONS[c["positions"]],
+            "attn_only": False,
+            "gated_mlp": False,
+            "parallel_attn_mlp": c["topology"] != "sequential",
+            "use_attn_scale": c["scale_attn_by_sqrt_d_head"],
+            "attn_scale": c["d_head"] ** 0.5 if c["scale_attn_by_sqrt_d_head"] else 1.0,
+            "scale_attn_by_inverse_layer_idx": c["scale_attn_by_inverse_layer"],
+            "tied_unembedding": c["tied_unembedding"],
+            "default_prepend_bos": model.default_prepend_bos,
+            "device": model.device,
+            "dtype": getattr(torch, model.dtype),
+            "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + 2 * c["d_mlp"]),
+        }
+    )

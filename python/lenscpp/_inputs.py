@@ -1,0 +1,163 @@
+"""What a model may be given, turned into what the C++ side runs. Kinds are told here, so that an error
+names a kind and never prints a tensor."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from . import _lenscpp
+
+ALLOWED = "a str, a list of str, or token ids [pos] or [batch, pos]: a torch.Tensor or numpy array of integers, or lists of int"
+
+
+def kind(value: Any) -> str:
+    """What something is, in a few words."""
+    if isinstance(value, torch.Tensor):
+        return f"a torch.Tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if is_numpy(value):
+        return f"a numpy array of {value.dtype} {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {', '.join(sorted({type(v).__name__ for v in value})) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def is_numpy(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and hasattr(value, "dtype")
+
+
+def tokens(model: _lenscpp.Model, value: Any, prepend_bos: bool | None = None) -> _lenscpp.Tokens:
+    """Token ids of any allowed input. `prepend_bos` concerns text alone."""
+    optional_bool("prepend_bos", prepend_bos)
+    if isinstance(value, str):
+        return model.tokens_of_texts([utf8(value)], prepend_bos)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        return model.tokens_of_texts([utf8(v) for v in value], prepend_bos)
+    return model.tokens_of_ids(ids(value))
+
+
+def ids(value: Any) -> torch.Tensor | list[list[int]]:
+    """Token ids: a tensor as it is, anything else as rows of int."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if is_numpy(value):
+        if value.dtype.kind not in "iu":
+            raise TypeError(f"[model] token ids are integers; found: {kind(value)}")
+        if value.ndim not in (1, 2) or value.size == 0:
+            raise ValueError(f"[model] tokens of shape {list(value.shape)}; allowed: [pos] and [batch, pos], neither of them 0")
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"[model] needed: {ALLOWED}; found: {kind(value)}")
+    if not value:
+        raise ValueError("[model] no prompt and no tokens were given: the list is empty")
+    nested = isinstance(value[0], (list, tuple))
+    if any(isinstance(v, (list, tuple)) != nested for v in value):
+        raise TypeError(f"[model] needed: {ALLOWED}; found: {kind(value)}")
+    rows = [[token_id(v) for v in row] for row in (value if nested else [value])]
+    if not all(rows):
+        raise ValueError("[model] a prompt of no tokens was given")
+    return rows
+
+
+def token_id(value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"[model] a token id is an int; found: {kind(value)}") from None
+    if not -(2**63) <= number < 2**63:
+        raise IndexError("[model] a token id beyond 64 bits")
+    return number
+
+
+def utf8(text: str) -> str:
+    """The text, if it can be encoded: half a surrogate pair is no character (UnicodeEncodeError, a ValueError)."""
+    text.encode()
+    return text
+
+
+def optional_bool(what: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"[model] {what} is True, False or None; found: {kind(value)}")
+
+
+def optional_int(what: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"[model] {what} is an int or None; found: {kind(value)}") from None
+
+
+def positions(pos_slice: Any, pos: int) -> list[int] | None:
+    """TransformerLens's slices: an int keeps the axis, a tuple is a Python slice, a list or array are indices.
+
+    IndexError for a position that is not there, ValueError where nothing is left (there, silent).
+    """
+    if pos_slice is None:
+        return None
+    if isinstance(pos_slice, (slice, tuple)):
+        bounds = (pos_slice.start, pos_slice.stop, pos_slice.step) if isinstance(pos_slice, slice) else pos_slice
+        if not 1 <= len(bounds) <= 3:
+            raise ValueError(f"[model] pos_slice: a tuple of {len(bounds)}; allowed: (stop,), (start, stop), (start, stop, step)")
+        parts = slice(*(optional_int("pos_slice", b) for b in bounds))
+        if parts.step is not None and parts.step < 1:
+            raise ValueError(f"[model] pos_slice: a step of {parts.step}; allowed: 1 and more")
+        chosen = list(range(pos))[parts]
+        if not chosen:
+            raise ValueError(f"[model] pos_slice {pos_slice} selects none of {pos} positions")
+        return chosen
+    if isinstance(pos_slice, torch.Tensor) or is_numpy(pos_slice):
+        pos_slice = pos_slice.tolist()
+    if isinstance(pos_slice, (list, range)):
+        listed = list(pos_slice)
+        if listed and all(isinstance(p, bool) for p in listed):
+            if len(listed) != pos:
+                raise IndexError(f"[model] pos_slice: a mask of {len(listed)} for {pos} positions")
+            listed = [p for p, chosen_here in enumerate(listed) if chosen_here]
+    else:
+        listed = [pos_slice]
+    chosen = []
+    for p in listed:
+        try:
+            if isinstance(p, bool):
+                raise TypeError
+            index = operator.index(p)
+        except TypeError:
+            raise TypeError(f"[model] pos_slice is an int, a tuple (a slice), a list, range, tensor or array of positions; found: {kind(p)}") from None
+        if not -pos <= index < pos:
+            raise IndexError(f"[model] pos_slice: position {index} out of range: there are {pos} (0..{pos - 1})")
+        chosen.append(index % pos)
+    if not chosen:
+        raise ValueError(f"[model] pos_slice selects none of {pos} positions")
+    return chosen
+
+
+def names(model: _lenscpp.Model, names_filter: str | Iterable[str] | Callable[[str], bool] | None) -> dict[str, Any]:
+    """The keywords of Model.run that a names_filter means. A predicate sees every name once; those that exist
+    only on demand must be named."""
+    if names_filter is None:
+        return {}
+    if isinstance(names_filter, str):
+        return {"names": [names_filter]}
+    if callable(names_filter):
+        chosen = [name for name in model.hook_names() if names_filter(name)]
+        if not chosen:
+            extra = [name for name in model.hook_names(on_demand=True) if name not in set(model.hook_names()) and names_filter(name)]
+            more = f"; {extra[0]!r} is computed where it is named, in a list" if extra else '; names look like "blocks.0.hook_resid_pre"'
+            raise ValueError(f"[model] names_filter matches no hook point{more}")
+        return {"among": chosen}
+    if isinstance(names_filter, (list, tuple, set, frozenset)):
+        if not all(isinstance(name, str) for name in names_filter):
+            raise TypeError(f"[model] names_filter: needed: hook names; found: {kind(list(names_filter))}")
+        if not names_filter:
+            raise ValueError("[model] names_filter is empty: nothing would be kept; call the model for its logits alone")
+        return {"names": list(names_filter)}
+    raise TypeError(f"[model] names_filter is None, a str, a list of str or a function of a name; found: {kind(names_filter)}")

@@ -1,0 +1,504 @@
+"""HookedTransformer as researchers know it from TransformerLens, over the C++ model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _inputs, _lenscpp, faults
+from ._config import HookedTransformerConfig, config_of
+
+Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
+NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+MODELS = Path(__file__).parent / "models"
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_RETURNS = {"logits": "logits", "loss": "loss", "both": "both", None: "none"}
+_MPS = (
+    "[device] mps has computed wrong activations without an error or a NaN: on GPT-2 small's IOI prompt the logit difference "
+    "went from +3.36 to -0.99. Every run is verified against the CPU, and refused where it differs, unless verify='off'."
+)
+
+
+class HookedTransformer:
+    """A transformer whose every run is checked before anybody reads it.
+
+    Made by from_pretrained. Runs raise VerificationFailed by themselves when what the device computed is not
+    the model. Nothing is left on the model after a call; tensors handed out are CPU tensors of the caller's own.
+    """
+
+    def __init__(self, cfg: Any = None, tokenizer: Any = None) -> None:
+        raise NotImplementedError("[model] models from a config alone are not built yet: use HookedTransformer.from_pretrained")
+
+    # ---- loading ----
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        verify: str = "exact",
+        adapter: Any = None,
+        first_n_layers: int | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        default_prepend_bos: bool | None = None,
+    ) -> HookedTransformer:
+        """Loads a Hugging Face folder as it lies there, or a model that ships ("tiny-ioi"). Downloads nothing.
+
+        The four processing steps are TransformerLens's, on by default, computed in float64 and checked against
+        the raw model. device: None means the CPU; no accelerator is ever chosen unasked. dtype: "float32"
+        "float64" "bfloat16" "float16", or torch's. verify: "exact" or "off". tokenizer: path of a
+        tokenizer.json; None takes the folder's, if any. default_prepend_bos: None means yes where the
+        tokenizer has a BOS token.
+
+        Raises FileNotFoundError (no such model or file), ValueError naming file and field (what is malformed
+        or not understood), IndexError (first_n_layers), DeviceError (unknown or missing device), TypeError,
+        NotImplementedError (adapter), RuntimeError (processing changed what the model computes).
+        """
+        folder = _folder(name_or_path)
+        if adapter is not None:
+            raise NotImplementedError(f"[model] adapter: {_inputs.kind(adapter)} was given; adapters are not built yet")
+        processing = {
+            "fold_ln": fold_ln,
+            "center_writing_weights": center_writing_weights,
+            "center_unembed": center_unembed,
+            "fold_value_biases": fold_value_biases,
+        }
+        for step, on in processing.items():
+            if not isinstance(on, bool):
+                raise TypeError(f"[model] {step} is True or False; found: {_inputs.kind(on)}")
+        _inputs.optional_bool("default_prepend_bos", default_prepend_bos)
+        model = _lenscpp.Model.load(
+            os.fspath(folder),
+            **processing,
+            device=_device(device),
+            dtype=_dtype(dtype),
+            verify=_verify(verify),
+            first_n_layers=_inputs.optional_int("first_n_layers", first_n_layers),
+            tokenizer=_tokenizer(tokenizer),
+            default_prepend_bos=default_prepend_bos,
+        )
+        self = object.__new__(cls)
+        self._model = model
+        self._cfg = config_of(model)
+        return self
+
+    @classmethod
+    def from_pretrained_no_processing(cls, name_or_path: str | os.PathLike[str], **options: Any) -> HookedTransformer:
+        """from_pretrained with the four processing steps off: the checkpoint's own numbers."""
+        steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+        return cls.from_pretrained(name_or_path, **{**dict.fromkeys(steps, False), **options})
+
+    # ---- what it is ----
+
+    _model: _lenscpp.Model
+    _cfg: HookedTransformerConfig
+
+    @property
+    def cfg(self) -> HookedTransformerConfig:
+        """Dimensions and kinds under TransformerLens's names; read only."""
+        return self._cfg
+
+    @property
+    def tokenizer(self) -> _lenscpp.Tokenizer | None:
+        return self._model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs. What it hands out is on the CPU, where it was verified."""
+        return torch.device(self._model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._cfg.dtype
+
+    @property
+    def verify(self) -> str:
+        """How runs are verified unless a call says otherwise: "exact" or "off"."""
+        return self._model.verify
+
+    @property
+    def processing(self) -> dict[str, bool]:
+        """Which processing steps the weights went through."""
+        return self._model.processing()
+
+    @property
+    def digest(self) -> str:
+        """Of config and weights, as every record of a run has it."""
+        return self._model.digest()
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Every name that a default run caches, in firing order."""
+        return self._model.hook_names()
+
+    def __repr__(self) -> str:
+        c = self._cfg
+        steps = [step for step, on in self.processing.items() if on]
+        return (
+            f"<HookedTransformer {c.model_name}: {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, d_vocab {c.d_vocab}; "
+            f"{self._model.dtype} on {self._model.device}, verify {self.verify}; processed: {', '.join(steps) or 'nothing'}>"
+        )
+
+    # ---- tokens ----
+
+    def to_tokens(self, input: str | list[str], prepend_bos: bool | None = None) -> torch.Tensor:
+        """LongTensor [batch, pos] of a text or of texts of equal length in tokens.
+
+        prepend_bos: None means the model's default. ValueError without a tokenizer, for unequal lengths and
+        for text that cannot be encoded; nothing is padded and nothing truncated.
+        """
+        texts = [input] if isinstance(input, str) else input
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+            raise TypeError(f"[model] to_tokens takes a str or a list of str; found: {_inputs.kind(input)}")
+        _inputs.optional_bool("prepend_bos", prepend_bos)
+        return self._model.tokens_of_texts([_inputs.utf8(t) for t in texts], prepend_bos).tensor()
+
+    def to_string(self, tokens: Any) -> str | list[str]:
+        """The text of tokens: a str for an int or [pos], a list of str for [batch, pos]."""
+        tokenizer = self._tokenizer()
+        if isinstance(tokens, int) or (isinstance(tokens, torch.Tensor) and tokens.dim() == 0):
+            return tokenizer.decode([_inputs.token_id(tokens)])
+        rows = self._rows(tokens)
+        texts = [tokenizer.decode(row) for row in rows]
+        nested = tokens.ndim == 2 if hasattr(tokens, "ndim") else isinstance(tokens[0], (list, tuple))
+        return texts if nested else texts[0]
+
+    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[str] | list[list[str]]:
+        """Every token as a text of its own: a list for one prompt, a list of lists for a list of texts.
+
+        prepend_bos concerns text alone. ValueError for a batch of more than one row of ids.
+        """
+        if isinstance(input, (list, tuple)) and input and all(isinstance(v, str) for v in input):
+            return [self._str_tokens(_inputs.tokens(self._model, v, prepend_bos).rows()[0]) for v in input]
+        if isinstance(input, str):
+            return self._str_tokens(_inputs.tokens(self._model, input, prepend_bos).rows()[0])
+        return self._str_tokens(self._one_row(input))
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a text that is one token; ValueError listing the tokens where it is not."""
+        if not isinstance(string, str):
+            raise TypeError(f"[model] to_single_token takes a str; found: {_inputs.kind(string)}")
+        return self._model.to_single_token(_inputs.utf8(string))
+
+    def to_single_str_token(self, int_token: int) -> str:
+        """The text of one token id; ValueError for an id that no token has."""
+        return self._tokenizer().decode([_inputs.token_id(int_token)])
+
+    def get_token_position(
+        self, single_token: str | int, input: Any, mode: str = "first", prepend_bos: bool | None = None
+    ) -> int:
+        """Where a token stands in a text or in one row of ids: its first or last position (mode).
+
+        ValueError where it does not occur.
+        """
+        if mode not in ("first", "last"):
+            raise ValueError(f'[model] mode {mode!r}; allowed: "first", "last"')
+        row = _inputs.tokens(self._model, input, prepend_bos).rows()[0] if isinstance(input, str) else self._one_row(input)
+        token = self.to_single_token(single_token) if isinstance(single_token, str) else _inputs.token_id(single_token)
+        if token not in row:
+            raise ValueError(f"[model] token {token} does not occur in this prompt of {len(row)} tokens")
+        return row.index(token) if mode == "first" else len(row) - 1 - row[::-1].index(token)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> torch.Tensor:
+        """The columns of W_U of tokens: [d_model] for one (a str or int), [..., d_model] for ids [...]."""
+        if isinstance(tokens, str):
+            return self._model.residual_directions([self.to_single_token(tokens)])[0]
+        if isinstance(tokens, int):
+            return self._model.residual_directions([_inputs.token_id(tokens)])[0]
+        if isinstance(tokens, torch.Tensor) and tokens.numel() == 1:
+            return self._model.residual_directions([_inputs.token_id(tokens.reshape(()))])[0]
+        rows = self._rows(tokens)
+        directions = self._model.residual_directions([t for row in rows for t in row])
+        nested = tokens.ndim == 2 if hasattr(tokens, "ndim") else isinstance(tokens[0], (list, tuple))
+        return directions.view(len(rows), -1, directions.shape[-1]) if nested else directions
+
+    # ---- runs ----
+
+    def forward(
+        self,
+        input: Any,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        attention_mask: Any = None,
+        verify: str | None = None,
+        *,
+        plan: _lenscpp.Plan | None = None,
+        tokens: Any = None,
+    ) -> Output:
+        """Runs the model and verifies the run.
+
+        input: a str, a list of str of equal length in tokens, or token ids [pos] or [batch, pos] (a tensor, an
+        array, lists); with start_at_layer, the residual [batch, pos, d_model] before that layer instead (and
+        `tokens` where a loss is wanted). start_at_layer is inclusive, stop_at_layer exclusive, both may be
+        negative. attention_mask: all ones; others are not built yet.
+
+        Returns logits [batch, pos, d_vocab]; with stop_at_layer the residual [batch, pos, d_model]; with
+        return_type "loss" the mean of -log p(next token) in nats, or [batch, pos - 1] of them
+        (loss_per_token); "both" is (logits, loss); None is None.
+
+        Raises VerificationFailed when the run is INVALID; ValueError, IndexError, TypeError naming what was
+        found and what is allowed; KeyboardInterrupt between two tensors.
+        """
+        result, _ = self._run(
+            input, return_type, loss_per_token, prepend_bos, start_at_layer, stop_at_layer, attention_mask, verify, plan, tokens, keep=False
+        )
+        return result
+
+    __call__ = forward
+
+    def run_with_cache(
+        self,
+        input: Any,
+        names_filter: NamesFilter = None,
+        pos_slice: Any = None,
+        plan: _lenscpp.Plan | None = None,
+        stop_at_layer: int | None = None,
+        return_type: str | None = "logits",
+        prepend_bos: bool | None = None,
+        verify: str | None = None,
+        drift: bool = False,
+        *,
+        start_at_layer: int | None = None,
+        attention_mask: Any = None,
+        loss_per_token: bool = False,
+        tokens: Any = None,
+    ) -> tuple[Output, _lenscpp.VerifiedCache | _lenscpp.UnverifiedCache]:
+        """Runs, verifies all of the run, and keeps its activations: (what forward returns, VerifiedCache).
+
+        names_filter: None (every default hook point), a name, a list of names (those that exist on demand
+        included: hook_result, hook_attn_in, hook_q_input, ..., hook_mlp_in, hook_tokens), or a function of a
+        name. pos_slice: positions to keep, as TransformerLens slices (an int keeps the axis, a tuple is a Python
+        slice, a list are indices). plan: a lens.Plan of edits. drift: also report how far the run is from a
+        float64 run from the same tokens, in cache.verdict.drift. verify="off" returns an UnverifiedCache, which
+        no analysis takes.
+
+        Raises what forward raises; ValueError where names_filter or pos_slice matches nothing.
+        """
+        if not isinstance(drift, bool):
+            raise TypeError(f"[model] drift is True or False; found: {_inputs.kind(drift)}")
+        result, cache = self._run(
+            input,
+            return_type,
+            loss_per_token,
+            prepend_bos,
+            start_at_layer,
+            stop_at_layer,
+            attention_mask,
+            verify,
+            plan,
+            tokens,
+            keep=True,
+            drift=drift,
+            names_filter=names_filter,
+            pos_slice=pos_slice,
+        )
+        assert cache is not None
+        return result, cache
+
+    def verify_recorded(self, tokens: Any, activations: Mapping[str, torch.Tensor]) -> _lenscpp.VerifiedCache:
+        """See lenscpp.verify_recorded."""
+        if not isinstance(activations, Mapping) or not all(isinstance(name, str) for name in activations):
+            raise TypeError(f"[verify] activations: needed: a dict of hook name -> torch.Tensor; found: {_inputs.kind(activations)}")
+        return self._model.verify_recorded(_inputs.tokens(self._model, tokens), dict(activations))
+
+    def _run(
+        self,
+        input: Any,
+        return_type: str | None,
+        loss_per_token: bool,
+        prepend_bos: bool | None,
+        start_at_layer: int | None,
+        stop_at_layer: int | None,
+        attention_mask: Any,
+        verify: str | None,
+        plan: _lenscpp.Plan | None,
+        tokens: Any,
+        *,
+        keep: bool,
+        drift: bool = False,
+        names_filter: NamesFilter = None,
+        pos_slice: Any = None,
+    ) -> tuple[Output, _lenscpp.VerifiedCache | _lenscpp.UnverifiedCache | None]:
+        if return_type is not None and return_type not in _RETURNS:
+            raise ValueError(f'[model] return_type {return_type!r}; allowed: "logits", "loss", "both", None')
+        start_at_layer = _inputs.optional_int("start_at_layer", start_at_layer)
+        if start_at_layer is None:
+            if tokens is not None:
+                raise ValueError("[model] tokens are given beside a residual (start_at_layer) alone: the input is tokens already")
+            run_tokens = _inputs.tokens(self._model, input, prepend_bos)
+            batch, pos = run_tokens.batch, run_tokens.pos
+        else:
+            batch, pos = _residual_shape(input, self._cfg.d_model)
+            if tokens is not None:
+                run_tokens = _inputs.tokens(self._model, tokens, prepend_bos)
+                if (run_tokens.batch, run_tokens.pos) != (batch, pos):
+                    raise ValueError(f"[model] tokens [{run_tokens.batch}, {run_tokens.pos}] beside a residual [{batch}, {pos}, d_model]")
+            elif return_type in ("loss", "both") and stop_at_layer is None:
+                raise ValueError("[model] a loss from a residual needs the tokens: give tokens=")
+            else:
+                run_tokens = self._model.tokens_of_ids([[0]])
+        _check_mask(attention_mask, batch, pos)
+        active = faults._for_run()
+        fired: list[tuple[str, str, int]] = []
+        try:
+            return self._model.run(
+                run_tokens,
+                _RETURNS[return_type],
+                bool(loss_per_token),
+                keep,
+                start_at_layer=start_at_layer,
+                residual=None if start_at_layer is None else input,
+                stop_at_layer=_inputs.optional_int("stop_at_layer", stop_at_layer),
+                verify=None if verify is None else _verify(verify),
+                plan=plan,
+                drift=drift,
+                pos_slice=_inputs.positions(pos_slice, pos),
+                faults=[injection._spec for injection in active],
+                fired=fired,
+                **(_inputs.names(self._model, names_filter) if keep else {"names": []}),
+            )
+        finally:
+            for injection in active:
+                injection.fired += [(name, changed) for fault, name, changed in fired if fault == injection._spec.name]
+
+    # ---- weights: copies, as processed, in the model's dtype ----
+
+    W_E = property(lambda self: self._model.weight("W_E"), doc="[d_vocab, d_model]")
+    W_pos = property(lambda self: self._model.weight("W_pos"), doc="[n_ctx, d_model]")
+    W_U = property(lambda self: self._model.weight("W_U"), doc="[d_model, d_vocab]")
+    b_U = property(lambda self: self._model.weight("b_U"), doc="[d_vocab]")
+    W_Q = property(lambda self: self._model.weight("W_Q"), doc="[layer, head, d_model, d_head]")
+    W_K = property(lambda self: self._model.weight("W_K"), doc="[layer, head, d_model, d_head]")
+    W_V = property(lambda self: self._model.weight("W_V"), doc="[layer, head, d_model, d_head]")
+    W_O = property(lambda self: self._model.weight("W_O"), doc="[layer, head, d_head, d_model]")
+    b_Q = property(lambda self: self._model.weight("b_Q"), doc="[layer, head, d_head]")
+    b_K = property(lambda self: self._model.weight("b_K"), doc="[layer, head, d_head]")
+    b_V = property(lambda self: self._model.weight("b_V"), doc="[layer, head, d_head]")
+    b_O = property(lambda self: self._model.weight("b_O"), doc="[layer, d_model]")
+    W_in = property(lambda self: self._model.weight("W_in"), doc="[layer, d_model, d_mlp]")
+    W_out = property(lambda self: self._model.weight("W_out"), doc="[layer, d_mlp, d_model]")
+    b_in = property(lambda self: self._model.weight("b_in"), doc="[layer, d_mlp]")
+    b_out = property(lambda self: self._model.weight("b_out"), doc="[layer, d_model]")
+
+    # ---- helpers ----
+
+    def _tokenizer(self) -> _lenscpp.Tokenizer:
+        tokenizer = self._model.tokenizer
+        if tokenizer is None:
+            raise ValueError("[model] this model has no tokenizer: give token ids, or load it from a folder with a tokenizer.json")
+        return tokenizer
+
+    def _rows(self, tokens: Any) -> list[list[int]]:
+        return self._model.tokens_of_ids(_inputs.ids(tokens), False).rows()
+
+    def _one_row(self, tokens: Any) -> list[int]:
+        rows = self._rows(tokens)
+        if len(rows) != 1:
+            raise ValueError(f"[model] needed: one prompt; found: {len(rows)}")
+        return rows[0]
+
+    def _str_tokens(self, row: list[int]) -> list[str]:
+        tokenizer = self._tokenizer()
+        return [tokenizer.decode([token]) for token in row]
+
+
+def verify_recorded(model: HookedTransformer, tokens: Any, activations: Mapping[str, torch.Tensor]) -> _lenscpp.VerifiedCache:
+    """Checks activations recorded elsewhere against the reference: a VerifiedCache, or VerificationFailed.
+
+    tokens: what they were recorded from, as for a run. activations: hook name -> tensor, from transformer-lens,
+    from hooks on a Hugging Face model, from another machine, in the model's dtype. What is missing in between is
+    recomputed inside the link that spans it, its bound widened accordingly, and listed in verdict.recomputed.
+    ValueError for unknown names, wrong shapes or dtypes, or where nothing can be checked.
+    """
+    if not isinstance(model, HookedTransformer):
+        raise TypeError(f"[verify] needed: a HookedTransformer; found: {_inputs.kind(model)}")
+    return model.verify_recorded(tokens, activations)
+
+
+def _folder(name_or_path: Any) -> Path:
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"[model] needed: the name of a model or the path of a folder; found: {_inputs.kind(name_or_path)}")
+    text = os.fspath(name_or_path)
+    if not isinstance(text, str):
+        raise TypeError(f"[model] needed: a path of text; found: {_inputs.kind(text)}")
+    ships = sorted(p.name for p in MODELS.iterdir() if (p / "config.json").is_file()) if MODELS.is_dir() else []
+    bare = isinstance(name_or_path, str) and text not in ("", ".", "..") and not any(s and s in text for s in (os.sep, os.altsep))
+    if bare and text in ships:
+        return MODELS / text
+    if text and Path(text).is_dir():
+        return Path(text)
+    raise FileNotFoundError(
+        f"[model] {text!r} is neither a model that ships ({', '.join(ships) or 'none'}; looked in {MODELS}) nor a folder "
+        f"(looked for {Path(text).absolute()}). Nothing is downloaded: give the folder of a checkpoint in Hugging Face's format."
+    )
+
+
+def _device(device: Any) -> str:
+    if device is None:
+        return "cpu"
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"[device] a device is a str, a torch.device or None; found: {_inputs.kind(device)}")
+    if str(device).split(":")[0] == "mps":
+        warnings.warn(_MPS, UserWarning, stacklevel=3)
+    return str(device)
+
+
+def _dtype(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(name, str):
+        raise TypeError(f"[model] a dtype is a str or a torch.dtype; found: {_inputs.kind(dtype)}")
+    if name not in _DTYPES:
+        raise ValueError(f"[model] dtype {name!r}; allowed: {', '.join(_DTYPES)}")
+    return name
+
+
+def _verify(verify: Any) -> str:
+    if not isinstance(verify, str):
+        raise TypeError(f'[verify] a mode is "exact" or "off"; found: {_inputs.kind(verify)}')
+    return verify
+
+
+def _tokenizer(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    if not isinstance(tokenizer, (str, os.PathLike)):
+        raise TypeError(
+            f"[tokenizer] needed: the path of a tokenizer.json; found: {_inputs.kind(tokenizer)} (loaded tokenizers are not taken yet)"
+        )
+    if not Path(tokenizer).is_file():
+        raise FileNotFoundError(f"[tokenizer] no file {os.fspath(tokenizer)!r}: give the path of a tokenizer.json")
+    return str(os.fspath(tokenizer))
+
+
+def _residual_shape(residual: Any, d_model: int) -> tuple[int, int]:
+    if not isinstance(residual, torch.Tensor):
+        raise TypeError(f"[model] with start_at_layer the input is a residual, a torch.Tensor [batch, pos, {d_model}]; found: {_inputs.kind(residual)}")
+    if residual.dim() != 3 or residual.shape[-1] != d_model:
+        raise ValueError(f"[model] with start_at_layer the input is a residual [batch, pos, {d_model}]; found: {_inputs.kind(residual)}")
+    return residual.shape[0], residual.shape[1]
+
+
+def _check_mask(mask: Any, batch: int, pos: int) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"[model] attention_mask is a torch.Tensor [batch, pos]; found: {_inputs.kind(mask)}")
+    if list(mask.shape) != [batch, pos]:
+        raise ValueError(f"[model] attention_mask is [batch, pos] = [{batch}, {pos}]; found: {_inputs.kind(mask)}")
+    if not all(all(value == 1 for value in row) for row in mask.tolist()):
+        raise NotImplementedError("[model] attention_mask: only ones are allowed; masks are not built yet")
