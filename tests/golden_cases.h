@@ -1,6 +1,8 @@
 // The golden checkpoints of tests/golden/gpt2, for tests that go through them all.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <string>

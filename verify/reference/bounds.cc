@@ -22,6 +22,10 @@ double tolerance(const Contract& c, double reference, double slack) {
   return c.reference * c.u_s * std::abs(reference) * (1 + 0x1p-20) + slack + c.eta;
 }
 
+double expected_square(const Contract& c, std::int64_t terms, double walk, double y_square) {
+  return c.u_a * c.u_a * (walk / 6 + static_cast<double>(terms) * y_square / 9) + c.u_s * c.u_s / 3 * y_square;
+}
+
 double product_slack(const Contract& c, std::int64_t terms, double rms) {
   return c.reference * 6 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms;
 }

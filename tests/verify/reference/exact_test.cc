@@ -1,0 +1,190 @@
+// The comparison code: every way in which numbers can be wrong, and that each is refused.
+#include "verify/reference/exact.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "tests/verify/reference/link_builder.h"
+
+namespace lenscpp {
+namespace {
+
+using namespace testing_links;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+class EveryOperation : public testing::TestWithParam<int> {
+ protected:
+  Case c = all_cases()[GetParam()].test;
+  Contract contract = contract_of(c.link.output.site, DType::f32);
+  Array allowed = tolerances(c.link, c.inputs, c.output, contract);
+  Array exact = compute(c.link, c.inputs, c.output, serial_for);
+
+  // Checks the honest output with element `i` replaced.
+  Point with(std::int64_t i, double value) {
+    MutableArray changed(honest_output(c));
+    changed.set(i, value);
+    return check_exact(c.link, c.inputs, std::move(changed).freeze(), contract, serial_for);
+  }
+  // The last element is one of few rows that a careless loop would forget.
+  std::int64_t last() const { return numel(c.output) - 1; }
+};
+
+TEST_P(EveryOperation, RefusesNaN) {
+  for (std::int64_t i : {std::int64_t{0}, last()}) {
+    Point p = with(i, kNan);
+    EXPECT_EQ(p.failed, 1);
+    EXPECT_EQ(p.worst_index, i);
+    EXPECT_EQ(p.worst_ratio, kInf);
+    EXPECT_FALSE(p.passed());
+  }
+}
+
+TEST_P(EveryOperation, RefusesInfinityOfEitherSign) {
+  EXPECT_EQ(with(last(), kInf).failed, 1);
+  EXPECT_EQ(with(0, -kInf).failed, 1);
+}
+
+TEST_P(EveryOperation, RefusesHugeNumbers) {
+  EXPECT_EQ(with(last(), 3e38).failed, 1);
+  EXPECT_EQ(with(0, -3e38).failed, 1);
+}
+
+TEST_P(EveryOperation, RefusesTheWrongSign) {
+  std::int64_t i = 0;
+  while (!(std::abs(exact[i]) > 1e-3) || std::isinf(exact[i])) ++i;
+  EXPECT_EQ(with(i, -exact[i]).failed, 1);
+}
+
+TEST_P(EveryOperation, SeesEightTimesTheBoundAtEveryElement) {
+  for (std::int64_t i = 0; i < numel(c.output); ++i) {
+    if (std::isinf(exact[i])) continue;
+    // Where nothing at all is allowed, the smallest change must do.
+    double step = std::max({8 * allowed[i], std::abs(exact[i]) * 1e-6, 1e-30});
+    Point p = with(i, exact[i] + step);
+    ASSERT_EQ(p.failed, 1) << c.name << " element " << i;
+    ASSERT_EQ(p.worst_index, i);
+    ASSERT_EQ(p.id, c.link.output);
+  }
+}
+
+TEST_P(EveryOperation, AcceptsHalfOfTheBound) {
+  for (std::int64_t i = 0; i < numel(c.output); i += 7) {
+    if (std::isinf(exact[i]) || allowed[i] == 0) continue;
+    float inside = static_cast<float>(exact[i] + 0.5 * allowed[i]);
+    if (std::abs(inside - exact[i]) > allowed[i]) continue;  // no float lies between
+    EXPECT_EQ(with(i, inside).failed, 0) << c.name << " element " << i;
+  }
+}
+
+TEST_P(EveryOperation, ReportsTheTrueRatioOfTheWorstElement) {
+  Point p = check_exact(c.link, c.inputs, honest_output(c), contract, serial_for);
+  Array output = honest_output(c);
+  double worst = 0;
+  for (std::int64_t i = 0; i < output.numel(); ++i)
+    if (output[i] != exact[i]) worst = std::max(worst, std::abs(output[i] - exact[i]) / allowed[i]);
+  EXPECT_DOUBLE_EQ(p.worst_ratio, worst);
+}
+
+TEST_P(EveryOperation, RefusesInputsThatDoNotFit) {
+  if (c.inputs.size() == 2) {
+    EXPECT_THROW(check_exact(c.link, {c.inputs[0], Array()}, honest_output(c), contract, serial_for), std::invalid_argument);
+  }
+  EXPECT_THROW(check_exact(c.link, {Array()}, honest_output(c), contract, serial_for), std::exception);
+  Array short_output = random_array({1, 1, 1}, DType::f32, 1);
+  EXPECT_THROW(check_exact(c.link, {random_array({1, 2, 3}, DType::f32, 1)}, short_output, contract, serial_for), std::exception);
+}
+
+INSTANTIATE_TEST_SUITE_P(Exact, EveryOperation, testing::Range(0, static_cast<int>(all_cases().size())),
+                         [](const auto& info) { return all_cases()[info.param].test.name; });
+
+// An honest store overflows to the infinity of the right sign, and only that.
+TEST(Exact, AcceptsAnHonestOverflowOfFloat16AndNothingElse) {
+  Link link = add_case().link;
+  Contract half = contract_of(Site::resid_mid, DType::f16);
+  auto one = [](double x, DType dtype) {
+    MutableArray a({1, 1, 1}, dtype);
+    a.set(0, x);
+    return std::move(a).freeze();
+  };
+  Array big = one(60000, DType::f16);
+  EXPECT_TRUE(check_exact(link, {big, big}, one(kInf, DType::f16), half, serial_for).passed());
+  EXPECT_FALSE(check_exact(link, {big, big}, one(-kInf, DType::f16), half, serial_for).passed());
+  EXPECT_FALSE(check_exact(link, {big, one(1, DType::f16)}, one(kInf, DType::f16), half, serial_for).passed());
+}
+
+TEST(Exact, MaskedScoresAreExactlyMinusInfinityAndNoOthersAre) {
+  Case c = scores_case();
+  Contract contract = contract_of(Site::attn_scores, DType::f32);
+  for (auto [index, value] : {std::pair<std::int64_t, double>{1, -1e30}, {1, 0.0}, {0, -kInf}}) {
+    MutableArray changed(honest_output(c));
+    changed.set(index, value);
+    Point p = check_exact(c.link, c.inputs, std::move(changed).freeze(), contract, serial_for);
+    EXPECT_EQ(p.failed, 1) << index << " " << value;
+    EXPECT_EQ(p.hint.substr(0, 4), "mask") << p.hint;
+  }
+}
+
+TEST(Exact, AProbabilityBeyondTheMaskIsRefusedHoweverSmall) {
+  Case c = softmax_case();
+  MutableArray changed(honest_output(c));
+  changed.set(1, 1e-38);
+  EXPECT_EQ(check_exact(c.link, c.inputs, std::move(changed).freeze(), contract_of(Site::pattern, DType::f32), serial_for).failed, 1);
+}
+
+// Below the bound of every element, but together far from what float rounding makes: the RMS test.
+TEST(Exact, ALowerPrecisionBelowEveryBoundIsRefusedByTheRmsTest) {
+  constexpr std::int64_t in = 4096, out = 32;
+  Array w = random_array({in, out}, DType::f32, 1), x = random_array({1, 8, in}, DType::f32, 2);
+  Array b = MutableArray({out}, DType::f32).freeze();
+  Link link{.op = Op::linear, .output = {Site::mlp_pre}, .inputs = {{Site::ln2_normalized}},
+            .weight = Matrix{.storage = w, .in = in, .out = out}, .bias = Vector{.storage = b, .size = out}};
+  Contract contract = contract_of(Site::mlp_pre, DType::f32);
+  Array exact = compute(link, {x}, {1, 8, out}, serial_for), allowed = tolerances(link, {x}, {1, 8, out}, contract);
+  MutableArray noisy({1, 8, out}, DType::f32);
+  for (std::int64_t i = 0; i < exact.numel(); ++i) noisy.set(i, exact[i] + (i % 2 == 0 ? 0.9 : -0.9) * allowed[i]);
+  Point p = check_exact(link, {x}, std::move(noisy).freeze(), contract, serial_for);
+  EXPECT_EQ(p.failed, 0);
+  EXPECT_GT(p.rms_ratio, kRmsLimit);
+  EXPECT_FALSE(p.passed());
+  EXPECT_NE(p.hint, "");
+}
+
+TEST(Exact, ComparingNothingIsAFailure) {
+  Point p{.id = {Site::q}, .op = Op::linear};
+  EXPECT_FALSE(p.passed());
+}
+
+TEST(Exact, AWidenedToleranceIsTheBoundPlusTheExtra) {
+  Case c = add_case();
+  Contract contract = contract_of(Site::resid_mid, DType::f32);
+  Array exact = compute(c.link, c.inputs, c.output, serial_for);
+  MutableArray changed(honest_output(c)), extra(c.output, DType::f64);
+  changed.set(3, exact[3] + 0.01);
+  extra.set(3, 0.011);
+  Array off = std::move(changed).freeze(), widening = std::move(extra).freeze();
+  EXPECT_EQ(check_exact(c.link, c.inputs, off, contract, serial_for).failed, 1);
+  EXPECT_EQ(check_exact(c.link, c.inputs, off, contract, serial_for, widening).failed, 0);
+}
+
+TEST(Exact, TheVerdictDoesNotDependOnHowWorkIsSplit) {
+  Case c = linear_case();
+  Contract contract = contract_of(Site::mlp_pre, DType::f32);
+  ParallelFor backwards = [](std::int64_t n, const auto& body) {
+    for (std::int64_t i = n; i-- > 0;) body(i, i + 1);
+  };
+  MutableArray changed(honest_output(c));
+  changed.set(17, 1e3);
+  changed.set(150, 1e3);
+  Array output = std::move(changed).freeze();
+  Point a = check_exact(c.link, c.inputs, output, contract, serial_for), b = check_exact(c.link, c.inputs, output, contract, backwards);
+  EXPECT_EQ(a.worst_index, b.worst_index);
+  EXPECT_EQ(a.worst_ratio, b.worst_ratio);
+  EXPECT_EQ(a.failed, b.failed);
+  EXPECT_EQ(a.compared, b.compared);
+}
+
+}  // namespace
+}  // namespace lenscpp
