@@ -107,6 +107,7 @@ TEST(FaultHintsOfPrecision, NameTheBits) {
     EXPECT_EQ(hint_of(sum(dtype), {.name = "round_bits", .parameters = {{"bits", 8}}}, dtype), "precision about bfloat16 (8 bits)");
     EXPECT_EQ(hint_of(sum(dtype), {.name = "round_bits", .parameters = {{"bits", 18}}}, dtype), "a precision below the declared one");
   }
+  EXPECT_EQ(hint_of(sum(DType::bf16), {.name = "round_bits", .parameters = {{"bits", 6}}}, DType::bf16), "precision below bfloat16");
   EXPECT_EQ(hint_of(sum(DType::f16), {.name = "round_bits", .parameters = {{"bits", 8}}}, DType::f16).substr(0, 33), "precision about bfloat16 (8 bits)");
 }
 

@@ -32,7 +32,8 @@ TEST_P(Reference, RestartsFromAResidualAndFromKeysAndValues) {
   SafetensorsFile hf = SafetensorsFile::open(golden::folder(GetParam()) / "hf.safetensors");
   Array tokens = hf.tensor("tokens.0");
   std::int64_t batch = tokens.size(0), pos = tokens.size(1);
-  if (c.n_layers < 2 || pos < 4) GTEST_SKIP() << "needs two layers and four positions";
+  if (c.n_layers < 2) return;  // one layer cannot be restarted behind the first
+  ASSERT_GE(pos, 4);
   Request full{.rows = Rows::from_tokens(golden::ids(tokens), batch, c)};
   std::map<TensorId, Array> known;
   for (const Link& link : wire(weights, full)) {
