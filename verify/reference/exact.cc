@@ -199,7 +199,7 @@ std::string range_of(const std::vector<std::int64_t>& counts, std::int64_t& dist
   if (distinct == end + 1) return "";
   if (distinct == last - first + 1 && last == end) return "from " + std::to_string(first) + " on";
   if (distinct == last - first + 1) return std::to_string(first) + " to " + std::to_string(last);
-  return std::to_string(distinct) + " of " + std::to_string(end + 1);
+  return "(" + std::to_string(distinct) + " of " + std::to_string(end + 1) + ")";
 }
 
 // "batch 0, pos from 8 on, head 2": the axes on which failures do not fill everything.
@@ -278,6 +278,7 @@ std::string precision(double relative) {
   if (relative < 0x1p-16) return "a precision below the declared one";
   if (relative < 0x1p-10) return "precision about tf32 or float16 (11 bits)";
   if (relative < 0x1p-7) return "precision about bfloat16 (8 bits)";
+  if (relative < 0x1p-5) return "precision below bfloat16";
   return "";
 }
 
