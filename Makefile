@@ -5,6 +5,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL:  # the parts share build folders; each of them uses all processors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # CMake is asked for Ninja where it exists, but never fails for want of it.
 prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
