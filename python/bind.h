@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -25,15 +26,20 @@ void bind_verify(py::module_& m);
 void bind_lens(py::module_& m);
 void bind_errors(py::module_& m);
 
+/// Which positions were kept, where not all were.
+using Positions = std::optional<std::vector<std::int64_t>>;
+
 /// What lenscpp.VerifiedCache holds: a verified cache, and what its tokens mean.
 struct HeldVerified {
   VerifiedCache cache;
   std::optional<Tokenizer> tokenizer;
+  Positions positions;
 };
 /// What lenscpp.UnverifiedCache holds.
 struct HeldUnverified {
   std::shared_ptr<const UnverifiedCache> cache;
   std::optional<Tokenizer> tokenizer;
+  Positions positions;
 };
 
 // --- tensors (bind_tensors.cc) ---

@@ -35,7 +35,7 @@ void raise(const VerificationFailed& error) {
   raised.attr("verdict") = py::cast(error.verdict());
   raised.attr("record") = to_python(to_json(error.record()));
   raised.attr("unverified_cache") =
-      py::cast(HeldUnverified{std::make_shared<const UnverifiedCache>(error.unverified_cache()), std::nullopt});
+      py::cast(HeldUnverified{std::make_shared<const UnverifiedCache>(error.unverified_cache()), std::nullopt, std::nullopt});
   PyErr_SetObject(verification_failed, raised.ptr());
 }
 

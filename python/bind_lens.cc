@@ -75,8 +75,8 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
   RunOptions options;
   if (given("names")) options.names = call["names"].cast<std::vector<std::string>>();
   if (given("among")) {
-    auto names = call["among"].cast<std::set<std::string>>();
-    options.filter = [names = std::move(names)](const std::string& name) { return names.contains(name); };
+    auto listed = call["among"].cast<std::vector<std::string>>();
+    options.filter = [names = std::set<std::string>(listed.begin(), listed.end())](const std::string& name) { return names.contains(name); };
   }
   if (given("pos_slice")) options.pos_slice = call["pos_slice"].cast<std::vector<std::int64_t>>();
   if (given("plan")) {
@@ -137,10 +137,11 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
     if (!keep) {
       output = model.forward(start, options);
     } else if (verified) {
-      cache = HeldVerified{model.run_with_cache(start, options), tokenizer_of(model)};
+      cache = HeldVerified{model.run_with_cache(start, options), tokenizer_of(model), options.pos_slice};
       output = cache->cache.output();
     } else {
-      unverified = HeldUnverified{std::make_shared<const UnverifiedCache>(model.run_unverified(start, options)), tokenizer_of(model)};
+      unverified = HeldUnverified{std::make_shared<const UnverifiedCache>(model.run_unverified(start, options)), tokenizer_of(model),
+                                  options.pos_slice};
       output = unverified->cache->activations().output().value;
     }
     if (wants_loss && !options.stop_at_layer) {
@@ -222,16 +223,17 @@ void bind_model(py::module_& m) {
         }
         return to_python(*view);
       }, py::arg("name"))
-      .def("residual_directions", [](Ours<HookedTransformer> self, const std::vector<std::int64_t>& tokens) {
-        return to_python(residual_directions(self->weights(), tokens));
-      }, py::arg("tokens"))
+      .def("residual_directions", [](Ours<HookedTransformer> self, const std::vector<std::int64_t>& tokens, Shape shape) {
+        shape.push_back(self->config().d_model);
+        return to_python(residual_directions(self->weights(), tokens).reshaped(shape));
+      }, py::arg("tokens"), py::arg("shape"))
       .def("run", &run, py::arg("tokens"), py::arg("return_type"), py::arg("loss_per_token"), py::arg("keep"))
       .def("verify_recorded", [](Ours<HookedTransformer> self, Ours<Tokens> tokens, const py::dict& activations) {
         std::map<std::string, Array> recorded;
         for (const auto& [name, tensor] : activations)
           recorded[name.cast<std::string>()] = to_array(tensor, "[verify] " + name.cast<std::string>());
         py::gil_scoped_release release;
-        return HeldVerified{self->verify_recorded(*tokens, recorded), tokenizer_of(*self)};
+        return HeldVerified{self->verify_recorded(*tokens, recorded), tokenizer_of(*self), std::nullopt};
       }, py::arg("tokens"), py::arg("activations"));
   seal(model, ": load it again from its folder");
 }

@@ -175,6 +175,8 @@ KeyError for a name that is not here, IndexError for a layer that the model has 
         Array tokens = tokens_of(*self);
         return tokens.empty() ? py::none() : to_python(tokens);
       }, "LongTensor [batch, pos]; None when the run started from a residual.")
+      .def_property_readonly("positions", [](Ours<Held> self) { return self->positions; },
+                             "list[int]: the positions that pos_slice kept, None where all were.")
       .def_property_readonly("tokenizer", [](Ours<Held> self) { return self->tokenizer; }, "The model's Tokenizer, or None.");
 }
 

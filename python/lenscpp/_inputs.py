@@ -22,7 +22,8 @@ def kind(value: Any) -> str:
         return f"a numpy array of {value.dtype} {list(value.shape)}"
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {', '.join(sorted({type(v).__name__ for v in value})) or 'nothing'}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def is_numpy(value: Any) -> bool:

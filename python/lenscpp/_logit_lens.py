@@ -10,7 +10,7 @@ import torch
 from . import _inputs, _lenscpp
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure  # type: ignore[import-untyped]
 
 CELL, MOST_CELLS = 62, 64  # px a position; beyond so many positions, cells get narrower and lose their text
 
@@ -105,7 +105,7 @@ class LogitLens:
     def plot(self, batch: int = 0) -> Figure:
         """Layers over positions, the last layer on top: each cell is labelled with its most likely token and
         coloured by that token's probability; hovering shows the five most likely."""
-        import plotly.graph_objects as go
+        import plotly.graph_objects as go  # type: ignore[import-untyped]
 
         n_layers, n_batch, n_pos, vocab = self._lens.shape
         batch = _integer("batch", batch)
@@ -169,10 +169,11 @@ class LogitLens:
             return str(token)
 
     def _prompt(self, batch: int, n_pos: int) -> list[str]:
-        tokens = self._cache.tokens
-        if tokens is None or tokens.shape[1] != n_pos:  # from a residual, or some positions only
-            return [str(i) for i in range(n_pos)]
-        return [self._token(t) for t in tokens[batch].tolist()]
+        tokens, kept = self._cache.tokens, self._cache.positions or range(n_pos)
+        if tokens is None:  # the run started from a residual
+            return [str(i) for i in kept]
+        row = tokens[batch].tolist()
+        return [self._token(row[i]) for i in kept]
 
     def _title(self) -> str:
         record = self.record

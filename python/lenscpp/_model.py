@@ -172,8 +172,7 @@ class HookedTransformer:
             return tokenizer.decode([_inputs.token_id(tokens)])
         rows = self._rows(tokens)
         texts = [tokenizer.decode(row) for row in rows]
-        nested = tokens.ndim == 2 if hasattr(tokens, "ndim") else isinstance(tokens[0], (list, tuple))
-        return texts if nested else texts[0]
+        return texts if _nested(tokens) else texts[0]
 
     def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[str] | list[list[str]]:
         """Every token as a text of its own: a list for one prompt, a list of lists for a list of texts.
@@ -213,16 +212,12 @@ class HookedTransformer:
 
     def tokens_to_residual_directions(self, tokens: Any) -> torch.Tensor:
         """The columns of W_U of tokens: [d_model] for one (a str or int), [..., d_model] for ids [...]."""
-        if isinstance(tokens, str):
-            return self._model.residual_directions([self.to_single_token(tokens)])[0]
-        if isinstance(tokens, int):
-            return self._model.residual_directions([_inputs.token_id(tokens)])[0]
-        if isinstance(tokens, torch.Tensor) and tokens.numel() == 1:
-            return self._model.residual_directions([_inputs.token_id(tokens.reshape(()))])[0]
+        if isinstance(tokens, (str, int)) or (isinstance(tokens, torch.Tensor) and tokens.numel() == 1):
+            token = self.to_single_token(tokens) if isinstance(tokens, str) else _inputs.token_id(tokens)
+            return self._model.residual_directions([token], [])
         rows = self._rows(tokens)
-        directions = self._model.residual_directions([t for row in rows for t in row])
-        nested = tokens.ndim == 2 if hasattr(tokens, "ndim") else isinstance(tokens[0], (list, tuple))
-        return directions.view(len(rows), -1, directions.shape[-1]) if nested else directions
+        shape = [len(rows), len(rows[0])] if _nested(tokens) else [len(rows[0])]
+        return self._model.residual_directions([t for row in rows for t in row], shape)
 
     # ---- runs ----
 
@@ -428,6 +423,11 @@ def verify_recorded(model: HookedTransformer, tokens: Any, activations: Mapping[
     if not isinstance(model, HookedTransformer):
         raise TypeError(f"[verify] needed: a HookedTransformer; found: {_inputs.kind(model)}")
     return model.verify_recorded(tokens, activations)
+
+
+def _nested(tokens: Any) -> bool:
+    """Whether ids are [batch, pos] rather than [pos]."""
+    return tokens.ndim == 2 if hasattr(tokens, "ndim") else isinstance(tokens[0], (list, tuple))
 
 
 def _folder(name_or_path: Any) -> Path:
