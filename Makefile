@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # the parts share build folders; each of them uses all processors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Test programs run side by side: threads that spin while they wait make each other ten times slower.
+export OMP_WAIT_POLICY := passive
 # CMake is asked for Ninja where it exists, but never fails for want of it.
 prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
 
