@@ -1,0 +1,171 @@
+"""Switches off every comparison, every term of a bound and every edit, one at a time, and demands a red test.
+
+Each mutant is a change of a few characters in a copy of the sources (build/mutants/source). The copy is built and
+the C++ tests are run; a mutant that no test notices survives, and the script fails. Also run by `make mutants`.
+
+    python3 tests/mutants.py [--only TEXT] [--list]
+"""
+
+import argparse
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutants"
+SOURCE = WORK / "source"
+BUILD = WORK / "build"
+
+BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
+WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
+TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
+
+# (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once.
+MUTANTS = [
+    # terms of the bounds
+    (BOUNDS, "c.reference * c.u_s * std::abs(reference) * (1 + 0x1p-20)", "0", "rounding of the store"),
+    (BOUNDS, " * (1 + 0x1p-20)", "", "second-order term of the store's rounding"),
+    (BOUNDS, "(1 + 0x1p-20) + slack + c.eta", "(1 + 0x1p-20) + c.eta", "slack"),
+    (BOUNDS, "slack + c.eta", "slack", "absolute floor"),
+    (BOUNDS, "if (slack == kExact) return 0;", "", "exactness of exact operations"),
+    (BOUNDS, "model == DType::f64 ? 2.0 : 1.0", "1.0", "the reference's own rounding in float64"),
+    (BOUNDS, "stored == DType::f16 ? 0x1p-25 : smallest_normal(stored)", "smallest_normal(stored)", "subnormals of float16"),
+    (BOUNDS, "stored == DType::bf16 || stored == DType::f16", "false", "narrow stores"),
+    (BOUNDS, "c.reference * 6 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms", "0 * rms", "slack of products"),
+    (BOUNDS, "c.reference * 6 * ", "c.reference * 60 * ", "tightness of the products' slack"),
+    (BOUNDS, "return 2 * static_cast<double>(terms) * c.u_a * magnitude;", "return 0 * magnitude;", "slack of narrow products"),
+    (BOUNDS, "c.reference * 10 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms", "0 * rms", "slack of scores"),
+    (BOUNDS, "(c.narrow ? 2 : c.reference) * static_cast<double>(terms) * c.u_a * magnitude", "0 * magnitude", "slack of pattern V"),
+    (BOUNDS, "double norm_scale_slack(const Contract& c, double magnitude) { return c.reference * 8 *", "double norm_scale_slack(const Contract& c, double magnitude) { return 0 *", "slack of a norm's scale"),
+    (BOUNDS, "double normalize_slack(const Contract& c, double magnitude) { return c.reference * 8 *", "double normalize_slack(const Contract& c, double magnitude) { return 0 *", "slack of normalized"),
+    (BOUNDS, "return c.reference * 2 * c.u_a * std::abs(product);", "return 0 * product;", "slack of affine"),
+    (BOUNDS, "16 * c.u_a * p * (2 + below_max)", "0", "slack of softmax"),
+    (BOUNDS, "(2 + below_max)", "2", "the exponent's argument in softmax"),
+    (BOUNDS, " + 0x1p-122", "", "floor of softmax"),
+    (BOUNDS, "double gelu_slack(const Contract& c, double x) { return c.reference * 8 *", "double gelu_slack(const Contract& c, double x) { return 0 *", "slack of GELU"),
+    (BOUNDS, "c.u_a * (8 * std::abs(x) + std::abs(x * y))", "c.u_a * (0 * std::abs(x) + std::abs(x * y))", "slack of SiLU"),
+    (BOUNDS, "return c.reference * static_cast<double>(terms) * c.u_a * magnitude;", "return 0 * magnitude;", "slack of sums"),
+    (BOUNDS, "return c.reference * 2 * c.u_a * std::abs(y);", "return 0 * y;", "slack of scaling"),
+    # comparisons
+    (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
+    (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
+    (EXACT, "return overflows && !std::isinf(reference)", "return !std::isinf(reference)", "refusal of infinity"),
+    (EXACT, "if (std::isinf(reference)) return kInfinity;", "if (std::isinf(reference)) return 0;", "refusal of numbers where -inf must be"),
+    (EXACT, "if (!(error <= tolerance)) return", "if (false) return", "the comparison itself"),
+    (EXACT, "t.failed += 1;", "", "counting of failures"),
+    (EXACT, "failed += other.failed;", "", "failures found by another thread"),
+    (EXACT, "if (point.compared != output.numel())", "if (false)", "the count of compared elements"),
+    (EXACT, "if (std::isfinite(error)) t.error_square += error * error;", "", "the RMS test"),
+    (EXACT, "    if (!extra.empty()) extra.widen(begin, widening);\n", "", "widening across gaps of a record"),
+    ("verify/reference/exact.h", "compared > 0 && failed == 0", "failed == 0", "refusal of an empty comparison"),
+    ("verify/reference/exact.h", "&& rms_ratio <= kRmsLimit", "", "the RMS limit"),
+    ("verify/reference/exact.h", "why.empty() && ", "", "failures that are not elements"),
+    # operations of the reference
+    (OPS, "if (j > i + first_query_) {", "if (j > i + first_query_ + 1) {", "the causal mask"),
+    (OPS, "(centred.array() + eps_).sqrt()", "centred.array().sqrt()", "epsilon of the norm"),
+    (OPS, "(x.colwise() - mean).array().colwise() / s.col(0).array()", "x.array().colwise() / s.col(0).array()", "centring of the norm"),
+    (OPS, "q * k.transpose() / divisor_", "q * k.transpose()", "the scores' divisor"),
+    (OPS, "e.value.rowwise() += bias;", "", "biases"),
+    (OPS, "case EditKind::zero: value = 0; return;", "case EditKind::zero: return;", "zero edits in the reference"),
+    (OPS, "case EditKind::patch: value =", "case EditKind::patch: (void)", "patches in the reference"),
+    (OPS, "value += round_to(c_.stored, edit_.factor * source_value(edit_, shape_, i));", "", "added vectors in the reference"),
+    (OPS, "value *= edit_.factor;", "", "scaling in the reference"),
+    (OPS, "value = mean_[group];", "", "means in the reference"),
+    (WIRING, "for (const Edit* edit : request_.plan.at(out.site, out.layer)) {", "for (const Edit* edit : std::vector<const Edit*>{}) {", "edits in the wiring"),
+    (WIRING, "at(Site::resid_mid), x, attn_out", "at(Site::resid_mid), attn_out, attn_out", "the residual connection"),
+    # edits on the device
+    (TAP, "case EditKind::zero: return at::where(mask, at::zeros_like(x), x);", "case EditKind::zero: return x;", "zero edits on the device"),
+    (TAP, "case EditKind::patch: return at::where(mask, values_of(edit, indices, x), x);", "case EditKind::patch: return x;", "patches on the device"),
+    (TAP, "case EditKind::mean: return at::where(mask, mean_of(edit, x), x);", "case EditKind::mean: return x;", "means on the device"),
+    (TAP, "case EditKind::add: return at::where(mask, at::add(x, values_of(edit, indices, x)), x);", "case EditKind::add: return x;", "added vectors on the device"),
+    (TAP, "case EditKind::scale: return at::where(mask, at::mul(x, edit.factor), x);", "case EditKind::scale: return x;", "scaling on the device"),
+    # what the verifier makes of it
+    (VERIFIER, ".why = \"never computed\"", ".compared = 1", "tensors that were never computed"),
+    (VERIFIER, "if (verdict.first_failure() != nullptr || verdict.n_compared() != total || total == 0) verdict.status = Status::invalid;", "", "the verdict of a run"),
+    (VERIFIER, "if (verdict.first_failure() != nullptr || verdict.n_compared() == 0) verdict.status = Status::invalid;", "", "the verdict of a recorded run"),
+    (VERIFIER, "bool shaped = value.shape() == shape && value.dtype() == stored;", "bool shaped = value.numel() == numel(shape);", "shape and dtype of a tensor"),
+    (VERIFIER, "if (value.shape() != shape || value.dtype() != stored)\n", "if (false)\n", "shape and dtype of a recorded tensor"),
+    (VERIFIER, " || !options_.keep || !options_.keep(id.site, id.layer)) return;", ") return;", "the filter"),
+    (VERIFIER, "      live_.erase(live);\n", "", "dropping what nobody reads any more"),
+    (CACHE, "if (entry.value.digest() != entry.digest)", "if (false)", "the digest of a cached buffer"),
+    (CHECK, "if (!(d.nats <= limit))", "if (false)", "the check of processed weights"),
+    (SPANS, "case Op::linear: {", "case Op::linear: return {};\n    case Op::given: {", "propagation through products"),
+]
+
+
+def run(command, **kwargs):
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", **kwargs)
+
+
+def copy_sources():
+    files = run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True).stdout.splitlines()
+    for name in files:
+        source, target = ROOT / name, SOURCE / name
+        if not source.is_file():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            shutil.copy(source, target)
+
+
+def build():
+    return run(["cmake", "--build", str(BUILD), "-j", "2", "--target", "lenscpp_tests_torchfree", "lenscpp_tests"])
+
+
+def red_test():
+    """The first failing test, or None when all pass. The quick, torch-free program first."""
+    for program, filtered in (("lenscpp_tests_torchfree", "-*Tokenizer*:*Bpe*:*SplitPattern*:*Utf8*:*Golden/Golden*:*Json*:*Safetensors*"),
+                              ("lenscpp_tests", "-*FaultSweep*:*RefusesNoCleanRun*")):
+        result = run([str(BUILD / "bin" / program), f"--gtest_filter={filtered}"], timeout=1200)
+        failed = [line for line in result.stdout.splitlines() if line.startswith("[  FAILED  ]")]
+        if failed:
+            return failed[0].removeprefix("[  FAILED  ]").strip()
+        if result.returncode != 0:
+            return f"{program} ended with {result.returncode}"
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="mutants whose description holds this text")
+    parser.add_argument("--list", action="store_true", help="print the mutants and check that their texts exist")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if arguments.only in m[3]]
+    stale = [m for m in MUTANTS if (ROOT / m[0]).read_text().count(m[1]) != 1]
+    for file, text, _, what in stale:
+        print(f"stale: {file}: {what}: {text!r} occurs {(ROOT / file).read_text().count(text)} times")
+    if arguments.list or stale:
+        for file, _, _, what in chosen:
+            print(f"{file:32} {what}")
+        return 1 if stale else 0
+
+    copy_sources()
+    configure = run(["cmake", "-S", str(SOURCE), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+                     "-DLENSCPP_BUILD_TESTS=ON", "-DLENSCPP_BUILD_PYTHON=OFF", f"-DLENSCPP_PYTHON={ROOT}/.venv/bin/python"])
+    built = build()
+    if configure.returncode or built.returncode:
+        print(configure.stdout, configure.stderr, built.stdout[-4000:])
+        return 1
+    red = red_test()
+    if red:
+        print(f"the tests are red without any mutant: {red}")
+        return 1
+    survivors = 0
+    for file, text, replacement, what in chosen:
+        start = time.time()
+        original = (SOURCE / file).read_text()
+        (SOURCE / file).write_text(original.replace(text, replacement))
+        compiled = build().returncode == 0
+        red = red_test() if compiled else None
+        (SOURCE / file).write_text(original)
+        outcome = f"killed by {red}" if red else "SURVIVED" if compiled else "DOES NOT COMPILE"
+        survivors += not red
+        print(f"{what:45} {outcome} ({time.time() - start:.0f} s)", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
