@@ -15,16 +15,20 @@ constexpr std::size_t kLongest = 128;
 
 char lower(char c) { return static_cast<char>(std::tolower(static_cast<unsigned char>(c))); }
 
-// Levenshtein distance, in half steps: another case of a letter is half a change.
+// Edit distance in half steps: another case, or two neighbours swapped, is half a change.
 int edit_distance(std::string_view a, std::string_view b) {
-  std::vector<int> row(b.size() + 1);
+  std::vector<int> before(b.size() + 1), last(b.size() + 1),
+      row(b.size() + 1);  // of a's i-2, i-1, i
   for (std::size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int>(2 * j);
   for (std::size_t i = 1; i <= a.size(); ++i) {
-    int diagonal = std::exchange(row[0], static_cast<int>(2 * i));
+    before.swap(last);
+    last.swap(row);
+    row[0] = static_cast<int>(2 * i);
     for (std::size_t j = 1; j <= b.size(); ++j) {
       int change = a[i - 1] == b[j - 1] ? 0 : lower(a[i - 1]) == lower(b[j - 1]) ? 1 : 2;
-      int best = std::min({diagonal + change, row[j] + 2, row[j - 1] + 2});
-      diagonal = std::exchange(row[j], best);
+      row[j] = std::min({last[j - 1] + change, last[j] + 2, row[j - 1] + 2});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        row[j] = std::min(row[j], before[j - 2] + 1);
     }
   }
   return row[b.size()];

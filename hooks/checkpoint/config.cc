@@ -13,32 +13,40 @@ namespace lenscpp {
 
 std::string_view name_of(NormKind kind) {
   switch (kind) {
-    case NormKind::layer_norm: return "layer_norm";
-    case NormKind::layer_norm_pre: return "layer_norm_pre";
+    case NormKind::layer_norm:
+      return "layer_norm";
+    case NormKind::layer_norm_pre:
+      return "layer_norm_pre";
   }
   throw std::logic_error("[config] not a NormKind");
 }
 
 std::string_view name_of(Activation kind) {
   switch (kind) {
-    case Activation::gelu_tanh: return "gelu_tanh";
-    case Activation::gelu_erf: return "gelu_erf";
-    case Activation::relu: return "relu";
-    case Activation::silu: return "silu";
+    case Activation::gelu_tanh:
+      return "gelu_tanh";
+    case Activation::gelu_erf:
+      return "gelu_erf";
+    case Activation::relu:
+      return "relu";
+    case Activation::silu:
+      return "silu";
   }
   throw std::logic_error("[config] not an Activation");
 }
 
 std::string_view name_of(PositionKind kind) {
   switch (kind) {
-    case PositionKind::learned: return "learned";
+    case PositionKind::learned:
+      return "learned";
   }
   throw std::logic_error("[config] not a PositionKind");
 }
 
 std::string_view name_of(Topology kind) {
   switch (kind) {
-    case Topology::sequential: return "sequential";
+    case Topology::sequential:
+      return "sequential";
   }
   throw std::logic_error("[config] not a Topology");
 }

@@ -15,7 +15,8 @@ namespace lenscpp {
 
 /// `layer_norm_pre` is LayerNorm without weight and bias: what remains once they are folded.
 enum class NormKind { layer_norm, layer_norm_pre };
-/// gelu_tanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) ("gelu_new"); gelu_erf: x Phi(x) ("gelu").
+/// gelu_tanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) ("gelu_new"); gelu_erf: x Phi(x)
+/// ("gelu").
 enum class Activation { gelu_tanh, gelu_erf, relu, silu };
 enum class PositionKind { learned };
 /// How attention and MLP stand in a block.
@@ -36,18 +37,20 @@ struct Config {
   PositionKind positions;
   Topology topology;
   bool scale_attn_by_sqrt_d_head = true;  // scores are divided by sqrt(d_head)
-  bool scale_attn_by_inverse_layer;  // scores are divided by (layer + 1) as well
-  bool tied_unembedding;             // W_U is W_E transposed in the checkpoint
-  DType stored_dtype;  // what config.json says the weights are; after load_weights: the widest in the files
+  bool scale_attn_by_inverse_layer;       // scores are divided by (layer + 1) as well
+  bool tied_unembedding;                  // W_U is W_E transposed in the checkpoint
+  DType stored_dtype;  // as config.json says; after load_weights: the widest in the files
 
-  /// What attention scores are divided by in `layer`: sqrt(d_head) and layer + 1, each where asked for.
+  /// What attention scores are divided by in `layer`: sqrt(d_head) and layer + 1, each where asked
+  /// for.
   double attn_divisor(std::int64_t layer) const;
   bool operator==(const Config&) const = default;
 };
 
-/// Reads `folder`/config.json. Throws std::invalid_argument that names the file, the field, what was
-/// found and what is allowed: for an unknown model_type, a missing or misspelt dimension, and every
-/// field that would change numbers and is not understood. Throws std::system_error when unreadable.
+/// Reads `folder`/config.json. Throws std::invalid_argument that names the file, the field, what
+/// was found and what is allowed: for an unknown model_type, a missing or misspelt dimension, and
+/// every field that would change numbers and is not understood. Throws std::system_error when
+/// unreadable.
 Config read_config(const std::filesystem::path& folder);
 /// The same from a parsed document; `origin` is named in errors.
 Config parse_config(const nlohmann::json& document, const std::string& origin);

@@ -40,8 +40,13 @@ std::optional<std::int64_t> Fields::optional_dimension(Names spellings, std::int
   auto found = find(spellings);
   if (!found) return std::nullopt;
   const json& value = *found->value;
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() < 1 ||
-      value.get<std::uint64_t>() > static_cast<std::uint64_t>(largest))
+  // A document built in memory holds signed integers, a parsed one unsigned ones.
+  bool fits = value.is_number_unsigned()
+                  ? value.get<std::uint64_t>() >= 1 &&
+                        value.get<std::uint64_t>() <= static_cast<std::uint64_t>(largest)
+                  : value.is_number_integer() && value.get<std::int64_t>() >= 1 &&
+                        value.get<std::int64_t>() <= largest;
+  if (!fits)
     refuse(found->name, "is " + show(value) + ", an integer from 1 to " + std::to_string(largest) +
                             " is allowed");
   return value.get<std::int64_t>();
@@ -61,7 +66,8 @@ double Fields::small_number(Names spellings, double absent) {
   if (!found) return absent;
   double value = found->value->is_number() ? found->value->get<double>() : 0;
   if (!(value > 0 && value <= 1))
-    refuse(found->name, "is " + show(*found->value) + ", a number above 0 and at most 1 is allowed");
+    refuse(found->name,
+           "is " + show(*found->value) + ", a number above 0 and at most 1 is allowed");
   return value;
 }
 

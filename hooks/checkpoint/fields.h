@@ -15,7 +15,8 @@
 namespace lenscpp {
 
 /// The fields of one JSON object. Readers name a field by all its spellings; null counts as absent.
-/// Every function throws std::invalid_argument naming file, field, what was found and what is allowed.
+/// Every function throws std::invalid_argument naming file, field, what was found and what is
+/// allowed.
 class Fields {
  public:
   using Names = std::initializer_list<const char*>;

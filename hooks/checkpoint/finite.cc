@@ -39,11 +39,16 @@ std::string coordinates(const Array& array, std::int64_t index) {
 
 std::optional<std::int64_t> first_not_finite(const Array& array) {
   switch (array.dtype()) {
-    case DType::f32: return first_with_exponent<std::uint32_t>(array, 0x7f800000u);
-    case DType::f64: return first_with_exponent<std::uint64_t>(array, 0x7ff0000000000000u);
-    case DType::bf16: return first_with_exponent<std::uint16_t>(array, 0x7f80u);
-    case DType::f16: return first_with_exponent<std::uint16_t>(array, 0x7c00u);
-    case DType::i64: return std::nullopt;
+    case DType::f32:
+      return first_with_exponent<std::uint32_t>(array, 0x7f800000u);
+    case DType::f64:
+      return first_with_exponent<std::uint64_t>(array, 0x7ff0000000000000u);
+    case DType::bf16:
+      return first_with_exponent<std::uint16_t>(array, 0x7f80u);
+    case DType::f16:
+      return first_with_exponent<std::uint16_t>(array, 0x7c00u);
+    case DType::i64:
+      return std::nullopt;
   }
   throw std::logic_error("[weights] not a DType");
 }
@@ -53,8 +58,11 @@ void require_finite(const Array& array, const std::string& where, const std::str
   if (!index) return;
   double value = array[*index];
   throw std::invalid_argument(where + " holds " +
-                              (std::isnan(value) ? "a NaN" : value > 0 ? "+inf" : "-inf") + " at " +
-                              coordinates(array, *index) + "; finite numbers are allowed" + hint);
+                              (std::isnan(value) ? "a NaN"
+                               : value > 0       ? "+inf"
+                                                 : "-inf") +
+                              " at " + coordinates(array, *index) + "; finite numbers are allowed" +
+                              hint);
 }
 
 }  // namespace lenscpp

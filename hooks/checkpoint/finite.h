@@ -1,4 +1,5 @@
-// A NaN or an infinity among the weights makes every run INVALID, far from its cause: it is refused here.
+// A NaN or an infinity among the weights makes every run INVALID, far from its cause: it is refused
+// here.
 #pragma once
 
 #include <cstdint>

@@ -95,6 +95,9 @@ class StrictBuilder : public nlohmann::json_sax<json> {
 }  // namespace
 
 json parse_json(std::string_view text, const std::string& origin) {
+  // The library takes a NUL byte for the end, and would read nothing of what hides behind it.
+  if (std::size_t nul = text.find('\0'); nul != text.npos)
+    throw std::invalid_argument(origin + ": not JSON: a NUL at byte " + std::to_string(nul));
   StrictBuilder builder(origin);
   try {
     json::sax_parse(text.begin(), text.end(), &builder);
@@ -105,7 +108,8 @@ json parse_json(std::string_view text, const std::string& origin) {
 }
 
 std::string show(const json& value) {
-  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);  // ASCII: cut anywhere
+  std::string text =
+      value.dump(-1, ' ', true, json::error_handler_t::replace);  // ASCII: cut anywhere
   return text.size() <= 200 ? text : text.substr(0, 200) + "...";
 }
 

@@ -1,5 +1,5 @@
-// Weight processing. Matrices pass through in rows widened to float64; sums over rows come from a first
-// pass over the same rows, so that no whole matrix is ever held in float64.
+// Weight processing. Matrices pass through in rows widened to float64; sums over rows come from a
+// first pass over the same rows, so that no whole matrix is ever held in float64.
 #include "hooks/checkpoint/processing.h"
 
 #include <algorithm>
@@ -113,14 +113,14 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
     else
       for_each_row(layer.W_O, change);
     if (steps.center_writing_weights) subtract_mean(b_O);
-    if (steps.fold_value_biases)
-      std::fill(b_QKV.begin() + first_value, b_QKV.end(), 0.0);
+    if (steps.fold_value_biases) std::fill(b_QKV.begin() + first_value, b_QKV.end(), 0.0);
     layer.b_O = narrowed(b_O, layer.b_O);
   }
   if (steps.fold_ln || steps.fold_value_biases) layer.b_QKV = narrowed(b_QKV, layer.b_QKV);
 }
 
-// W_U has one row a token: the mean over d_model is a row's, the mean over the vocabulary a column's.
+// W_U has one row a token: the mean over d_model is a row's, the mean over the vocabulary a
+// column's.
 void process_unembedding(Weights& weights, const Processing& steps) {
   if (!steps.fold_ln && !steps.center_unembed) return;
   std::vector<double> b_U = weights.b_U.to_doubles();
@@ -137,7 +137,8 @@ void process_unembedding(Weights& weights, const Processing& steps) {
   std::vector<double> means(static_cast<std::size_t>(weights.config.d_model));
   for_each_row(weights.W_U, [&](std::int64_t v, Row row) {
     if (steps.fold_ln)
-      for (std::size_t m = 0; m < row.size(); ++m) b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
+      for (std::size_t m = 0; m < row.size(); ++m)
+        b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
     fold(row);
     if (steps.center_unembed)
       for (std::size_t m = 0; m < row.size(); ++m) means[m] += row[m];
@@ -145,7 +146,8 @@ void process_unembedding(Weights& weights, const Processing& steps) {
   for (double& value : means) value /= static_cast<double>(weights.config.d_vocab);
   weights.W_U = with_rows(weights.W_U, [&](std::int64_t, Row row) {
     fold(row);
-    for (std::size_t m = 0; m < row.size(); ++m) row[m] -= means[m];  // zeros without center_unembed
+    for (std::size_t m = 0; m < row.size(); ++m)
+      row[m] -= means[m];  // zeros without center_unembed
   });
   if (steps.center_unembed) subtract_mean(b_U);
   weights.b_U = narrowed(b_U, weights.b_U);

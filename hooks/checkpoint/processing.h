@@ -10,20 +10,22 @@ namespace lenscpp {
 
 /// Which steps to take, in this order.
 struct Processing {
-  bool fold_ln = true;                 // norm weights and biases into the next matrix, which is centred
+  bool fold_ln = true;  // norm weights and biases into the next matrix, which is centred
   bool center_writing_weights = true;  // everything written to the residual stream has mean zero
   bool center_unembed = true;          // logits lose a constant a position
   bool fold_value_biases = true;       // b_V through W_O into b_O
 
   static Processing none() { return {false, false, false, false}; }
-  bool any() const { return fold_ln || center_writing_weights || center_unembed || fold_value_biases; }
+  bool any() const {
+    return fold_ln || center_writing_weights || center_unembed || fold_value_biases;
+  }
   bool operator==(const Processing&) const = default;
 };
 
 /// Processed weights: computed in float64, rounded once to weights.dtype. The input is not changed.
 /// After fold_ln, config.norm is layer_norm_pre and the norms' arrays are empty. To round once in
-/// all, load in the stored dtype or wider, process, then cast. Throws std::invalid_argument for fold_ln
-/// of folded weights, and for a result that overflows the dtype.
+/// all, load in the stored dtype or wider, process, then cast. Throws std::invalid_argument for
+/// fold_ln of folded weights, and for a result that overflows the dtype.
 Weights process(const Weights& weights, const Processing& processing);
 
 }  // namespace lenscpp

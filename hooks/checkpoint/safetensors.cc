@@ -38,8 +38,8 @@ constexpr std::string_view kIndex = "model.safetensors.index.json";
 
 struct FileType {
   std::string_view name;
-  std::uint64_t bytes;          // of one element
-  std::optional<DType> dtype;   // none: may lie in a file (masks do), cannot be read as an Array
+  std::uint64_t bytes;         // of one element
+  std::optional<DType> dtype;  // none: may lie in a file (masks do), cannot be read as an Array
 };
 
 constexpr std::array<FileType, 13> kFileTypes{{{"F64", 8, DType::f64},
@@ -89,8 +89,9 @@ const FileType& file_type(DType dtype) {
 
 [[noreturn]] void refuse_unknown_name(const std::string& origin, const std::string& name,
                                       const std::vector<std::string>& names) {
-  refuse(origin, "no tensor " + in_quotes(name) + "; it holds " + std::to_string(names.size()) +
-                     (names.empty() ? "" : ", the nearest names are " + nearest_names(name, names)));
+  refuse(origin,
+         "no tensor " + in_quotes(name) + "; it holds " + std::to_string(names.size()) +
+             (names.empty() ? "" : ", the nearest names are " + nearest_names(name, names)));
 }
 
 std::string interval(std::uint64_t begin, std::uint64_t end) {
@@ -101,8 +102,7 @@ std::string interval(std::uint64_t begin, std::uint64_t end) {
 std::uint64_t count(const json& value, const std::string& origin, const std::string& what) {
   if (!value.is_number_unsigned() ||
       value.get<std::uint64_t>() > std::numeric_limits<std::int64_t>::max())
-    refuse(origin, what + " is " + show(value) +
-                       ", a non-negative 64-bit integer is allowed");
+    refuse(origin, what + " is " + show(value) + ", a non-negative 64-bit integer is allowed");
   return value.get<std::uint64_t>();
 }
 
@@ -125,8 +125,8 @@ TensorInfo parse_tensor(const std::string& name, const json& entry, const std::s
   info.dtype = dtype.get<std::string>();
   const FileType* type = find_type(info.dtype);
   if (type == nullptr)
-    refuse(origin, where + ": unknown dtype " + in_quotes(info.dtype) + "; allowed: " +
-                       type_names(false));
+    refuse(origin,
+           where + ": unknown dtype " + in_quotes(info.dtype) + "; allowed: " + type_names(false));
 
   const json& shape = entry["shape"];
   if (!shape.is_array())
@@ -134,7 +134,8 @@ TensorInfo parse_tensor(const std::string& name, const json& entry, const std::s
   std::uint64_t bytes = type->bytes;
   for (const json& extent : shape) {
     info.shape.push_back(static_cast<std::int64_t>(count(extent, origin, where + ": an extent")));
-    bool overflows = __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(info.shape.back()), &bytes);
+    bool overflows =
+        __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(info.shape.back()), &bytes);
     if (overflows || bytes > std::numeric_limits<std::int64_t>::max())
       refuse(origin, where + ": its shape counts more than 2^63 bytes");
   }
@@ -167,8 +168,8 @@ void check_tiling(const std::map<std::string, TensorInfo>& tensors, std::uint64_
   const std::pair<const std::string, TensorInfo>* previous = nullptr;
   for (const auto* entry : order) {
     const auto& [name, info] = *entry;
-    std::string where = "tensor " + in_quotes(name) + ": offsets " +
-                        interval(info.begin_byte, info.end_byte);
+    std::string where =
+        "tensor " + in_quotes(name) + ": offsets " + interval(info.begin_byte, info.end_byte);
     if (info.end_byte > data_bytes)
       refuse(origin, where + " end beyond the data, which has " + std::to_string(data_bytes) +
                          " bytes; the file is cut short or its header lies");
@@ -182,8 +183,9 @@ void check_tiling(const std::map<std::string, TensorInfo>& tensors, std::uint64_
     previous = entry;
   }
   if (end != data_bytes)
-    refuse(origin, std::to_string(data_bytes - end) + " bytes beyond the last tensor, which ends at " +
-                       std::to_string(end) + "; none are allowed");
+    refuse(origin, std::to_string(data_bytes - end) +
+                       " bytes beyond the last tensor, which ends at " + std::to_string(end) +
+                       "; none are allowed");
 }
 
 // A read-only mapping of a regular file.
@@ -196,7 +198,9 @@ class Mapping {
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
   ~Mapping() { ::munmap(address_, size_); }
-  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(address_), size_}; }
+  std::span<const std::byte> bytes() const {
+    return {static_cast<const std::byte*>(address_), size_};
+  }
 
  private:
   void* address_;
@@ -237,7 +241,8 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::string 
   std::memcpy(&header_bytes, bytes.data(), 8);
   if (header_bytes > kLongestHeader_bytes)
     refuse(at, "its header claims " + std::to_string(header_bytes) + " bytes, at most " +
-                   std::to_string(kLongestHeader_bytes) + " are allowed; it may not be a safetensors file");
+                   std::to_string(kLongestHeader_bytes) +
+                   " are allowed; it may not be a safetensors file");
   if (header_bytes > bytes.size() - 8)
     refuse(at, "its header claims " + std::to_string(header_bytes) + " bytes, " +
                    std::to_string(bytes.size() - 8) + " follow; the file is cut short");
@@ -265,7 +270,8 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::string 
 }
 
 SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe must not block
+  Descriptor file(
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe must not block
   struct stat status {};
   if (file.fd < 0 || ::fstat(file.fd, &status) != 0) fail(errno, path);
   if (S_ISDIR(status.st_mode)) fail(EISDIR, path);
@@ -301,7 +307,8 @@ Array SafetensorsFile::tensor(const std::string& name) const {
   return std::move(copy).freeze();
 }
 
-void write_safetensors(const std::filesystem::path& path, const std::map<std::string, Array>& tensors,
+void write_safetensors(const std::filesystem::path& path,
+                       const std::map<std::string, Array>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   std::string origin = path.string();
   // Wide types first, so that every tensor lies aligned behind a padded header.
@@ -392,8 +399,8 @@ std::map<std::string, std::string> read_weight_map(const std::filesystem::path& 
       refuse(at, "only pickled weights (" + std::string(pickled) +
                      "), which run code when they are opened; allowed: safetensors. To convert: "
                      "python -c \"from transformers import AutoModelForCausalLM as M; "
-                     "M.from_pretrained('" + at + "').save_pretrained('" + at +
-                     "', safe_serialization=True)\"");
+                     "M.from_pretrained('" +
+                     at + "').save_pretrained('" + at + "', safe_serialization=True)\"");
     }
   throw std::system_error(ENOENT, std::generic_category(),
                           "[safetensors] " + folder.string() + ": neither " + std::string(kSingle) +
@@ -416,7 +423,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
                    ", which may be different models; one is allowed");
   if (single) {
     checkpoint.files_.push_back(SafetensorsFile::open(folder / kSingle));
-    for (const std::string& name : checkpoint.files_[0].names()) checkpoint.file_of_.emplace(name, 0);
+    for (const std::string& name : checkpoint.files_[0].names())
+      checkpoint.file_of_.emplace(name, 0);
     return checkpoint;
   }
   if (!sharded) refuse_folder(folder);
@@ -426,7 +434,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   for (const auto& entry : shard_of) shards.insert(entry.second);
   for (const std::string& shard : shards) {
     if (!std::filesystem::exists(folder / shard))
-      refuse(at, "shard " + in_quotes(shard) + ", named by " + std::string(kIndex) + ", is missing");
+      refuse(at,
+             "shard " + in_quotes(shard) + ", named by " + std::string(kIndex) + ", is missing");
     SafetensorsFile file = SafetensorsFile::open(folder / shard);
     for (const std::string& name : file.names()) {
       auto expected = shard_of.find(name);

@@ -1,5 +1,5 @@
-// The safetensors format: a strict, memory-mapped reader of files and sharded folders, and a writer.
-// Knows no model: names and shapes are checked by weights.cc.
+// The safetensors format: a strict, memory-mapped reader of files and sharded folders, and a
+// writer. Knows no model: names and shapes are checked by weights.cc.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +22,12 @@ struct TensorInfo {
   std::uint64_t begin_byte, end_byte;
 };
 
-/// An open safetensors file. Arrays point into the mapping and keep it alive, also after this object.
+/// An open safetensors file. Arrays point into the mapping and keep it alive, also after this
+/// object.
 class SafetensorsFile {
  public:
-  /// Maps `path` and checks its whole header. Throws std::invalid_argument naming file and tensor for
-  /// whatever the format does not allow, std::system_error when the file cannot be read.
+  /// Maps `path` and checks its whole header. Throws std::invalid_argument naming file and tensor
+  /// for whatever the format does not allow, std::system_error when the file cannot be read.
   static SafetensorsFile open(const std::filesystem::path& path);
 
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
@@ -34,8 +35,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool has(const std::string& name) const { return tensors_.contains(name); }
   std::vector<std::string> names() const;
-  /// One tensor, without a copy where its address is aligned. Throws std::invalid_argument when there is
-  /// none of that name (naming the nearest) or its type is none of F64 F32 F16 BF16 I64.
+  /// One tensor, without a copy where its address is aligned. Throws std::invalid_argument when
+  /// there is none of that name (naming the nearest) or its type is none of F64 F32 F16 BF16 I64.
   Array tensor(const std::string& name) const;
   /// The path, for error messages.
   const std::string& origin() const { return origin_; }
@@ -50,23 +51,25 @@ class SafetensorsFile {
   std::shared_ptr<const void> owner_;
 };
 
-/// The same from memory; `origin` is named in errors. `owner` keeps `bytes` alive; without one they must
-/// outlive every array.
+/// The same from memory; `origin` is named in errors. `owner` keeps `bytes` alive; without one they
+/// must outlive every array.
 SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::string origin,
                                   std::shared_ptr<const void> owner = nullptr);
 
-/// Writes `tensors` to `path`: first under a temporary name beside it, then synced and renamed, so that
-/// no reader sees half a file. Throws std::invalid_argument for names that cannot be written,
+/// Writes `tensors` to `path`: first under a temporary name beside it, then synced and renamed, so
+/// that no reader sees half a file. Throws std::invalid_argument for names that cannot be written,
 /// std::system_error when the disk refuses.
-void write_safetensors(const std::filesystem::path& path, const std::map<std::string, Array>& tensors,
+void write_safetensors(const std::filesystem::path& path,
+                       const std::map<std::string, Array>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-/// The tensors of a Hugging Face folder: model.safetensors, or model.safetensors.index.json and its shards.
+/// The tensors of a Hugging Face folder: model.safetensors, or model.safetensors.index.json and its
+/// shards.
 class Checkpoint {
  public:
-  /// Throws std::invalid_argument for what is ambiguous, missing from a shard, in another shard than the
-  /// index says, or in no index; and for a folder with pickled weights only, with the line that converts
-  /// them. Throws std::system_error when a file cannot be read.
+  /// Throws std::invalid_argument for what is ambiguous, missing from a shard, in another shard
+  /// than the index says, or in no index; and for a folder with pickled weights only, with the line
+  /// that converts them. Throws std::system_error when a file cannot be read.
   static Checkpoint open(const std::filesystem::path& folder);
 
   bool has(const std::string& name) const { return file_of_.contains(name); }

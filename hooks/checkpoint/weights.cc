@@ -21,8 +21,9 @@ namespace {
 const LayerWeights& layer_at(const Weights& weights, std::int64_t layer) {
   auto count = static_cast<std::int64_t>(weights.layers.size());
   if (layer < 0 || layer >= count)
-    throw std::out_of_range("[weights] layer " + std::to_string(layer) + " out of range: the model has " +
-                            std::to_string(count) + " layers (0.." + std::to_string(count - 1) + ")");
+    throw std::out_of_range("[weights] layer " + std::to_string(layer) +
+                            " out of range: the model has " + std::to_string(count) +
+                            " layers (0.." + std::to_string(count - 1) + ")");
   return weights.layers[static_cast<std::size_t>(layer)];
 }
 
@@ -123,7 +124,8 @@ std::size_t Weights::nbytes() const {
 
 std::string Weights::digest() const {
   std::string text = to_json(config).dump() + "\n";
-  std::map<std::tuple<const std::byte*, std::size_t, std::string>, std::string> known;  // tied: hashed once
+  std::map<std::tuple<const std::byte*, std::size_t, std::string>, std::string>
+      known;  // tied: hashed once
   for_each([&](const std::string& name, const Array& array) {
     std::string& digest = known[{array.bytes(), array.nbytes(), to_string(array.shape())}];
     if (digest.empty()) digest = array.digest();
@@ -173,8 +175,9 @@ Array TensorSource::checked(const std::string& name, const Shape& shape) {
   if (!has(name)) {
     std::vector<std::string> names = checkpoint_.names();
     throw std::invalid_argument(where + " " + to_string(shape) + " is missing" +
-                                (names.empty() ? "; there are no tensors"
-                                               : "; the nearest names are " + nearest_names(name, names)));
+                                (names.empty()
+                                     ? "; there are no tensors"
+                                     : "; the nearest names are " + nearest_names(name, names)));
   }
   const TensorInfo& info = checkpoint_.info(name);
   if (info.shape != shape)
@@ -217,11 +220,10 @@ void TensorSource::finish() const {
   for (std::size_t i = 0; i < std::min(extra.size(), kShown); ++i)
     shown += (i == 0 ? "" : ", ") + in_quotes(extra[i]) + " " +
              to_string(checkpoint_.info(extra[i]).shape);
-  throw std::invalid_argument("[weights] " + checkpoint_.origin() + ": " + std::to_string(extra.size()) +
-                              (extra.size() == 1 ? " tensor" : " tensors") +
-                              " that this model has no place for: " + shown +
-                              (extra.size() > kShown ? ", ..." : "") +
-                              "; is config.json the one of these weights?");
+  throw std::invalid_argument(
+      "[weights] " + checkpoint_.origin() + ": " + std::to_string(extra.size()) +
+      (extra.size() == 1 ? " tensor" : " tensors") + " that this model has no place for: " + shown +
+      (extra.size() > kShown ? ", ..." : "") + "; is config.json the one of these weights?");
 }
 
 }  // namespace lenscpp

@@ -29,10 +29,10 @@ struct Vector {
 /// Weights of one block. Empty arrays: a norm's weight and bias once folded.
 struct LayerWeights {
   Array ln1_w, ln1_b;  // [d_model]
-  Array W_QKV;         // [d_model, (n_heads + 2 n_kv_heads) d_head]: queries, keys, values, head-major
-  Array b_QKV;         // [(n_heads + 2 n_kv_heads) d_head]
-  Array W_O;           // [n_heads d_head, d_model]
-  Array b_O;           // [d_model]
+  Array W_QKV;  // [d_model, (n_heads + 2 n_kv_heads) d_head]: queries, keys, values, head-major
+  Array b_QKV;  // [(n_heads + 2 n_kv_heads) d_head]
+  Array W_O;    // [n_heads d_head, d_model]
+  Array b_O;    // [d_model]
   Array ln2_w, ln2_b;  // [d_model]
   Array W_in;          // [d_model, d_mlp]
   Array b_in;          // [d_mlp]
@@ -44,12 +44,12 @@ struct LayerWeights {
 struct Weights {
   Config config;
   DType dtype;
-  Array W_E;                    // [d_vocab, d_model]
-  Array W_pos;                  // [n_ctx, d_model]
+  Array W_E;    // [d_vocab, d_model]
+  Array W_pos;  // [n_ctx, d_model]
   std::vector<LayerWeights> layers;
   Array ln_final_w, ln_final_b;  // [d_model]; empty once folded
-  Array W_U;                    // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
-  Array b_U;                    // [d_vocab]
+  Array W_U;  // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
+  Array b_U;  // [d_vocab]
 
   /// Views into the arrays above. Throw std::out_of_range for a layer that is not there.
   Matrix W_Q(std::int64_t layer) const;
@@ -63,9 +63,9 @@ struct Weights {
   Matrix W_out(std::int64_t layer) const;
   Matrix unembedding() const;
 
-  /// Calls `visit(name, array)` for every array under a stable name: "embed.W_E", "pos_embed.W_pos",
-  /// "blocks.0.ln1.w", "blocks.0.attn.W_QKV", "blocks.0.mlp.b_out", "ln_final.w", "unembed.W_U". Folded
-  /// norms are skipped.
+  /// Calls `visit(name, array)` for every array under a stable name: "embed.W_E",
+  /// "pos_embed.W_pos", "blocks.0.ln1.w", "blocks.0.attn.W_QKV", "blocks.0.mlp.b_out",
+  /// "ln_final.w", "unembed.W_U". Folded norms are skipped.
   void for_each(const std::function<void(const std::string&, const Array&)>& visit) const;
   /// Bytes of all arrays; a buffer that several share counts once.
   std::size_t nbytes() const;
@@ -73,10 +73,11 @@ struct Weights {
   std::string digest() const;
 };
 
-/// Loads a Hugging Face folder (model.safetensors, or model.safetensors.index.json with its shards),
-/// memory-mapped; arrays that need no change of layout or dtype point into the file.
-/// Throws std::invalid_argument naming file and tensor: missing, extra, misshapen, of unknown dtype, a
-/// NaN or an infinity, too large for `dtype`; std::system_error when a file cannot be read.
+/// Loads a Hugging Face folder (model.safetensors, or model.safetensors.index.json with its
+/// shards), memory-mapped; arrays that need no change of layout or dtype point into the file.
+/// Throws std::invalid_argument naming file and tensor: missing, extra, misshapen, of unknown
+/// dtype, a NaN or an infinity, too large for `dtype`; std::system_error when a file cannot be
+/// read.
 Weights load_weights(const std::filesystem::path& folder, DType dtype);
 
 /// The same weights rounded to `dtype`; what shared a buffer goes on sharing. Throws

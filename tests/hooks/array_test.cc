@@ -30,7 +30,8 @@ TEST(Shape, NegativeAndOverflowingExtentsAreRefused) {
   EXPECT_THROW(numel({-1}), std::invalid_argument);
   EXPECT_THROW(numel({2, -3}), std::invalid_argument);
   EXPECT_THROW(numel({std::int64_t{1} << 32, std::int64_t{1} << 32}), std::invalid_argument);
-  EXPECT_THROW(numel({std::numeric_limits<std::int64_t>::max()}), std::invalid_argument);  // in bytes
+  EXPECT_THROW(numel({std::numeric_limits<std::int64_t>::max()}),
+               std::invalid_argument);  // in bytes
 }
 
 TEST(Shape, IsPrintedInBrackets) {
@@ -142,8 +143,10 @@ TEST(Array, ToConvertsMoreThanOneChunk) {
 }
 
 TEST(Array, IntegersRefuseWhatTheyCannotHold) {
-  for (double value : {std::nan(""), 1e300, -1e300, 0x1p63, std::numeric_limits<double>::infinity()})
-    EXPECT_THROW(Array::of(std::vector<double>{value}, {1}).to(DType::i64), std::invalid_argument) << value;
+  for (double value :
+       {std::nan(""), 1e300, -1e300, 0x1p63, std::numeric_limits<double>::infinity()})
+    EXPECT_THROW(Array::of(std::vector<double>{value}, {1}).to(DType::i64), std::invalid_argument)
+        << value;
   EXPECT_EQ(Array::of(std::vector<double>{-0x1p63}, {1}).to(DType::i64).as<std::int64_t>()[0],
             std::numeric_limits<std::int64_t>::min());
 }

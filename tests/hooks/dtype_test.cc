@@ -1,5 +1,5 @@
-// Conversions against their definition: every 16-bit pattern, every midpoint between two of them and its
-// neighbours.
+// Conversions against their definition: every 16-bit pattern, every midpoint between two of them
+// and its neighbours.
 #include "hooks/dtype.h"
 
 #include <gtest/gtest.h>
@@ -110,8 +110,8 @@ TEST_P(HalfTest, KeepsNaN) {
   EXPECT_TRUE(std::isnan(GetParam().widen(GetParam().narrow(kNaN))));
   EXPECT_TRUE(std::isnan(GetParam().widen(GetParam().narrow(-kNaN))));
   // A payload in the low bits only must not become an infinity.
-  EXPECT_TRUE(std::isnan(
-      GetParam().widen(GetParam().narrow(std::bit_cast<double>(std::uint64_t{0x7ff0000000000001})))));
+  EXPECT_TRUE(std::isnan(GetParam().widen(
+      GetParam().narrow(std::bit_cast<double>(std::uint64_t{0x7ff0000000000001})))));
   EXPECT_TRUE(std::isnan(round_to(GetParam().dtype, kNaN)));
 }
 
@@ -123,10 +123,11 @@ TEST_P(HalfTest, RoundsOnceNotByWayOfFloat) {
   EXPECT_EQ(round_to(GetParam().dtype, value), one + unit);
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, HalfTest,
-                         testing::Values(Half{"bfloat16", DType::bf16, 7, 127, bf16_to_float, double_to_bf16},
-                                         Half{"float16", DType::f16, 10, 15, f16_to_float, double_to_f16}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Formats, HalfTest,
+    testing::Values(Half{"bfloat16", DType::bf16, 7, 127, bf16_to_float, double_to_bf16},
+                    Half{"float16", DType::f16, 10, 15, f16_to_float, double_to_f16}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 TEST(DType, NamesComeBack) {
   for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i64})
@@ -162,7 +163,8 @@ TEST(DType, SizesRoundoffsAndSmallestNormalsAreTheFormats) {
 
 TEST(DType, OnlyFloat64AccumulatesInFloat64) {
   EXPECT_EQ(accumulate_type(DType::f64), DType::f64);
-  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) EXPECT_EQ(accumulate_type(dtype), DType::f32);
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16})
+    EXPECT_EQ(accumulate_type(dtype), DType::f32);
 }
 
 TEST(DType, RoundToFloat32AndFloat64AreTheCasts) {

@@ -23,6 +23,11 @@ TEST(NearestNames, AnotherCaseIsNearerThanAnotherLetter) {
   EXPECT_EQ(nearest_names("W_Q", names, 1), "\"w_q\"");
 }
 
+TEST(NearestNames, SwappedNeighboursAreNearerThanAnotherLetter) {
+  std::vector<std::string> names{"h.1.weight", "h.0.wieght"};
+  EXPECT_EQ(nearest_names("h.0.weight", names, 1), "\"h.0.wieght\"");
+}
+
 TEST(NearestNames, GivesWhatThereIs) {
   EXPECT_EQ(nearest_names("x", {}, 3), "");
   EXPECT_EQ(nearest_names("x", kNames, 0), "");

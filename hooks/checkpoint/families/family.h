@@ -15,15 +15,16 @@
 
 namespace lenscpp {
 
-/// Hands out the tensors of a checkpoint by name and shape, and remembers which: what nobody took is
-/// refused at the end, so that nothing in a checkpoint goes unread.
+/// Hands out the tensors of a checkpoint by name and shape, and remembers which: what nobody took
+/// is refused at the end, so that nothing in a checkpoint goes unread.
 class TensorSource {
  public:
-  TensorSource(const Checkpoint& checkpoint, DType dtype) : checkpoint_(checkpoint), dtype_(dtype) {}
+  TensorSource(const Checkpoint& checkpoint, DType dtype)
+      : checkpoint_(checkpoint), dtype_(dtype) {}
 
   bool has(const std::string& name) const { return checkpoint_.has(name); }
-  /// The tensor, rounded once to the dtype. Throws std::invalid_argument when it is missing (naming the
-  /// nearest), of another shape or type, or holds a NaN or an infinity, also after rounding.
+  /// The tensor, rounded once to the dtype. Throws std::invalid_argument when it is missing (naming
+  /// the nearest), of another shape or type, or holds a NaN or an infinity, also after rounding.
   Array take(const std::string& name, const Shape& shape);
   /// Like take, without rounding: what a copy must equal bitwise.
   Array take_as_stored(const std::string& name, const Shape& shape);

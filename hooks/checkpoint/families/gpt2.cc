@@ -23,7 +23,8 @@ struct ActivationName {
   Activation kind;
 };
 
-// transformers' ACT2FN. gelu_fast writes sqrt(2/pi) with 10 digits: 4e-12 relative, no float32 is moved.
+// transformers' ACT2FN. gelu_fast writes sqrt(2/pi) with 10 digits: 4e-12 relative, no float32 is
+// moved.
 constexpr std::array<ActivationName, 10> kActivations{{{"gelu_new", Activation::gelu_tanh},
                                                        {"gelu_pytorch_tanh", Activation::gelu_tanh},
                                                        {"gelu_python_tanh", Activation::gelu_tanh},
@@ -49,12 +50,12 @@ DType stored_dtype(Fields& fields) {
   std::string found = fields.text({"dtype", "torch_dtype"}).value_or("float32");
   for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
     if (found == name_of(dtype)) return dtype;
-  fields.refuse("dtype", "is " + in_quotes(found) +
-                             "; allowed: float32, float64, bfloat16, float16");
+  fields.refuse("dtype",
+                "is " + in_quotes(found) + "; allowed: float32, float64, bfloat16, float16");
 }
 
-// A classifier's folder has these very tensors, but its logits are not those of a language model. A bare
-// GPT2Model is unembedded with its embedding, as GPT2LMHeadModel.from_pretrained would do.
+// A classifier's folder has these very tensors, but its logits are not those of a language model. A
+// bare GPT2Model is unembedded with its embedding, as GPT2LMHeadModel.from_pretrained would do.
 void check_architecture(Fields& fields) {
   for (const std::string& name : fields.texts({"architectures"}))
     if (name != "GPT2LMHeadModel" && name != "GPT2Model")
@@ -67,31 +68,88 @@ void check_architecture(Fields& fields) {
 
 void name_neutral_fields(Fields& fields) {
   fields.neutral({
-      "model_type", "transformers_version", "transformers.js_config", "name_or_path", "_name_or_path",
+      "model_type",
+      "transformers_version",
+      "transformers.js_config",
+      "name_or_path",
+      "_name_or_path",
       "_commit_hash",
       // training
-      "attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range", "gradient_checkpointing",
-      "use_bfloat16", "torchscript", "finetuning_task", "problem_type", "tf_legacy_loss",
+      "attn_pdrop",
+      "embd_pdrop",
+      "resid_pdrop",
+      "initializer_range",
+      "gradient_checkpointing",
+      "use_bfloat16",
+      "torchscript",
+      "finetuning_task",
+      "problem_type",
+      "tf_legacy_loss",
       // heads of other architectures
-      "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-      "summary_first_dropout", "num_labels", "_num_labels", "id2label", "label2id", "n_special",
+      "summary_type",
+      "summary_use_proj",
+      "summary_activation",
+      "summary_proj_to_labels",
+      "summary_first_dropout",
+      "num_labels",
+      "_num_labels",
+      "id2label",
+      "label2id",
+      "n_special",
       "predict_special_tokens",
       // tokens and generation
-      "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id",
-      "cls_token_id", "mask_token_id", "decoder_start_token_id", "tokenizer_class", "prefix",
-      "task_specific_params", "max_length", "min_length", "do_sample", "early_stopping",
-      "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p",
-      "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-      "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
-      "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
-      "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+      "bos_token_id",
+      "eos_token_id",
+      "pad_token_id",
+      "sep_token_id",
+      "unk_token_id",
+      "cls_token_id",
+      "mask_token_id",
+      "decoder_start_token_id",
+      "tokenizer_class",
+      "prefix",
+      "task_specific_params",
+      "max_length",
+      "min_length",
+      "do_sample",
+      "early_stopping",
+      "num_beams",
+      "num_beam_groups",
+      "diversity_penalty",
+      "temperature",
+      "top_k",
+      "top_p",
+      "typical_p",
+      "repetition_penalty",
+      "length_penalty",
+      "no_repeat_ngram_size",
+      "encoder_no_repeat_ngram_size",
+      "bad_words_ids",
+      "num_return_sequences",
+      "output_scores",
+      "return_dict_in_generate",
+      "forced_bos_token_id",
+      "forced_eos_token_id",
+      "remove_invalid_values",
+      "exponential_decay_length_penalty",
+      "suppress_tokens",
       "begin_suppress_tokens",
       // how it is run and what is returned; the feed-forward chunks give the same numbers
-      "use_cache", "output_attentions", "output_hidden_states", "output_past", "return_dict",
-      "use_return_dict", "chunk_size_feed_forward", "is_decoder", "attn_implementation",
-      "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+      "use_cache",
+      "output_attentions",
+      "output_hidden_states",
+      "output_past",
+      "return_dict",
+      "use_return_dict",
+      "chunk_size_feed_forward",
+      "is_decoder",
+      "attn_implementation",
+      "_attn_implementation",
+      "_attn_implementation_autoset",
+      "_attn_implementation_internal",
       // ties an encoder to a decoder; there is one of them here
-      "tie_encoder_decoder", "cross_attention_hidden_size",
+      "tie_encoder_decoder",
+      "cross_attention_hidden_size",
       // the order of scaling and rounding in mixed precision; the same real numbers
       "reorder_and_upcast_attn",
   });
@@ -102,10 +160,12 @@ void name_neutral_fields(Fields& fields) {
 Config gpt2_config(const nlohmann::json& document, const std::string& origin) {
   Fields fields(document, origin);
   check_architecture(fields);
-  fields.refuse_if_set("quantization_config", "quantized weights are not read; save the model in "
-                                              "float32, float16 or bfloat16");
-  fields.refuse_if_set("auto_map", "a model that brings its own code may compute anything; save it "
-                                   "as a GPT2LMHeadModel");
+  fields.refuse_if_set("quantization_config",
+                       "quantized weights are not read; save the model in "
+                       "float32, float16 or bfloat16");
+  fields.refuse_if_set("auto_map",
+                       "a model that brings its own code may compute anything; save it "
+                       "as a GPT2LMHeadModel");
   fields.refuse_if_set("pruned_heads", "pruned heads are not supported; allowed: none");
   fields.refuse_if_set("add_cross_attention", "cross-attention is not supported; allowed: false");
   fields.refuse_if_set("is_encoder_decoder", "only decoders are supported; allowed: false");
@@ -123,7 +183,8 @@ Config gpt2_config(const nlohmann::json& document, const std::string& origin) {
   config.d_head = config.d_model / config.n_heads;
   config.d_mlp = fields.optional_dimension({"n_inner"}, 4 * kWidest).value_or(4 * config.d_model);
   config.d_vocab = fields.dimension({"vocab_size"}, kLargestVocabulary);
-  config.n_ctx = fields.dimension({"n_positions", "max_position_embeddings", "n_ctx"}, kLongestContext);
+  config.n_ctx =
+      fields.dimension({"n_positions", "max_position_embeddings", "n_ctx"}, kLongestContext);
   config.norm_eps = fields.small_number({"layer_norm_epsilon"}, 1e-5);
   config.norm = NormKind::layer_norm;
   config.activation = activation(fields);
