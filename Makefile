@@ -54,7 +54,7 @@ drill: build ## every fault at every site of the shipped model: detected, locate
 
 .PHONY: mutants
 mutants: build/.prepared ## switch off every comparison, bound term and edit in turn: each must turn a test red
-	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants.py
 
 .PHONY: golden
 golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
@@ -62,10 +62,8 @@ golden: build/golden/.prepared ## remake the golden data from the peers and comp
 	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
 
 .PHONY: bench
-bench: build/.prepared ## time and memory of load, run and verification
-	@$(prepare_env) cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
-	cmake --build build/release -j $(JOBS) --target lenscpp_bench
-	build/release/bin/lenscpp_bench
+bench: build build/golden/.prepared ## time and memory of load, run and verification, beside transformer-lens
+	$(BIN)/python tests/benchmarks/bench_gpt2.py --peer-python build/golden/bin/python --out build/benchmarks
 
 ##@ Develop
 .PHONY: format

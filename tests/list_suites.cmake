@@ -16,5 +16,5 @@ foreach(suite ${suites})
   string(REGEX REPLACE "^\n?([A-Za-z0-9_/]+)\\..*" "\\1" suite "${suite}")
   add_test(${name}/${suite} ${program} --gtest_brief=1 --gtest_filter=${suite}.*)
   # No SKIP_REGULAR_EXPRESSION: it would hide a failure beside a skip. `make test` lists the skips.
-  set_tests_properties(${name}/${suite} PROPERTIES TIMEOUT 900 LABELS ${label})
+  set_tests_properties(${name}/${suite} PROPERTIES TIMEOUT 1500 LABELS ${label})
 endforeach()
