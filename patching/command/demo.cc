@@ -1,8 +1,8 @@
 // lenscpp demo: the main job on the model that ships, and the refusal that everything here is for.
-#include <cmath>
+#include <algorithm>
 
 #include "patching/command/common.h"
-#include "patching/command/shipped_models.h"
+#include "patching/command/report.h"
 #include "patching/command/terminal.h"
 
 namespace lenscpp::command {
@@ -15,6 +15,7 @@ constexpr const char* kModel = "tiny-ioi";
 constexpr const char* kPrompt = "When John and Mary went to the store, John gave the bag to";
 constexpr const char* kAnswer = " Mary";
 constexpr const char* kWrong = " John";
+constexpr const char* kFile = "run.safetensors";
 constexpr std::int64_t kTop = 3;
 
 constexpr const char* kFooter = R"(Examples:
@@ -39,12 +40,14 @@ struct Answer {
 // A head of one layer.
 struct Head {
   std::int64_t layer, head;
-  std::string name() const { return "head " + std::to_string(head) + " of " + hook_name(Site::z, layer); }
+  std::string name() const {
+    return "head " + std::to_string(head) + " of " + hook_name(Site::z, layer);
+  }
 };
 
 // How the faulty run went.
 struct Refusal {
-  std::string message, injected;
+  std::string message;
   bool at_the_fault;  // the first failing point is where the fault is
   Answer unchecked;   // what nobody may read, and would have, without the check
   nlohmann::json verdict;
@@ -53,39 +56,54 @@ struct Refusal {
 class Demo {
  public:
   explicit Demo(const Options& o)
-      : o_(o), model_(load(o)), answer_(model_.to_single_token(kAnswer)), wrong_(model_.to_single_token(kWrong)), tokens_(model_.to_tokens(kPrompt)) {}
+      : o_(o),
+        model_(load(o)),
+        answer_(model_.to_single_token(kAnswer)),
+        wrong_(model_.to_single_token(kWrong)),
+        tokens_(model_.to_tokens(kPrompt)) {}
 
   ExitStatus run();
 
  private:
+  VerifiedCache check();
+  Answer look(const VerifiedCache& cache);
+  void save_if_asked(const VerifiedCache& cache);
+  void inject(const Head& head);
+  void declare(const Head& head);
+  ExitStatus conclude();
+
   Answer answer_of(const Array& logits) const;
   VerifiedCache without(const Head& head) const;
   Head most_needed_head(double logit_difference) const;
   std::optional<Refusal> with_fault(const Head& head) const;
   ordered_json to_json(const Answer& a) const;
   std::string in_words(const Answer& a) const;
-
   void say(const std::string& text) const {
-    if (!o_.json) print(text + "\n");
+    if (!o_.json) print(text);
   }
-  void title(const std::string& text) const { say("\n" + styled(text, Style::bold)); }
+  void title(const std::string& text) const { say(styled(text, Style::bold) + "\n"); }
 
   const Options& o_;
   HookedTransformer model_;
   std::int64_t answer_, wrong_;
   Tokens tokens_;
+  ordered_json document_{{"command", "demo"}};
+  std::vector<std::string> shortcomings_;  // what was not as it should be
 };
 
 Answer Demo::answer_of(const Array& logits) const {
   auto top = as_lens(logits).top_k(0, 0, -1, model_.config().d_vocab);
   auto of = [&](std::int64_t token) { return *std::ranges::find(top, token, &RankedToken::token); };
-  return {.p_answer = of(answer_).probability, .p_wrong = of(wrong_).probability,
-          .logit_difference = of(answer_).logit - of(wrong_).logit, .top = top[0].token};
+  return {.p_answer = of(answer_).probability,
+          .p_wrong = of(wrong_).probability,
+          .logit_difference = of(answer_).logit - of(wrong_).logit,
+          .top = top[0].token};
 }
 
 // Zeroed as a declared edit: a verified run like any other.
 VerifiedCache Demo::without(const Head& head) const {
-  Plan plan({Edit{.kind = EditKind::zero, .site = Site::z, .layer = head.layer, .where = {.head = head.head}}});
+  Plan plan({Edit{
+      .kind = EditKind::zero, .site = Site::z, .layer = head.layer, .where = {.head = head.head}}});
   return model_.run_with_cache(tokens_, {.names = std::vector<std::string>{}, .plan = plan});
 }
 
@@ -107,7 +125,8 @@ Head Demo::most_needed_head(double logit_difference) const {
 // The same zeroes, written by nobody's wish: nothing if that goes through.
 std::optional<Refusal> Demo::with_fault(const Head& head) const {
   std::string hook = hook_name(Site::z, head.layer);
-  FaultSpec fault{.name = "head", .parameters = {{"head", static_cast<double>(head.head)}}, .hook = hook};
+  FaultSpec fault{
+      .name = "head", .parameters = {{"head", static_cast<double>(head.head)}}, .hook = hook};
   auto injector = std::make_shared<FaultInjector>(std::vector<FaultSpec>{fault}, model_.config());
   RunOptions run{.names = std::vector<std::string>{}, .interference = interference_of(injector)};
   try {
@@ -115,85 +134,115 @@ std::optional<Refusal> Demo::with_fault(const Head& head) const {
     return {};
   } catch (const VerificationFailed& e) {
     const Point* first = e.verdict().first_failure();
-    return Refusal{.message = e.what(), .injected = head.name() + " zeroed", .at_the_fault = first != nullptr && to_string(first->id) == hook,
-                   .unchecked = answer_of(e.unverified_cache().activations().output().value), .verdict = lenscpp::to_json(e.verdict())};
+    return Refusal{.message = e.what(),
+                   .at_the_fault = first != nullptr && to_string(first->id) == hook,
+                   .unchecked = answer_of(e.unverified_cache().activations().output().value),
+                   .verdict = lenscpp::to_json(e.verdict())};
   }
 }
 
 ordered_json Demo::to_json(const Answer& a) const {
-  return {{"p_answer", a.p_answer}, {"p_wrong", a.p_wrong}, {"logit_difference", a.logit_difference}, {"top", token_text(model_, a.top)}};
+  return {{"p_answer", a.p_answer},
+          {"p_wrong", a.p_wrong},
+          {"logit_difference", a.logit_difference},
+          {"top", token_text(model_, a.top)}};
 }
 
 std::string Demo::in_words(const Answer& a) const {
-  return "P(" + quoted_token(kAnswer) + ") " + percent(a.p_answer) + ", P(" + quoted_token(kWrong) + ") " + percent(a.p_wrong) +
-         ", logit difference " + (a.logit_difference >= 0 ? "+" : "") + fixed(a.logit_difference, 2);
+  return "P(" + quoted_token(kAnswer) + ") " + percent(a.p_answer) + ", P(" + quoted_token(kWrong) +
+         ") " + percent(a.p_wrong) + ", logit difference " + (a.logit_difference >= 0 ? "+" : "") +
+         fixed(a.logit_difference, 2);
+}
+
+VerifiedCache Demo::check() {
+  title("1  A run, checked");
+  say(model_in_words(model_) + "\n" + tokens_in_words(model_, tokens_) + "\n\n");
+  VerifiedCache cache = run_checked(o_, model_, tokens_, {});
+  say(points_table(cache.verdict()) + with_coloured_status(cache.verdict().summary()) + "\n\n");
+  document_.update({{"status", name_of(cache.verdict().status)},
+                    {"prompt", kPrompt},
+                    {"tokens", tokens_to_json(model_, tokens_)},
+                    {"verdict", lenscpp::to_json(cache.verdict())},
+                    {"record", record_to_json(cache.record(), o_)}});
+  return cache;
+}
+
+Answer Demo::look(const VerifiedCache& cache) {
+  Answer clean = answer_of(cache.output());
+  title("2  What it says");
+  say(in_words(clean) + "\n\n");
+  LogitLens lens = logit_lens(cache);
+  title("3  The logit lens: when does the model know?");
+  say(lens_table(model_, lens, answer_, kTop) + "\n");
+  document_.update({{"answer", kAnswer},
+                    {"wrong", kWrong},
+                    {"clean", to_json(clean)},
+                    {"layers", lens_to_json(model_, lens, answer_, kTop)}});
+  if (clean.top != answer_)
+    shortcomings_.push_back("the model's first choice is " +
+                            quoted_token(token_text(model_, clean.top)) + ", not " +
+                            quoted_token(kAnswer));
+  return clean;
+}
+
+void Demo::save_if_asked(const VerifiedCache& cache) {
+  document_["saved"] = nullptr;
+  if (o_.out.empty()) return;
+  fs::path file = fs::path(o_.out) / kFile;
+  ordered_json about{{"status", document_["status"]},
+                     {"prompt", kPrompt},
+                     {"verdict", document_["verdict"]},
+                     {"record", document_["record"]},
+                     {"injected", ordered_json::array()}};
+  std::uintmax_t n_bytes = save(file, activations_of(cache), tokens_, about);
+  say("saved " + bytes_in_words(n_bytes) + ": " + file.string() + "\n\n");
+  document_["saved"] = {{"path", file.string()}, {"bytes", n_bytes}};
+}
+
+void Demo::inject(const Head& head) {
+  std::optional<Refusal> refusal = with_fault(head);
+  title("4  The same run on a device that silently zeroes " + head.name());
+  document_["fault"] = {{"injected", head.name() + " zeroed"}, {"refused", refusal.has_value()}};
+  if (!refusal)
+    return shortcomings_.push_back("the run with " + head.name() + " zeroed was not refused");
+  say("Unchecked it would have said: " + in_words(refusal->unchecked) + "; no error, no NaN.\n\n" +
+      with_coloured_status(refusal->message) +
+      "\n\nRefused by itself: no analysis can be given these numbers.\n\n");
+  document_["fault"].update({{"message", refusal->message},
+                             {"unchecked", to_json(refusal->unchecked)},
+                             {"verdict", refusal->verdict}});
+  if (!refusal->at_the_fault)
+    shortcomings_.push_back("the first point of the refusal is not where the fault is");
+}
+
+void Demo::declare(const Head& head) {
+  VerifiedCache cache = without(head);
+  Answer answer = answer_of(cache.output());
+  title("5  The same change, declared as an edit");
+  say(in_words(answer) + "\n" + with_coloured_status(cache.verdict().summary()) + "\n\n");
+  document_["declared"] = {{"status", name_of(cache.verdict().status)},
+                           {"answer", to_json(answer)}};
+}
+
+ExitStatus Demo::conclude() {
+  ExitStatus status = shortcomings_.empty() ? ExitStatus::done : ExitStatus::other;
+  document_.update({{"exit_status", static_cast<int>(status)}, {"shortcomings", shortcomings_}});
+  if (o_.json) print_json(document_);
+  for (const std::string& what : shortcomings_) complain("[demo] " + what);
+  if (shortcomings_.empty()) say("All as it should be.\n");
+  return status;
 }
 
 ExitStatus Demo::run() {
-  title("1  A run, checked: " + model_in_words(model_));
-  say(tokens_in_words(model_, tokens_) + "\n");
-  VerifiedCache cache = run_checked(o_, model_, tokens_, {});
-  std::string table = cache.verdict().table();
-  auto summary = table.rfind('\n') + 1;
-  say(table.substr(0, summary) + "\n" + with_coloured_status(table.substr(summary)));
-
-  title("2  What it says");
-  Answer clean = answer_of(cache.output());
-  say(in_words(clean));
-
-  title("3  The logit lens: when does the model know?");
-  LogitLens lens = logit_lens(cache);
-  say(lens_table(model_, lens, answer_, kTop));
-
-  std::optional<std::uintmax_t> n_bytes;
-  fs::path file = fs::path(o_.out) / "run.safetensors";
-  if (!o_.out.empty()) {
-    n_bytes = save(file, activations_of(cache), tokens_,
-                   {{"status", name_of(cache.verdict().status)}, {"prompt", kPrompt}, {"verdict", lenscpp::to_json(cache.verdict())},
-                    {"record", record_to_json(cache.record(), o_)}, {"injected", ordered_json::array()}});
-    say("saved " + bytes_in_words(*n_bytes) + ": " + file.string());
-  }
-
-  Head head;
-  std::optional<Refusal> refusal;
-  std::optional<VerifiedCache> declared;
+  VerifiedCache cache = check();
+  Answer clean = look(cache);
+  save_if_asked(cache);
   on_device(o_, [&] {
-    head = most_needed_head(clean.logit_difference);
-    refusal = with_fault(head);
-    declared.emplace(without(head));
+    Head head = most_needed_head(clean.logit_difference);
+    inject(head);
+    declare(head);
   });
-  title("4  The same run on a device that silently zeroes " + head.name());
-  if (refusal) {
-    say("unchecked it would have said: " + in_words(refusal->unchecked) + "; no error, no NaN");
-    say(with_coloured_status(refusal->message));
-    say("Refused: no analysis reads these numbers.");
-  } else {
-    say("This run was NOT refused, and should have been.");
-  }
-
-  title("5  The same change, declared as an edit");
-  say(in_words(answer_of(declared->output())) + "\n" + with_coloured_status(declared->verdict().summary()));
-
-  std::vector<std::string> wrong;
-  if (clean.top != answer_) wrong.push_back("the model's first choice is " + quoted_token(token_text(model_, clean.top)) + ", not " + quoted_token(kAnswer));
-  if (!refusal) wrong.push_back("the faulty run was not refused");
-  if (refusal && !refusal->at_the_fault) wrong.push_back("the first point of the refusal is not where the fault is");
-  ExitStatus status = wrong.empty() ? ExitStatus::done : ExitStatus::other;
-  if (o_.json)
-    print_json({{"command", "demo"}, {"exit_status", static_cast<int>(status)}, {"status", name_of(cache.verdict().status)},
-                {"prompt", kPrompt}, {"tokens", tokens_to_json(model_, tokens_)}, {"answer", kAnswer}, {"wrong", kWrong},
-                {"clean", to_json(clean)}, {"layers", lens_to_json(model_, lens, answer_, kTop)},
-                {"verdict", lenscpp::to_json(cache.verdict())}, {"record", record_to_json(cache.record(), o_)},
-                {"saved", n_bytes ? ordered_json{{"path", file.string()}, {"bytes", *n_bytes}} : ordered_json()},
-                {"fault", {{"injected", head.name() + " zeroed"}, {"refused", refusal.has_value()},
-                           {"at_the_fault", refusal && refusal->at_the_fault}, {"message", refusal ? ordered_json(refusal->message) : ordered_json()},
-                           {"unchecked", refusal ? to_json(refusal->unchecked) : ordered_json()},
-                           {"verdict", refusal ? ordered_json(refusal->verdict) : ordered_json()}}},
-                {"declared", {{"status", name_of(declared->verdict().status)}, {"answer", to_json(answer_of(declared->output()))}}},
-                {"not_as_it_should_be", wrong}});
-  for (const std::string& what : wrong) complain("[demo] " + what);
-  if (wrong.empty()) say("\nAll as it should be.");
-  return status;
+  return conclude();
 }
 
 // Made, if need be, before any work is done.
@@ -201,8 +250,10 @@ void prepare_folder(const std::string& folder) {
   if (folder.empty()) return;
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw std::invalid_argument("[--out] the folder \"" + folder + "\" cannot be made: " + error.message());
-  checked_output((fs::path(folder) / "run.safetensors").string());
+  if (error)
+    throw std::invalid_argument("[--out] the folder \"" + folder +
+                                "\" cannot be made: " + error.message());
+  checked_output((fs::path(folder) / kFile).string());
 }
 
 }  // namespace
@@ -210,8 +261,12 @@ void prepare_folder(const std::string& folder) {
 Action add_demo(CLI::App& program) {
   auto o = std::make_shared<Options>();
   o->model = kModel;
-  CLI::App& command = *program.add_subcommand("demo", "The whole job on the model that ships, and a faulty run refused");
-  command.add_option("--out", o->out, "A folder for what is saved; without it, nothing is")->type_name("DIR")->group("Output");
+  o->threads = 1;  // so small a model gains nothing from more
+  CLI::App& command = *program.add_subcommand(
+      "demo", "The whole job on the model that ships, and a faulty run refused");
+  command.add_option("--out", o->out, "A folder for what is saved; without it, nothing is")
+      ->type_name("DIR")
+      ->group("Output");
   add_common_options(command, *o);
   command.footer(kFooter);
   return [o] {

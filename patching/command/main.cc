@@ -1,4 +1,5 @@
-// The lenscpp program: picks the command, and turns every exception into one line and an exit status.
+// The lenscpp program: picks the command, and turns every exception into one line and an exit
+// status.
 #include <torch/version.h>
 
 #include <new>
@@ -6,6 +7,7 @@
 #include "hooks/build_info.h"
 #include "hooks/nearest.h"
 #include "patching/command/common.h"
+#include "patching/command/report.h"
 #include "patching/command/terminal.h"
 
 namespace lenscpp::command {
@@ -24,7 +26,8 @@ missing or failed, 1 anything else. LENSCPP_MODELS: folders to look for models i
 )";
 
 std::string version() {
-  return "lenscpp " + std::string(lenscpp_version()) + " (commit " + build_commit() + (build_dirty() ? ", changed" : "") +
+  return "lenscpp " + std::string(lenscpp_version()) + " (commit " +
+         std::string(build_commit()).substr(0, 12) + (build_dirty() ? ", changed" : "") +
          ", torch " TORCH_VERSION ")";
 }
 
@@ -36,11 +39,15 @@ struct Ending {
 };
 
 Ending refused(const VerificationFailed& e) {
-  return {ExitStatus::refused, e.what(),
-          {{"status", name_of(e.verdict().status)}, {"verdict", to_json(e.verdict())}, {"record", to_json(e.record())}}};
+  return {ExitStatus::refused,
+          e.what(),
+          {{"status", name_of(e.verdict().status)},
+           {"verdict", to_json(e.verdict())},
+           {"record", to_json(e.record())}}};
 }
 
-// Every exception that can leave a command. Classes of the standard library mean bad input, as in the headers that throw them.
+// Every exception that can leave a command. Classes of the standard library mean bad input, as in
+// the headers that throw them.
 Ending ending_of(const std::exception_ptr& exception) {
   try {
     std::rethrow_exception(exception);
@@ -74,20 +81,35 @@ std::vector<std::string> option_names(const CLI::App& app) {
 
 // A word that no option and no argument took explains more than the requirement that it left unmet.
 std::string usage_message(const CLI::App& program, const CLI::ParseError& error) {
-  const CLI::App* chosen = program.get_subcommands().empty() ? nullptr : program.get_subcommands().front();
+  const CLI::App* chosen =
+      program.get_subcommands().empty() ? nullptr : program.get_subcommands().front();
   const CLI::App& where = chosen == nullptr ? program : *chosen;
-  std::string see = "; see lenscpp " + (chosen == nullptr ? "" : chosen->get_name() + " ") + "--help";
+  std::string see =
+      "; see lenscpp " + (chosen == nullptr ? "" : chosen->get_name() + " ") + "--help";
   std::vector<std::string> words = program.remaining(true);
   if (words.empty()) return error.what() + see;
   std::string word = words.front().substr(0, words.front().find('='));
-  if (word.starts_with('-')) {
-    std::string note = chosen == nullptr ? " before a command (options stand after it)" : " of lenscpp " + chosen->get_name();
-    return "no option " + in_quotes(word) + note + "; nearest: " + nearest_names(word, option_names(where)) + see;
-  }
-  if (chosen != nullptr) return "unexpected argument " + in_quotes(word) + " (a prompt of several words needs quotes)" + see;
+  if (!program.remaining(false).empty() && word.starts_with('-'))
+    return "no option " + in_quotes(word) + " before a command; options stand after it: lenscpp " +
+           (chosen == nullptr ? "COMMAND" : chosen->get_name()) + " " + in_quotes(word) + see;
+  if (word.starts_with('-'))
+    return "no option " + in_quotes(word) +
+           "; nearest: " + nearest_names(word, option_names(where)) + see;
+  if (chosen != nullptr)
+    return "unexpected argument " + in_quotes(word) + " (a prompt of several words needs quotes)" +
+           see;
   std::string commands;
-  for (const CLI::App* command : program.get_subcommands(nullptr)) commands += (commands.empty() ? "" : ", ") + command->get_name();
+  for (const CLI::App* command : program.get_subcommands(nullptr))
+    commands += (commands.empty() ? "" : ", ") + command->get_name();
   return "no command " + in_quotes(word) + "; allowed: " + commands + see;
+}
+
+// CLI11's own, without its double empty lines.
+std::string help_of(const CLI::App& program) {
+  std::string text = program.help();
+  for (auto at = text.find("\n\n\n"); at != text.npos; at = text.find("\n\n\n", at))
+    text.erase(at, 1);
+  return text.substr(0, text.find_last_not_of('\n') + 1) + "\n";
 }
 
 struct Command {
@@ -99,7 +121,9 @@ int end(const std::string& command, const Ending& ending, bool json) {
   int status = static_cast<int>(ending.status);
   complain(ending.message);
   if (json) {
-    ordered_json document{{"command", command.empty() ? ordered_json() : ordered_json(command)}, {"exit_status", status}, {"error", ending.message}};
+    ordered_json document{{"command", command.empty() ? ordered_json() : ordered_json(command)},
+                          {"exit_status", status},
+                          {"error", ending.message}};
     if (!ending.details.is_null()) document.update(ending.details);
     print_json(document);
   }
@@ -107,10 +131,14 @@ int end(const std::string& command, const Ending& ending, bool json) {
 }
 
 int run_program(int argc, char** argv) {
-  bool json = std::any_of(argv, argv + argc, [](const char* word) { return std::string_view(word) == "--json"; });
+  bool json = std::any_of(argv, argv + argc,
+                          [](const char* word) { return std::string_view(word) == "--json"; });
   std::string name;
   try {
-    CLI::App program("lenscpp: a transformer whose every activation is checked against an independent computation.", "lenscpp");
+    CLI::App program(
+        "lenscpp: a transformer whose every activation is checked against an independent "
+        "computation.",
+        "lenscpp");
     program.set_version_flag("--version", version(), "Version, commit and torch");
     program.set_help_flag("-h,--help", "This text");
     program.get_formatter()->column_width(26);
@@ -125,7 +153,7 @@ int run_program(int argc, char** argv) {
     try {
       program.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
-      print(program.help());
+      print(help_of(program));
       return 0;
     } catch (const CLI::CallForVersion& e) {
       print(version() + "\n");
@@ -138,8 +166,10 @@ int run_program(int argc, char** argv) {
         name = command.app->get_name();
         return static_cast<int>(command.action());
       }
-    if (argc == 1 && !json) print(program.help());
-    return end("", {ExitStatus::usage, "a command is needed: demo, run or lens; see lenscpp --help"}, json);
+    if (argc == 1 && !json) print(help_of(program));
+    return end("",
+               {ExitStatus::usage, "a command is needed: demo, run or lens; see lenscpp --help"},
+               json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());
     return end(name, ending, json);

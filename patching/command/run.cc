@@ -1,5 +1,6 @@
 // lenscpp run: run, verify, save.
 #include "patching/command/common.h"
+#include "patching/command/report.h"
 #include "patching/command/terminal.h"
 
 namespace lenscpp::command {
@@ -22,79 +23,121 @@ struct Options : CommonOptions {
   std::string prompt, out;
 };
 
-struct Saved {
-  std::string path;
-  std::size_t activations = 0;
-  std::uintmax_t n_bytes = 0;
+// One prompt through one model.
+class Run {
+ public:
+  explicit Run(const Options& o)
+      : o_(o), model_(load(o)), tokens_(model_.to_tokens(o.prompt)), faults_(o, model_.config()) {}
+
+  ExitStatus checked();
+  ExitStatus unchecked();
+
+ private:
+  RunOptions options() const;
+  void describe(const Verdict& verdict, const RunRecord& record);
+  void save_if_asked(const std::map<std::string, Array>& activations);
+  std::string heading() const {
+    return model_in_words(model_) + "\n" + tokens_in_words(model_, tokens_) + "\n\n";
+  }
+  void report(const Verdict& verdict, const std::vector<RankedToken>& top) const;
+
+  const Options& o_;
+  HookedTransformer model_;
+  Tokens tokens_;
+  Faults faults_;
+  ordered_json document_, saved_;  // what the file's metadata holds too; the file
 };
 
-// What file and JSON document say alike.
-ordered_json description(const Options& o, Status status, const Verdict& verdict, const RunRecord& record, const Faults& faults) {
-  return {{"status", name_of(status)}, {"prompt", o.prompt}, {"verdict", to_json(verdict)},
-          {"record", record_to_json(record, o)}, {"injected", faults.to_json()}};
+// Nothing is kept that nobody will save.
+RunOptions Run::options() const {
+  RunOptions options{.interference = faults_.interference()};
+  if (o_.out.empty()) options.names = std::vector<std::string>{};
+  return options;
 }
 
-std::optional<Saved> saved(const Options& o, std::map<std::string, Array> activations, const Tokens& tokens, const ordered_json& document) {
-  if (o.out.empty()) return {};
-  std::uintmax_t n_bytes = save(o.out, activations, tokens, document);
-  return Saved{o.out, activations.size(), n_bytes};
+void Run::describe(const Verdict& verdict, const RunRecord& record) {
+  document_ = {{"status", name_of(verdict.status)},
+               {"prompt", o_.prompt},
+               {"verdict", to_json(verdict)},
+               {"record", record_to_json(record, o_)},
+               {"injected", faults_.to_json()}};
 }
 
-void report(const Options& o, const HookedTransformer& model, const Tokens& tokens, const Verdict& verdict,
-            const std::vector<RankedToken>& top, const Faults& faults, const std::optional<Saved>& file, const ordered_json& document) {
-  if (o.json) {
+void Run::save_if_asked(const std::map<std::string, Array>& activations) {
+  if (o_.out.empty()) return;
+  saved_ = {{"path", o_.out},
+            {"activations", activations.size()},
+            {"bytes", save(o_.out, activations, tokens_, document_)}};
+}
+
+void Run::report(const Verdict& verdict, const std::vector<RankedToken>& top) const {
+  if (o_.json) {
     ordered_json json{{"command", "run"}, {"exit_status", 0}};
-    json.update(document);
-    json["tokens"] = tokens_to_json(model, tokens);
-    json["prediction"] = to_json(model, top);
-    json["saved"] = file ? ordered_json{{"path", file->path}, {"activations", file->activations}, {"bytes", file->n_bytes}} : ordered_json();
+    json.update(document_);
+    json["tokens"] = tokens_to_json(model_, tokens_);
+    json["prediction"] = to_json(model_, top);
+    json["saved"] = saved_;
     return print_json(json);
   }
-  std::string table = verdict.table();
-  auto summary = table.rfind('\n') + 1;  // npos + 1 is 0
-  std::string text = styled(model_in_words(model), Style::bold) + "\n" + tokens_in_words(model, tokens) + "\n\n" +
-                     table.substr(0, summary) + (summary == 0 ? "" : "\n") + with_coloured_status(table.substr(summary)) + "\n";
-  if (faults.any()) text += "injected: " + faults.in_words() + (verdict.status == Status::verified ? "; within the bounds of rounding, so not refused" : "") + "\n";
-  if (!top.empty()) {
-    text += "next token:";
-    for (const RankedToken& t : top) text += "  " + quoted_token(token_text(model, t.token)) + " " + percent(t.probability);
-    text += "\n";
-  }
-  if (file) text += "saved " + std::to_string(file->activations) + " activations, " + bytes_in_words(file->n_bytes) + ": " + file->path + "\n";
+  std::string text = heading() + points_table(verdict) + with_coloured_status(verdict.summary()) +
+                     "\n" + faults_.in_words(verdict.status);
+  if (!top.empty()) text += "next token:";
+  for (const RankedToken& t : top)
+    text += "  " + quoted_token(token_text(model_, t.token)) + " " + percent(t.probability);
+  if (!top.empty()) text += "\n";
+  if (!saved_.is_null())
+    text += "saved " + saved_["activations"].dump() + " activations, " +
+            bytes_in_words(saved_["bytes"].get<std::size_t>()) + ": " + o_.out + "\n";
   print(text);
 }
 
-ExitStatus run(const Options& o) {
-  if (!o.out.empty()) checked_output(o.out);
-  HookedTransformer model = load(o);
-  Tokens tokens = model.to_tokens(o.prompt);
-  Faults faults(o, model.config());
-  RunOptions options{.interference = faults.interference()};
-  if (o.out.empty()) options.names = std::vector<std::string>{};
-  if (verify_mode(o) == VerifyMode::off) {
-    std::optional<UnverifiedCache> cache;
-    on_device(o, [&] { cache.emplace(model.run_unverified(tokens, options)); });
-    ordered_json document = description(o, Status::unverified, cache->verdict(), cache->record(), faults);
-    auto file = saved(o, activations_of(*cache), tokens, document);
-    report(o, model, tokens, cache->verdict(), {}, faults, file, document);
-    return ExitStatus::done;
+ExitStatus Run::checked() {
+  std::optional<VerifiedCache> cache;
+  try {
+    cache.emplace(run_checked(o_, model_, tokens_, options()));
+  } catch (const VerificationFailed& e) {
+    // Where it went wrong; what is wrong is said by the message that ends the program.
+    if (!o_.json)
+      print(heading() + points_table(e.verdict()) + faults_.in_words(e.verdict().status));
+    if (!o_.out.empty()) complain("[--out] nothing was written to " + o_.out);
+    throw;
   }
-  VerifiedCache cache = run_checked(o, model, tokens, options);
-  ordered_json document = description(o, cache.verdict().status, cache.verdict(), cache.record(), faults);
-  auto file = saved(o, activations_of(cache), tokens, document);
-  auto top = as_lens(cache.output()).top_k(0, 0, -1, std::min(kPredictions, model.config().d_vocab));
-  report(o, model, tokens, cache.verdict(), top, faults, file, document);
+  describe(cache->verdict(), cache->record());
+  save_if_asked(activations_of(*cache));
+  report(cache->verdict(),
+         as_lens(cache->output()).top_k(0, 0, -1, std::min(kPredictions, model_.config().d_vocab)));
   return ExitStatus::done;
+}
+
+// No word on what such a run predicts: that would be an analysis.
+ExitStatus Run::unchecked() {
+  std::optional<UnverifiedCache> cache;
+  on_device(o_, [&] { cache.emplace(model_.run_unverified(tokens_, options())); });
+  describe(cache->verdict(), cache->record());
+  save_if_asked(activations_of(*cache));
+  report(cache->verdict(), {});
+  return ExitStatus::done;
+}
+
+ExitStatus run(const Options& o) {
+  VerifyMode mode = verify_mode(o);
+  if (!o.out.empty()) checked_output(o.out);
+  Run run(o);
+  return mode == VerifyMode::off ? run.unchecked() : run.checked();
 }
 
 }  // namespace
 
 Action add_run(CLI::App& program) {
   auto o = std::make_shared<Options>();
-  CLI::App& command = *program.add_subcommand("run", "Run a prompt, check every activation, save them");
-  command.add_option("MODEL", o->model, "A Hugging Face folder, or the name of a model that ships: tiny-ioi")->required()->type_name("");
-  command.add_option("--prompt", o->prompt, "The text to run")->required()->type_name("TEXT")->group("Input");
-  command.add_option("--out", o->out, "Save the activations: FILE.safetensors; without it, nothing is saved")->type_name("FILE")->group("Output");
+  CLI::App& command =
+      *program.add_subcommand("run", "Run a prompt, check every activation, save them");
+  add_input_options(command, *o, o->prompt);
+  command
+      .add_option("--out", o->out,
+                  "Save the activations: FILE.safetensors; without it, nothing is saved")
+      ->type_name("FILE")
+      ->group("Output");
   add_common_options(command, *o);
   add_checking_options(command, *o);
   command.footer(kFooter);

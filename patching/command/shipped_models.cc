@@ -50,8 +50,9 @@ std::vector<fs::path> model_folders() {
   }
   fs::path program = program_folder();
   if (program.empty()) return folders;
-  folders.push_back(program.parent_path() / "models");                        // lenscpp/bin in the package
-  folders.push_back(program.parent_path() / "share" / "lenscpp" / "models");  // build tree, install prefix
+  folders.push_back(program.parent_path() / "models");  // lenscpp/bin in the package
+  folders.push_back(program.parent_path() / "share" / "lenscpp" /
+                    "models");  // build tree, install prefix
   return folders;
 }
 
@@ -59,7 +60,8 @@ std::vector<std::string> shipped_models() {
   std::set<std::string> names;
   for (const fs::path& folder : model_folders()) {
     std::error_code error;
-    for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error))
       if (is_checkpoint(entry->path())) names.insert(entry->path().filename().string());
   }
   return {names.begin(), names.end()};
@@ -74,12 +76,17 @@ fs::path resolve_model(const std::string& model) {
   std::error_code error;
   if (fs::is_directory(model, error)) return model;
   std::string found = "[model] " + in_quotes(model) +
-                      (fs::exists(model, error) ? " is not a folder" : is_name ? " is neither a folder nor a model that ships" : ": no such folder");
+                      (fs::exists(model, error) ? " is not a folder"
+                       : is_name                ? " is neither a folder nor a model that ships"
+                                                : ": no such folder");
   std::string names, places;
   for (const std::string& name : shipped_models()) names += (names.empty() ? "" : ", ") + name;
-  for (const fs::path& folder : model_folders()) places += (places.empty() ? "" : ", ") + folder.string();
-  throw std::invalid_argument(found + "; needed: a Hugging Face folder on this machine (nothing is downloaded), or one of: " +
-                              (names.empty() ? "none found" : names) + " (in " + places + ")");
+  for (const fs::path& folder : model_folders())
+    places += (places.empty() ? "" : ", ") + folder.string();
+  throw std::invalid_argument(
+      found +
+      "; needed: a Hugging Face folder on this machine (nothing is downloaded), or one of: " +
+      (names.empty() ? "none found" : names) + " (in " + places + ")");
 }
 
 }  // namespace lenscpp::command

@@ -25,12 +25,13 @@ bool capable_terminal(int descriptor) {
 
 bool coloured() {
   const char* no_color = std::getenv("NO_COLOR");
-  static const bool result = capable_terminal(STDOUT_FILENO) && (no_color == nullptr || *no_color == '\0');
+  static const bool result =
+      capable_terminal(STDOUT_FILENO) && (no_color == nullptr || *no_color == '\0');
   return result;
 }
 
-// Columns of one code point: 0 and below for what cannot be seen alone. The C library knows; its answer
-// depends on the locale, which is set for this thread and this call only.
+// Columns of one code point: 0 and below for what cannot be seen alone. The C library knows; its
+// answer depends on the locale, which is set for this thread and this call only.
 int columns_of(char32_t c) {
   static const locale_t utf8_locale = [] {
     for (const char* name : {"C.UTF-8", "en_US.UTF-8", "UTF-8"})
@@ -53,12 +54,18 @@ std::string hexadecimal(std::uint32_t value) {
 
 std::string escaped(char32_t c) {
   switch (c) {
-    case '"': return "\\\"";
-    case '\\': return "\\\\";
-    case '\n': return "\\n";
-    case '\r': return "\\r";
-    case '\t': return "\\t";
-    default: break;
+    case '"':
+      return "\\\"";
+    case '\\':
+      return "\\\\";
+    case '\n':
+      return "\\n";
+    case '\r':
+      return "\\r";
+    case '\t':
+      return "\\t";
+    default:
+      break;
   }
   if (columns_of(c) > 0) {
     std::string text;
@@ -98,11 +105,21 @@ std::string styled(std::string_view text, Style style) {
   if (!coloured()) return std::string(text);
   const char* code = "";
   switch (style) {
-    case Style::bold: code = "1"; break;
-    case Style::dim: code = "2"; break;
-    case Style::good: code = "1;32"; break;
-    case Style::bad: code = "1;31"; break;
-    case Style::doubtful: code = "1;33"; break;
+    case Style::bold:
+      code = "1";
+      break;
+    case Style::dim:
+      code = "2";
+      break;
+    case Style::good:
+      code = "1;32";
+      break;
+    case Style::bad:
+      code = "1;31";
+      break;
+    case Style::doubtful:
+      code = "1;33";
+      break;
   }
   return "\x1b[" + std::string(code) + "m" + std::string(text) + "\x1b[0m";
 }
@@ -141,7 +158,9 @@ int display_width(std::string_view text) {
 
 std::string fixed(double value, int decimals) {
   std::array<char, 400> text{};  // 1.8e308 has 309 digits
-  auto end = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed, decimals).ptr;
+  auto end = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed,
+                           decimals)
+                 .ptr;
   return {text.data(), end};
 }
 
@@ -182,8 +201,11 @@ void print(std::string_view text) {
   static bool closed = false;  // by its reader: `| head`
   if (closed) return;
   int error = write_all(STDOUT_FILENO, text);
-  if (error == EPIPE) closed = true;
-  else if (error != 0) throw std::system_error(error, std::generic_category(), "[output] standard output cannot be written");
+  if (error == EPIPE)
+    closed = true;
+  else if (error != 0)
+    throw std::system_error(error, std::generic_category(),
+                            "[output] standard output cannot be written");
 }
 
 void complain(std::string_view message) {

@@ -1,4 +1,5 @@
-// What people see: columns that align, tokens that show what they hold, colours only where they help.
+// What people see: columns that align, tokens that show what they hold, colours only where they
+// help.
 #pragma once
 
 #include <string>
@@ -9,12 +10,14 @@ namespace lenscpp::command {
 
 enum class Style { bold, dim, good, bad, doubtful };
 
-/// `text` in a style when standard output is a terminal (not TERM=dumb) and NO_COLOR is unset or empty; else as it is.
+/// `text` in a style when standard output is a terminal (not TERM=dumb) and NO_COLOR is unset or
+/// empty; else as it is.
 std::string styled(std::string_view text, Style style);
 /// A text that begins with VERIFIED, INVALID or UNVERIFIED, that word in its colour.
 std::string with_coloured_status(std::string_view text);
 
-/// In double quotes, with escapes for quotes, backslashes, control characters, and whatever takes no column:
+/// In double quotes, with escapes for quotes, backslashes, control characters, and whatever takes
+/// no column:
 /// "\n", "\x1b", "\u{301}".
 std::string quoted_token(std::string_view utf8);
 /// Columns of a terminal that text takes; escape sequences of `styled` take none.
@@ -46,7 +49,8 @@ void print(std::string_view text);
 /// One line on standard error: "lenscpp: MESSAGE", line breaks in the message replaced.
 void complain(std::string_view message);
 
-/// Says on standard error what is going on, on one line that is wiped afterwards. Silent unless that is a terminal.
+/// Says on standard error what is going on, on one line that is wiped afterwards. Silent unless
+/// that is a terminal.
 class Progress {
  public:
   explicit Progress(std::string_view what);
@@ -58,8 +62,8 @@ class Progress {
   bool shown_;
 };
 
-/// SIGPIPE is ignored (print drops the rest); SIGINT ends the program with status 130, but never inside of
-/// an `Uninterrupted`, whose end it waits for.
+/// SIGPIPE is ignored (print drops the rest); SIGINT ends the program with status 130, but never
+/// inside of an `Uninterrupted`, whose end it waits for.
 void prepare_signals();
 class Uninterrupted {
  public:
