@@ -1,5 +1,6 @@
 // Every fault of the table at every link of a run: what changes a tensor beyond its bounds is refused and
 // named first; what stays below them is not seen, and is listed with its size.
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -270,7 +271,13 @@ Array ramp(Site site, const CleanRun& s) {
 
 class FaultSweep : public testing::TestWithParam<std::tuple<DType, bool>> {
  protected:
-  static void TearDownTestSuite() { print(table); }
+  // One thread: twenty thousand tiny runs spend all their time waking others where processors are busy.
+  static void SetUpTestSuite() { at::set_num_threads(1); }
+  static void TearDownTestSuite() {
+    at::set_num_threads(threads);
+    print(table);
+  }
+  inline static int threads = at::get_num_threads();
   inline static Table table = {};  // of all tests together
 
   DType dtype() const { return std::get<0>(GetParam()); }
