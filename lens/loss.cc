@@ -11,14 +11,19 @@
 namespace lenscpp {
 
 Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& tokens) {
-  if (logits.rank() != 3 || logits.size(0) * logits.size(1) != static_cast<std::int64_t>(tokens.size()))
-    throw std::invalid_argument("[loss] logits " + to_string(logits.shape()) + " and " + std::to_string(tokens.size()) +
-                                " tokens do not fit; needed: [batch, pos, d_vocab] and batch * pos");
+  if (logits.rank() != 3 ||
+      logits.size(0) * logits.size(1) != static_cast<std::int64_t>(tokens.size()))
+    throw std::invalid_argument(
+        "[loss] logits " + to_string(logits.shape()) + " and " + std::to_string(tokens.size()) +
+        " tokens do not fit; needed: [batch, pos, d_vocab] and batch * pos");
   std::int64_t batch = logits.size(0), pos = logits.size(1), vocab = logits.size(2);
-  if (pos < 2) throw std::invalid_argument("[loss] a prompt of one token has no next token to predict");
+  if (pos < 2)
+    throw std::invalid_argument("[loss] a prompt of one token has no next token to predict");
   for (std::int64_t token : tokens)
     if (token < 0 || token >= vocab)
-      throw std::out_of_range("[loss] token " + std::to_string(token) + " out of range: the vocabulary has " + std::to_string(vocab) + " tokens");
+      throw std::out_of_range("[loss] token " + std::to_string(token) +
+                              " out of range: the vocabulary has " + std::to_string(vocab) +
+                              " tokens");
   std::vector<double> losses(static_cast<std::size_t>(batch * (pos - 1)));
   torch_parallel_for(batch * (pos - 1), [&](std::int64_t begin, std::int64_t end) {
     std::vector<double> row(static_cast<std::size_t>(vocab));
@@ -27,7 +32,9 @@ Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& toke
       logits.widen(at * vocab, row);
       double max = *std::ranges::max_element(row), sum = 0;
       for (double x : row) sum += std::exp(x - max);
-      losses[static_cast<std::size_t>(i)] = max + std::log(sum) - row[static_cast<std::size_t>(tokens[static_cast<std::size_t>(at) + 1])];
+      losses[static_cast<std::size_t>(i)] =
+          max + std::log(sum) -
+          row[static_cast<std::size_t>(tokens[static_cast<std::size_t>(at) + 1])];
     }
   });
   MutableArray result({batch, pos - 1}, accumulate_type(logits.dtype()));

@@ -12,7 +12,8 @@ namespace lenscpp {
 namespace {
 
 // Block b of `blocks` is `shape`; `fill` writes it.
-Array stacked(std::int64_t blocks, const Shape& shape, DType dtype, const std::function<void(std::int64_t, std::byte*)>& fill) {
+Array stacked(std::int64_t blocks, const Shape& shape, DType dtype,
+              const std::function<void(std::int64_t, std::byte*)>& fill) {
   Shape all{blocks};
   all.insert(all.end(), shape.begin(), shape.end());
   MutableArray result(all, dtype);
@@ -28,21 +29,25 @@ using VectorOf = Vector (Weights::*)(std::int64_t) const;
 Array input_heads(const Weights& w, MatrixOf matrix, std::int64_t heads) {
   std::int64_t d_model = w.config.d_model, d_head = w.config.d_head;
   auto element = static_cast<std::int64_t>(size_of(w.dtype));
-  return stacked(w.config.n_layers, {heads, d_model, d_head}, w.dtype, [&](std::int64_t layer, std::byte* to) {
-    Matrix m = (w.*matrix)(layer);
-    for (std::int64_t h = 0; h < heads; ++h)
-      for (std::int64_t i = 0; i < d_model; ++i, to += d_head * element)
-        std::memcpy(to, m.storage.bytes() + (i * m.storage.size(1) + m.first_output + h * d_head) * element,
-                    static_cast<std::size_t>(d_head * element));
-  });
+  return stacked(
+      w.config.n_layers, {heads, d_model, d_head}, w.dtype, [&](std::int64_t layer, std::byte* to) {
+        Matrix m = (w.*matrix)(layer);
+        for (std::int64_t h = 0; h < heads; ++h)
+          for (std::int64_t i = 0; i < d_model; ++i, to += d_head * element)
+            std::memcpy(
+                to,
+                m.storage.bytes() + (i * m.storage.size(1) + m.first_output + h * d_head) * element,
+                static_cast<std::size_t>(d_head * element));
+      });
 }
 
 Array biases(const Weights& w, VectorOf vector, std::int64_t heads) {
-  return stacked(w.config.n_layers, {heads, w.config.d_head}, w.dtype, [&](std::int64_t layer, std::byte* to) {
-    Vector v = (w.*vector)(layer);
-    std::memcpy(to, v.storage.bytes() + v.first * static_cast<std::int64_t>(size_of(w.dtype)),
-                static_cast<std::size_t>(v.size) * size_of(w.dtype));
-  });
+  return stacked(
+      w.config.n_layers, {heads, w.config.d_head}, w.dtype, [&](std::int64_t layer, std::byte* to) {
+        Vector v = (w.*vector)(layer);
+        std::memcpy(to, v.storage.bytes() + v.first * static_cast<std::int64_t>(size_of(w.dtype)),
+                    static_cast<std::size_t>(v.size) * size_of(w.dtype));
+      });
 }
 
 Array whole(const Weights& w, Array LayerWeights::*member, const Shape& shape) {
@@ -63,7 +68,8 @@ Array transposed(const Array& rows) {
   torch_parallel_for(d, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t j = 0; j < n; ++j)
       for (std::int64_t i = begin; i < end; ++i)
-        std::memcpy(to + static_cast<std::size_t>(i * n + j) * element, rows.bytes() + static_cast<std::size_t>(j * d + i) * element, element);
+        std::memcpy(to + static_cast<std::size_t>(i * n + j) * element,
+                    rows.bytes() + static_cast<std::size_t>(j * d + i) * element, element);
   });
   return std::move(result).freeze();
 }
@@ -80,14 +86,23 @@ constexpr View kViews[] = {
     {"W_Q", [](const Weights& w) { return input_heads(w, &Weights::W_Q, w.config.n_heads); }},
     {"W_K", [](const Weights& w) { return input_heads(w, &Weights::W_K, w.config.n_kv_heads); }},
     {"W_V", [](const Weights& w) { return input_heads(w, &Weights::W_V, w.config.n_kv_heads); }},
-    {"W_O", [](const Weights& w) { return whole(w, &LayerWeights::W_O, {w.config.n_heads, w.config.d_head, w.config.d_model}); }},
+    {"W_O",
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_O, {w.config.n_heads, w.config.d_head, w.config.d_model});
+     }},
     {"b_Q", [](const Weights& w) { return biases(w, &Weights::b_Q, w.config.n_heads); }},
     {"b_K", [](const Weights& w) { return biases(w, &Weights::b_K, w.config.n_kv_heads); }},
     {"b_V", [](const Weights& w) { return biases(w, &Weights::b_V, w.config.n_kv_heads); }},
     {"b_O", [](const Weights& w) { return whole(w, &LayerWeights::b_O, {w.config.d_model}); }},
-    {"W_in", [](const Weights& w) { return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp}); }},
+    {"W_in",
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp});
+     }},
     {"b_in", [](const Weights& w) { return whole(w, &LayerWeights::b_in, {w.config.d_mlp}); }},
-    {"W_out", [](const Weights& w) { return whole(w, &LayerWeights::W_out, {w.config.d_mlp, w.config.d_model}); }},
+    {"W_out",
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_out, {w.config.d_mlp, w.config.d_model});
+     }},
     {"b_out", [](const Weights& w) { return whole(w, &LayerWeights::b_out, {w.config.d_model}); }},
 };
 
@@ -97,7 +112,8 @@ Array weight_view(const Weights& weights, std::string_view name) {
   for (const View& view : kViews)
     if (view.name == name) return view.make(weights);
   auto names = weight_names();
-  throw std::invalid_argument("[weights] no weight " + in_quotes(name) + "; nearest: " + nearest_names(name, names));
+  throw std::invalid_argument("[weights] no weight " + in_quotes(name) +
+                              "; nearest: " + nearest_names(name, names));
 }
 
 std::vector<std::string> weight_names() {
@@ -112,9 +128,11 @@ Array residual_directions(const Weights& weights, const std::vector<std::int64_t
   MutableArray result({static_cast<std::int64_t>(tokens.size()), d_model}, weights.dtype);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= weights.config.d_vocab)
-      throw std::out_of_range("[weights] token " + std::to_string(tokens[i]) + " out of range: the vocabulary has " +
+      throw std::out_of_range("[weights] token " + std::to_string(tokens[i]) +
+                              " out of range: the vocabulary has " +
                               std::to_string(weights.config.d_vocab) + " tokens");
-    std::memcpy(result.bytes() + i * row_bytes, weights.W_U.bytes() + static_cast<std::size_t>(tokens[i]) * row_bytes, row_bytes);
+    std::memcpy(result.bytes() + i * row_bytes,
+                weights.W_U.bytes() + static_cast<std::size_t>(tokens[i]) * row_bytes, row_bytes);
   }
   return std::move(result).freeze();
 }

@@ -1,5 +1,5 @@
-// What the bindings share: how arrays, JSON and errors cross into Python, and how an object of ours is
-// told from one that only looks like it. No logic of the library lives in this folder.
+// What the bindings share: how arrays, JSON and errors cross into Python, and how an object of ours
+// is told from one that only looks like it. No logic of the library lives in this folder.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -47,8 +47,9 @@ struct HeldUnverified {
 /// A torch.Tensor on the CPU of the caller's own: a copy that no dispatch mode sees. Needs the GIL.
 py::object to_python(const Array& array);
 bool is_tensor(py::handle object);
-/// A host copy of a torch.Tensor, whatever its device and strides; later writes to the tensor do not reach
-/// it. Throws py::type_error naming `what` for anything else, std::invalid_argument for its dtype.
+/// A host copy of a torch.Tensor, whatever its device and strides; later writes to the tensor do
+/// not reach it. Throws py::type_error naming `what` for anything else, std::invalid_argument for
+/// its dtype.
 Array to_array(py::handle tensor, std::string_view what);
 /// The same for token ids: any integer dtype, widened to int64.
 Array to_ids(py::handle tensor, std::string_view what);
@@ -59,11 +60,12 @@ py::object to_python(const nlohmann::json& json);
 
 // --- objects of ours ---
 
-/// "a str", "a lenscpp.UnverifiedCache", "a numpy.ndarray": never the value itself, which may be huge.
+/// "a str", "a lenscpp.UnverifiedCache", "a numpy.ndarray": never the value itself, which may be
+/// huge.
 std::string kind_of(py::handle object);
 
-/// The T inside `object`, or null when that is not of exactly the class bound to T, or was made without its
-/// constructor (pybind11 would hand out uninitialised memory).
+/// The T inside `object`, or null when that is not of exactly the class bound to T, or was made
+/// without its constructor (pybind11 would hand out uninitialised memory).
 template <class T>
 T* held_by(py::handle object) {
   const auto* info = py::detail::get_type_info(typeid(T));
@@ -87,11 +89,11 @@ struct Analysed {
   const HeldVerified* operator->() const { return held; }
 };
 
-/// Makes a class immutable, so that no object of another class becomes one of it by assignment to __class__:
-/// all of ours have one layout. Call it last.
+/// Makes a class immutable, so that no object of another class becomes one of it by assignment to
+/// __class__: all of ours have one layout. Call it last.
 void freeze(py::handle type);
-/// freeze() for a class whose objects this library alone makes: no __new__, no pickles (`why` ends the
-/// refusal), and copies that are the object itself.
+/// freeze() for a class whose objects this library alone makes: no __new__, no pickles (`why` ends
+/// the refusal), and copies that are the object itself.
 void seal(py::handle type, const std::string& why);
 
 }  // namespace lenscpp::python
@@ -105,8 +107,10 @@ struct type_caster<lenscpp::python::Ours<T>> {
     value.object = lenscpp::python::held_by<T>(source);
     if (value.object != nullptr) return true;
     const auto* info = get_type_info(typeid(T));
-    throw type_error("needed: a " + std::string(str(handle(reinterpret_cast<PyObject*>(info->type)).attr("__qualname__"))) +
-                     " that this library made; found: " + lenscpp::python::kind_of(source));
+    throw type_error(
+        "needed: a " +
+        std::string(str(handle(reinterpret_cast<PyObject*>(info->type)).attr("__qualname__"))) +
+        " that this library made; found: " + lenscpp::python::kind_of(source));
   }
 };
 
@@ -116,8 +120,9 @@ struct type_caster<lenscpp::python::Analysed> {
   bool load(handle source, bool) {
     value.held = lenscpp::python::held_by<lenscpp::python::HeldVerified>(source);
     if (value.held == nullptr)
-      throw lenscpp::NotVerified("needed: a VerifiedCache, as run_with_cache and verify_recorded return; found: " +
-                                 lenscpp::python::kind_of(source));
+      throw lenscpp::NotVerified(
+          "needed: a VerifiedCache, as run_with_cache and verify_recorded return; found: " +
+          lenscpp::python::kind_of(source));
     return true;
   }
 };

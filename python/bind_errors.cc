@@ -1,5 +1,5 @@
-// Exceptions: three of ours, and the standard ones by what they mean in Python. Also the classes whose
-// objects vouch for something: how they are sealed.
+// Exceptions: three of ours, and the standard ones by what they mean in Python. Also the classes
+// whose objects vouch for something: how they are sealed.
 #include <c10/util/Exception.h>
 
 #include <system_error>
@@ -21,10 +21,13 @@ After pickling only the message is left.)";
 constexpr const char* kNotVerified =
     R"(An analysis was handed something else than a VerifiedCache, or bytes no longer are those that were
 verified. A TypeError.)";
-constexpr const char* kDeviceError = "The device is unknown, missing, or out of its limits. A RuntimeError.";
+constexpr const char* kDeviceError =
+    "The device is unknown, missing, or out of its limits. A RuntimeError.";
 
-PyObject* add_exception(py::module_& m, const char* name, const char* doc, PyObject* base, const py::dict& attributes) {
-  PyObject* type = PyErr_NewExceptionWithDoc((std::string("lenscpp.") + name).c_str(), doc, base, attributes.ptr());
+PyObject* add_exception(py::module_& m, const char* name, const char* doc, PyObject* base,
+                        const py::dict& attributes) {
+  PyObject* type = PyErr_NewExceptionWithDoc((std::string("lenscpp.") + name).c_str(), doc, base,
+                                             attributes.ptr());
   if (type == nullptr) throw py::error_already_set();
   m.add_object(name, py::reinterpret_borrow<py::object>(type));
   return type;
@@ -35,14 +38,17 @@ void raise(const VerificationFailed& error) {
   raised.attr("verdict") = py::cast(error.verdict());
   raised.attr("record") = to_python(to_json(error.record()));
   raised.attr("unverified_cache") =
-      py::cast(HeldUnverified{std::make_shared<const UnverifiedCache>(error.unverified_cache()), std::nullopt, std::nullopt});
+      py::cast(HeldUnverified{std::make_shared<const UnverifiedCache>(error.unverified_cache()),
+                              std::nullopt, std::nullopt});
   PyErr_SetObject(verification_failed, raised.ptr());
 }
 
 // OSError makes itself FileNotFoundError, PermissionError, ... from the number.
 void raise(const std::system_error& error) {
-  bool has_errno = error.code().category() == std::generic_category() || error.code().category() == std::system_category();
-  py::object arguments = has_errno ? py::object(py::make_tuple(error.code().value(), error.what())) : py::object(py::str(error.what()));
+  bool has_errno = error.code().category() == std::generic_category() ||
+                   error.code().category() == std::system_category();
+  py::object arguments = has_errno ? py::object(py::make_tuple(error.code().value(), error.what()))
+                                   : py::object(py::str(error.what()));
   PyErr_SetObject(PyExc_OSError, arguments.ptr());
 }
 
@@ -74,12 +80,16 @@ void translate(std::exception_ptr pointer) {
 
 void bind_errors(py::module_& m) {
   py::dict attributes;
-  for (const char* name : {"verdict", "record", "unverified_cache", "partial"}) attributes[name] = py::none();
-  verification_failed = add_exception(m, "VerificationFailed", kVerificationFailed, PyExc_RuntimeError, attributes);
+  for (const char* name : {"verdict", "record", "unverified_cache", "partial"})
+    attributes[name] = py::none();
+  verification_failed =
+      add_exception(m, "VerificationFailed", kVerificationFailed, PyExc_RuntimeError, attributes);
   // A worker process reports a refusal instead of failing to pickle what it was about.
-  py::setattr(verification_failed, "__reduce__",
-              py::cpp_function([](py::handle self) { return py::make_tuple(py::type::of(self), self.attr("args")); },
-                               py::is_method(py::handle(verification_failed)), py::name("__reduce__")));
+  py::setattr(
+      verification_failed, "__reduce__",
+      py::cpp_function(
+          [](py::handle self) { return py::make_tuple(py::type::of(self), self.attr("args")); },
+          py::is_method(py::handle(verification_failed)), py::name("__reduce__")));
   not_verified = add_exception(m, "NotVerified", kNotVerified, PyExc_TypeError, py::dict());
   device_error = add_exception(m, "DeviceError", kDeviceError, PyExc_RuntimeError, py::dict());
   py::register_local_exception_translator(&translate);
@@ -103,19 +113,25 @@ void freeze(py::handle type) {
 void seal(py::handle type, const std::string& why) {
   std::string name = py::str(type.attr("__name__"));
   auto refuse = [&](const char* method, const std::string& message) {
-    py::setattr(type, method, py::cpp_function([message](const py::args&, const py::kwargs&) -> py::object { throw py::type_error(message); },
-                                               py::is_method(type), py::name(method), py::doc(message.c_str())));
+    py::setattr(type, method,
+                py::cpp_function([message](const py::args&, const py::kwargs&)
+                                     -> py::object { throw py::type_error(message); },
+                                 py::is_method(type), py::name(method), py::doc(message.c_str())));
   };
   refuse("__reduce_ex__", "a " + name + " cannot be pickled" + why);
   refuse("__reduce__", "a " + name + " cannot be pickled" + why);
   auto itself = [&](const char* method) {
-    py::setattr(type, method, py::cpp_function([](const py::object& self, const py::args&) { return self; }, py::is_method(type),
-                                               py::name(method), py::doc("Itself: it is immutable.")));
+    py::setattr(type, method,
+                py::cpp_function([](const py::object& self, const py::args&) { return self; },
+                                 py::is_method(type), py::name(method),
+                                 py::doc("Itself: it is immutable.")));
   };
   itself("__copy__");
   itself("__deepcopy__");
   std::string none = "a " + name + " is made by lenscpp alone";
-  py::object raiser = py::cpp_function([none](const py::args&, const py::kwargs&) -> py::object { throw py::type_error(none); }, py::name("__new__"));
+  py::object raiser = py::cpp_function(
+      [none](const py::args&, const py::kwargs&) -> py::object { throw py::type_error(none); },
+      py::name("__new__"));
   py::setattr(type, "__new__", py::module_::import("builtins").attr("staticmethod")(raiser));
   freeze(type);
 }

@@ -1,5 +1,5 @@
-// lens/ in Python: the model with its runs, the logit lens, faults to inject. Everything that computes or
-// checks lets go of the GIL.
+// lens/ in Python: the model with its runs, the logit lens, faults to inject. Everything that
+// computes or checks lets go of the GIL.
 #include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -22,18 +22,22 @@ std::optional<Tokenizer> tokenizer_of(const HookedTransformer& model) {
   return model.has_tokenizer() ? std::optional(model.tokenizer()) : std::nullopt;
 }
 
-// Token ids as tensors or rows; those that a model is to run are held to its vocabulary and context.
+// Token ids as tensors or rows; those that a model is to run are held to its vocabulary and
+// context.
 Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool to_run) {
   auto checked = [&](std::vector<std::int64_t> flat, std::int64_t batch) {
     if (to_run) return model.tokens_of(std::move(flat), batch);
-    return Tokens{.batch = batch, .pos = static_cast<std::int64_t>(flat.size()) / batch, .ids = std::move(flat)};
+    return Tokens{.batch = batch,
+                  .pos = static_cast<std::int64_t>(flat.size()) / batch,
+                  .ids = std::move(flat)};
   };
   if (py::isinstance<py::list>(ids)) {
     auto rows = ids.cast<std::vector<std::vector<std::int64_t>>>();
     std::vector<std::int64_t> flat;
     for (const auto& row : rows) {
       if (row.size() != rows[0].size())
-        throw std::invalid_argument("[model] prompts of " + std::to_string(rows[0].size()) + " and " + std::to_string(row.size()) +
+        throw std::invalid_argument("[model] prompts of " + std::to_string(rows[0].size()) +
+                                    " and " + std::to_string(row.size()) +
                                     " tokens cannot be run together");
       flat.insert(flat.end(), row.begin(), row.end());
     }
@@ -41,12 +45,14 @@ Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool t
   }
   Array array = to_ids(ids, "[model] tokens");
   if ((array.rank() != 1 && array.rank() != 2) || array.empty())
-    throw std::invalid_argument("[model] tokens of shape " + to_string(array.shape()) + "; allowed: [pos] and [batch, pos], neither of them 0");
+    throw std::invalid_argument("[model] tokens of shape " + to_string(array.shape()) +
+                                "; allowed: [pos] and [batch, pos], neither of them 0");
   auto values = array.as<std::int64_t>();
   return checked({values.begin(), values.end()}, array.rank() == 1 ? 1 : array.size(0));
 }
 
-// Ctrl-C is heard between two tensors of a run, at most every 50 ms: more would cost more than it gives.
+// Ctrl-C is heard between two tensors of a run, at most every 50 ms: more would cost more than it
+// gives.
 Interference interruptible(Interference inner) {
   auto heard = std::make_shared<steady_clock::time_point>(steady_clock::now());
   return [inner = std::move(inner), heard](const TensorId& id, const at::Tensor& x) {
@@ -76,25 +82,30 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
   if (given("names")) options.names = call["names"].cast<std::vector<std::string>>();
   if (given("among")) {
     auto listed = call["among"].cast<std::vector<std::string>>();
-    options.filter = [names = std::set<std::string>(listed.begin(), listed.end())](const std::string& name) { return names.contains(name); };
+    options.filter = [names = std::set<std::string>(listed.begin(), listed.end())](
+                         const std::string& name) { return names.contains(name); };
   }
   if (given("pos_slice")) options.pos_slice = call["pos_slice"].cast<std::vector<std::int64_t>>();
   if (given("plan")) {
     const auto* plan = held_by<NamedPlan>(call["plan"]);
-    if (plan == nullptr) throw py::type_error("[plan] needed: a lens.Plan; found: " + kind_of(call["plan"]));
+    if (plan == nullptr)
+      throw py::type_error("[plan] needed: a lens.Plan; found: " + kind_of(call["plan"]));
     options.plan = resolve(*plan, model.config());
   }
   if (given("start_at_layer"))
-    options.start = {call["start_at_layer"].cast<std::int64_t>(), to_array(call["residual"], "[model] the residual to start from")};
+    options.start = {call["start_at_layer"].cast<std::int64_t>(),
+                     to_array(call["residual"], "[model] the residual to start from")};
   if (given("stop_at_layer")) options.stop_at_layer = call["stop_at_layer"].cast<std::int64_t>();
   if (given("verify")) options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
   if (given("drift")) options.drift = call["drift"].cast<bool>();
   return options;
 }
 
-// Runs; what the faults of this call changed is added to `fired` whether the run was refused or not.
+// Runs; what the faults of this call changed is added to `fired` whether the run was refused or
+// not.
 template <class Run>
-void with_faults(const HookedTransformer& model, RunOptions& options, const py::kwargs& call, const Run& run) {
+void with_faults(const HookedTransformer& model, RunOptions& options, const py::kwargs& call,
+                 const Run& run) {
   std::shared_ptr<FaultInjector> injector;
   auto specs = call.contains("faults") ? specs_from(call["faults"]) : std::vector<FaultSpec>{};
   if (!specs.empty()) injector = std::make_shared<FaultInjector>(std::move(specs), model.config());
@@ -102,7 +113,8 @@ void with_faults(const HookedTransformer& model, RunOptions& options, const py::
   auto report = [&] {
     if (injector)
       for (const auto& firing : injector->log())
-        call["fired"].attr("append")(py::make_tuple(firing.fault, to_string(firing.id), firing.changed));
+        call["fired"].attr("append")(
+            py::make_tuple(firing.fault, to_string(firing.id), firing.changed));
   };
   try {
     py::gil_scoped_release release;
@@ -114,7 +126,8 @@ void with_faults(const HookedTransformer& model, RunOptions& options, const py::
   report();
 }
 
-py::object wanted(const std::string& return_type, const Array& output, const std::optional<Array>& loss) {
+py::object wanted(const std::string& return_type, const Array& output,
+                  const std::optional<Array>& loss) {
   if (return_type == "none") return py::none();
   if (return_type == "loss") return to_python(*loss);
   if (return_type == "both") return py::make_tuple(to_python(output), to_python(*loss));
@@ -122,8 +135,8 @@ py::object wanted(const std::string& return_type, const Array& output, const std
 }
 
 // (what return_type asks for, the cache or None)
-py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::string& return_type, bool loss_per_token, bool keep,
-              const py::kwargs& call) {
+py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::string& return_type,
+              bool loss_per_token, bool keep, const py::kwargs& call) {
   const HookedTransformer& model = *self;
   RunOptions options = options_from(model, call);
   bool verified = options.verify.value_or(model.options().verify) != VerifyMode::off;
@@ -137,11 +150,13 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
     if (!keep) {
       output = model.forward(start, options);
     } else if (verified) {
-      cache = HeldVerified{model.run_with_cache(start, options), tokenizer_of(model), options.pos_slice};
+      cache = HeldVerified{model.run_with_cache(start, options), tokenizer_of(model),
+                           options.pos_slice};
       output = cache->cache.output();
     } else {
-      unverified = HeldUnverified{std::make_shared<const UnverifiedCache>(model.run_unverified(start, options)), tokenizer_of(model),
-                                  options.pos_slice};
+      unverified = HeldUnverified{
+          std::make_shared<const UnverifiedCache>(model.run_unverified(start, options)),
+          tokenizer_of(model), options.pos_slice};
       output = unverified->cache->activations().output().value;
     }
     if (wants_loss && !options.stop_at_layer) {
@@ -150,168 +165,255 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
     }
   });
   py::object result = options.stop_at_layer ? to_python(output) : wanted(return_type, output, loss);
-  return py::make_tuple(result, cache ? py::cast(std::move(*cache)) : unverified ? py::cast(std::move(*unverified)) : py::none());
+  return py::make_tuple(result, cache        ? py::cast(std::move(*cache))
+                                : unverified ? py::cast(std::move(*unverified))
+                                             : py::none());
 }
 
 LoadOptions load_options(const py::kwargs& call) {
   auto given = [&](const char* key) { return call.contains(key) && !call[key].is_none(); };
   LoadOptions options;
-  options.processing = {call["fold_ln"].cast<bool>(), call["center_writing_weights"].cast<bool>(), call["center_unembed"].cast<bool>(),
+  options.processing = {call["fold_ln"].cast<bool>(), call["center_writing_weights"].cast<bool>(),
+                        call["center_unembed"].cast<bool>(),
                         call["fold_value_biases"].cast<bool>()};
   options.device = call["device"].cast<std::string>();
   options.dtype = dtype_from_name(call["dtype"].cast<std::string>());
   options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
   if (given("first_n_layers")) options.first_n_layers = call["first_n_layers"].cast<std::int64_t>();
-  if (given("default_prepend_bos")) options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
+  if (given("default_prepend_bos"))
+    options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
   if (given("tokenizer")) options.tokenizer = call["tokenizer"].cast<std::string>();
   return options;
 }
 
 void bind_model(py::module_& m) {
-  auto tokens = py::class_<Tokens>(m, "Tokens", py::is_final(), "Token ids that a model can run: [batch, pos].");
-  tokens
-      .def_property_readonly("batch", [](Ours<Tokens> self) { return self->batch; })
+  auto tokens = py::class_<Tokens>(m, "Tokens", py::is_final(),
+                                   "Token ids that a model can run: [batch, pos].");
+  tokens.def_property_readonly("batch", [](Ours<Tokens> self) { return self->batch; })
       .def_property_readonly("pos", [](Ours<Tokens> self) { return self->pos; })
-      .def("tensor", [](Ours<Tokens> self) { return to_python(Array::of(std::span<const std::int64_t>(self->ids), {self->batch, self->pos})); })
+      .def("tensor",
+           [](Ours<Tokens> self) {
+             return to_python(
+                 Array::of(std::span<const std::int64_t>(self->ids), {self->batch, self->pos}));
+           })
       .def("rows", [](Ours<Tokens> self) {
         std::vector<std::vector<std::int64_t>> rows;
         for (std::int64_t b = 0; b < self->batch; ++b)
-          rows.emplace_back(self->ids.begin() + b * self->pos, self->ids.begin() + (b + 1) * self->pos);
+          rows.emplace_back(self->ids.begin() + b * self->pos,
+                            self->ids.begin() + (b + 1) * self->pos);
         return rows;
       });
   seal(tokens, ": use tensor()");
 
-  auto model = py::class_<HookedTransformer>(m, "Model", py::is_final(), "A model, its tokenizer and its verifier. Immutable.");
+  auto model = py::class_<HookedTransformer>(m, "Model", py::is_final(),
+                                             "A model, its tokenizer and its verifier. Immutable.");
   model
-      .def_static("load", [](const std::string& folder, const py::kwargs& call) {
-        LoadOptions options = load_options(call);
-        py::gil_scoped_release release;
-        return std::make_unique<HookedTransformer>(HookedTransformer::from_pretrained(folder, options));
-      }, py::arg("folder"))
-      .def("config", [](Ours<HookedTransformer> self) { return to_python(to_json(self->config())); })
+      .def_static(
+          "load",
+          [](const std::string& folder, const py::kwargs& call) {
+            LoadOptions options = load_options(call);
+            py::gil_scoped_release release;
+            return std::make_unique<HookedTransformer>(
+                HookedTransformer::from_pretrained(folder, options));
+          },
+          py::arg("folder"))
+      .def("config",
+           [](Ours<HookedTransformer> self) { return to_python(to_json(self->config())); })
       .def_property_readonly("name", [](Ours<HookedTransformer> self) { return self->name(); })
-      .def_property_readonly("device", [](Ours<HookedTransformer> self) { return self->options().device; })
-      .def_property_readonly("dtype", [](Ours<HookedTransformer> self) { return std::string(name_of(self->options().dtype)); })
-      .def_property_readonly("verify", [](Ours<HookedTransformer> self) { return std::string(name_of(self->options().verify)); })
-      .def("processing", [](Ours<HookedTransformer> self) {
-        const Processing& p = self->options().processing;
-        return py::dict(py::arg("fold_ln") = p.fold_ln, py::arg("center_writing_weights") = p.center_writing_weights,
-                        py::arg("center_unembed") = p.center_unembed, py::arg("fold_value_biases") = p.fold_value_biases);
-      })
-      .def_property_readonly("default_prepend_bos", [](Ours<HookedTransformer> self) {
-        auto bos = self->has_tokenizer() ? self->tokenizer().bos_token_id() : std::nullopt;
-        return self->options().default_prepend_bos.value_or(bos.has_value());
-      })
-      .def_property_readonly("tokenizer", [](Ours<HookedTransformer> self) { return tokenizer_of(*self); })
-      .def("digest", [](Ours<HookedTransformer> self) {
-        py::gil_scoped_release release;
-        return self->digest();
-      })
-      .def("hook_names", [](Ours<HookedTransformer> self, bool on_demand) { return hook_names(self->config(), on_demand); }, py::arg("on_demand") = false)
-      .def("tokens_of_texts", [](Ours<HookedTransformer> self, const std::vector<std::string>& texts, std::optional<bool> prepend_bos) {
-        py::gil_scoped_release release;
-        return self->to_tokens(texts, prepend_bos);
-      }, py::arg("texts"), py::arg("prepend_bos") = py::none())
-      .def("tokens_of_ids", [](Ours<HookedTransformer> self, const py::object& ids, bool to_run) { return tokens_from(*self, ids, to_run); },
-           py::arg("ids"), py::arg("to_run") = true)
-      .def("to_single_token", [](Ours<HookedTransformer> self, const std::string& text) { return self->to_single_token(text); }, py::arg("text"))
-      .def("weight", [](Ours<HookedTransformer> self, const std::string& name) {
-        std::optional<Array> view;
-        {
-          py::gil_scoped_release release;
-          view = weight_view(self->weights(), name);
-        }
-        return to_python(*view);
-      }, py::arg("name"))
-      .def("residual_directions", [](Ours<HookedTransformer> self, const std::vector<std::int64_t>& tokens, Shape shape) {
-        shape.push_back(self->config().d_model);
-        return to_python(residual_directions(self->weights(), tokens).reshaped(shape));
-      }, py::arg("tokens"), py::arg("shape"))
-      .def("run", &run, py::arg("tokens"), py::arg("return_type"), py::arg("loss_per_token"), py::arg("keep"))
-      .def("verify_recorded", [](Ours<HookedTransformer> self, Ours<Tokens> tokens, const py::dict& activations) {
-        std::map<std::string, Array> recorded;
-        for (const auto& [name, tensor] : activations)
-          recorded[name.cast<std::string>()] = to_array(tensor, "[verify] " + name.cast<std::string>());
-        py::gil_scoped_release release;
-        return HeldVerified{self->verify_recorded(*tokens, recorded), tokenizer_of(*self), std::nullopt};
-      }, py::arg("tokens"), py::arg("activations"));
+      .def_property_readonly("device",
+                             [](Ours<HookedTransformer> self) { return self->options().device; })
+      .def_property_readonly(
+          "dtype",
+          [](Ours<HookedTransformer> self) { return std::string(name_of(self->options().dtype)); })
+      .def_property_readonly(
+          "verify",
+          [](Ours<HookedTransformer> self) { return std::string(name_of(self->options().verify)); })
+      .def("processing",
+           [](Ours<HookedTransformer> self) {
+             const Processing& p = self->options().processing;
+             return py::dict(py::arg("fold_ln") = p.fold_ln,
+                             py::arg("center_writing_weights") = p.center_writing_weights,
+                             py::arg("center_unembed") = p.center_unembed,
+                             py::arg("fold_value_biases") = p.fold_value_biases);
+           })
+      .def_property_readonly("default_prepend_bos",
+                             [](Ours<HookedTransformer> self) {
+                               auto bos = self->has_tokenizer() ? self->tokenizer().bos_token_id()
+                                                                : std::nullopt;
+                               return self->options().default_prepend_bos.value_or(bos.has_value());
+                             })
+      .def_property_readonly("tokenizer",
+                             [](Ours<HookedTransformer> self) { return tokenizer_of(*self); })
+      .def("digest",
+           [](Ours<HookedTransformer> self) {
+             py::gil_scoped_release release;
+             return self->digest();
+           })
+      .def(
+          "hook_names",
+          [](Ours<HookedTransformer> self, bool on_demand) {
+            return hook_names(self->config(), on_demand);
+          },
+          py::arg("on_demand") = false)
+      .def(
+          "tokens_of_texts",
+          [](Ours<HookedTransformer> self, const std::vector<std::string>& texts,
+             std::optional<bool> prepend_bos) {
+            py::gil_scoped_release release;
+            return self->to_tokens(texts, prepend_bos);
+          },
+          py::arg("texts"), py::arg("prepend_bos") = py::none())
+      .def(
+          "tokens_of_ids",
+          [](Ours<HookedTransformer> self, const py::object& ids, bool to_run) {
+            return tokens_from(*self, ids, to_run);
+          },
+          py::arg("ids"), py::arg("to_run") = true)
+      .def(
+          "to_single_token",
+          [](Ours<HookedTransformer> self, const std::string& text) {
+            return self->to_single_token(text);
+          },
+          py::arg("text"))
+      .def(
+          "weight",
+          [](Ours<HookedTransformer> self, const std::string& name) {
+            std::optional<Array> view;
+            {
+              py::gil_scoped_release release;
+              view = weight_view(self->weights(), name);
+            }
+            return to_python(*view);
+          },
+          py::arg("name"))
+      .def(
+          "residual_directions",
+          [](Ours<HookedTransformer> self, const std::vector<std::int64_t>& tokens, Shape shape) {
+            shape.push_back(self->config().d_model);
+            return to_python(residual_directions(self->weights(), tokens).reshaped(shape));
+          },
+          py::arg("tokens"), py::arg("shape"))
+      .def("run", &run, py::arg("tokens"), py::arg("return_type"), py::arg("loss_per_token"),
+           py::arg("keep"))
+      .def(
+          "verify_recorded",
+          [](Ours<HookedTransformer> self, Ours<Tokens> tokens, const py::dict& activations) {
+            std::map<std::string, Array> recorded;
+            for (const auto& [name, tensor] : activations)
+              recorded[name.cast<std::string>()] =
+                  to_array(tensor, "[verify] " + name.cast<std::string>());
+            py::gil_scoped_release release;
+            return HeldVerified{self->verify_recorded(*tokens, recorded), tokenizer_of(*self),
+                                std::nullopt};
+          },
+          py::arg("tokens"), py::arg("activations"));
   seal(model, ": load it again from its folder");
 }
 
 void bind_logit_lens(py::module_& m) {
-  auto lens = py::class_<LogitLens>(m, "Lens", py::is_final(), "What logit_lens returns, before lenscpp.LogitLens dresses it.");
-  lens
-      .def_property_readonly("labels", [](Ours<LogitLens> self) { return self->labels(); })
-      .def_property_readonly("site", [](Ours<LogitLens> self) {
-        std::string name(info(self->site()).name);
-        return name.starts_with("hook_") ? name.substr(5) : name;
-      })
+  auto lens = py::class_<LogitLens>(
+      m, "Lens", py::is_final(), "What logit_lens returns, before lenscpp.LogitLens dresses it.");
+  lens.def_property_readonly("labels", [](Ours<LogitLens> self) { return self->labels(); })
+      .def_property_readonly("site",
+                             [](Ours<LogitLens> self) {
+                               std::string name(info(self->site()).name);
+                               return name.starts_with("hook_") ? name.substr(5) : name;
+                             })
       .def_property_readonly("apply_ln", [](Ours<LogitLens> self) { return self->apply_ln(); })
-      .def_property_readonly("shape", [](Ours<LogitLens> self) { return py::tuple(py::cast(self->logits().shape())); })
+      .def_property_readonly(
+          "shape", [](Ours<LogitLens> self) { return py::tuple(py::cast(self->logits().shape())); })
       .def("logits", [](Ours<LogitLens> self) { return to_python(self->logits()); })
-      .def("probs", [](Ours<LogitLens> self) {
-        std::optional<Array> probs;
-        {
-          py::gil_scoped_release release;
-          probs = self->probs();
-        }
-        return to_python(*probs);
-      })
-      .def("rank", [](Ours<LogitLens> self, std::int64_t token) { return to_python(self->rank(token)); }, py::arg("token"))
+      .def("probs",
+           [](Ours<LogitLens> self) {
+             std::optional<Array> probs;
+             {
+               py::gil_scoped_release release;
+               probs = self->probs();
+             }
+             return to_python(*probs);
+           })
+      .def(
+          "rank",
+          [](Ours<LogitLens> self, std::int64_t token) { return to_python(self->rank(token)); },
+          py::arg("token"))
       .def("entropy", [](Ours<LogitLens> self) { return to_python(self->entropy()); })
-      .def("top_k", [](Ours<LogitLens> self, std::int64_t k) {
-        const Shape& s = self->logits().shape();
-        Shape shape{s[0], s[1], s[2], k};
-        std::vector<std::int64_t> tokens;
-        std::vector<double> logits, probabilities;
-        {
-          py::gil_scoped_release release;
-          for (std::int64_t l = 0; l < s[0]; ++l)
-            for (std::int64_t b = 0; b < s[1]; ++b)
-              for (std::int64_t p = 0; p < s[2]; ++p)
-                for (const RankedToken& top : self->top_k(l, b, p, k)) {
-                  tokens.push_back(top.token);
-                  logits.push_back(top.logit);
-                  probabilities.push_back(top.probability);
-                }
-        }
-        return py::make_tuple(to_python(Array::of(std::span<const std::int64_t>(tokens), shape)),
-                              to_python(Array::of(std::span<const double>(probabilities), shape).to(DType::f32)),
-                              to_python(Array::of(std::span<const double>(logits), shape).to(DType::f32)));
-      }, py::arg("k"));
+      .def(
+          "top_k",
+          [](Ours<LogitLens> self, std::int64_t k) {
+            const Shape& s = self->logits().shape();
+            Shape shape{s[0], s[1], s[2], k};
+            std::vector<std::int64_t> tokens;
+            std::vector<double> logits, probabilities;
+            {
+              py::gil_scoped_release release;
+              for (std::int64_t l = 0; l < s[0]; ++l)
+                for (std::int64_t b = 0; b < s[1]; ++b)
+                  for (std::int64_t p = 0; p < s[2]; ++p)
+                    for (const RankedToken& top : self->top_k(l, b, p, k)) {
+                      tokens.push_back(top.token);
+                      logits.push_back(top.logit);
+                      probabilities.push_back(top.probability);
+                    }
+            }
+            return py::make_tuple(
+                to_python(Array::of(std::span<const std::int64_t>(tokens), shape)),
+                to_python(Array::of(std::span<const double>(probabilities), shape).to(DType::f32)),
+                to_python(Array::of(std::span<const double>(logits), shape).to(DType::f32)));
+          },
+          py::arg("k"));
   seal(lens, ": take the tensors out");
 
-  m.def("logit_lens", [](Analysed cache, const std::string& site, bool apply_ln) {
-    TensorId id = find_hook(site, 0, "", cache->cache.weights().config);
-    py::gil_scoped_release release;
-    return logit_lens(cache->cache, {.site = id.site, .apply_ln = apply_ln});
-  }, py::arg("cache"), py::arg("site"), py::arg("apply_ln"));
+  m.def(
+      "logit_lens",
+      [](Analysed cache, const std::string& site, bool apply_ln) {
+        TensorId id = find_hook(site, 0, "", cache->cache.weights().config);
+        py::gil_scoped_release release;
+        return logit_lens(cache->cache, {.site = id.site, .apply_ln = apply_ln});
+      },
+      py::arg("cache"), py::arg("site"), py::arg("apply_ln"));
 
-  m.def("single_token", [](Ours<Tokenizer> tokenizer, const std::string& text) { return single_token(*tokenizer, text); },
-        py::arg("tokenizer"), py::arg("text"));
+  m.def(
+      "single_token",
+      [](Ours<Tokenizer> tokenizer, const std::string& text) {
+        return single_token(*tokenizer, text);
+      },
+      py::arg("tokenizer"), py::arg("text"));
 }
 
 void bind_faults(py::module_& m) {
-  auto spec = py::class_<FaultSpec>(m, "FaultSpec", py::is_final(), "One fault to inject; what is not given is chosen by the seed.");
-  spec
-      .def(py::init([](const std::string& name, const std::map<std::string, double>& parameters, std::optional<std::string> hook,
-                       std::optional<std::int64_t> layer, std::uint64_t seed, std::int64_t stage) {
+  auto spec =
+      py::class_<FaultSpec>(m, "FaultSpec", py::is_final(),
+                            "One fault to inject; what is not given is chosen by the seed.");
+  spec.def(py::init([](const std::string& name, const std::map<std::string, double>& parameters,
+                       std::optional<std::string> hook, std::optional<std::int64_t> layer,
+                       std::uint64_t seed, std::int64_t stage) {
              fault_info(name);
-             return FaultSpec{.name = name, .parameters = parameters, .hook = std::move(hook), .layer = layer, .seed = seed, .stage = stage};
+             return FaultSpec{.name = name,
+                              .parameters = parameters,
+                              .hook = std::move(hook),
+                              .layer = layer,
+                              .seed = seed,
+                              .stage = stage};
            }),
-           py::arg("name"), py::arg("parameters"), py::arg("hook"), py::arg("layer"), py::arg("seed"), py::arg("stage"))
+           py::arg("name"), py::arg("parameters"), py::arg("hook"), py::arg("layer"),
+           py::arg("seed"), py::arg("stage"))
       .def_property_readonly("name", [](Ours<FaultSpec> self) { return self->name; })
-      .def("__repr__", [](Ours<FaultSpec> self) { return "<fault " + self->name + " at " + self->hook.value_or("every site") + ">"; });
+      .def("__repr__", [](Ours<FaultSpec> self) {
+        return "<fault " + self->name + " at " + self->hook.value_or("every site") + ">";
+      });
   freeze(spec);
   m.def("fault_catalogue", [] {
     py::list rows;
     for (const FaultInfo& fault : fault_catalogue()) {
       py::dict parameters;
       for (const FaultParameter& p : fault.parameters)
-        parameters[py::str(std::string(p.name))] = py::dict(py::arg("meaning") = std::string(p.meaning), py::arg("default") = p.preset,
-                                                            py::arg("whole") = p.whole);
-      rows.append(py::dict(py::arg("name") = std::string(fault.name), py::arg("description") = std::string(fault.description),
-                           py::arg("source") = std::string(fault.source), py::arg("parameters") = parameters));
+        parameters[py::str(std::string(p.name))] =
+            py::dict(py::arg("meaning") = std::string(p.meaning), py::arg("default") = p.preset,
+                     py::arg("whole") = p.whole);
+      rows.append(py::dict(py::arg("name") = std::string(fault.name),
+                           py::arg("description") = std::string(fault.description),
+                           py::arg("source") = std::string(fault.source),
+                           py::arg("parameters") = parameters));
     }
     return rows;
   });

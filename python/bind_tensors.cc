@@ -16,8 +16,10 @@ namespace {
 // Neither Python's dispatch modes nor functorch nor autocast see what is done here.
 struct BelowModes {
   c10::impl::ExcludeDispatchKeyGuard guard{
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PythonDispatcher,
-                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+                           c10::DispatchKey::PythonDispatcher,
+                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                           c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
       c10::autocast_dispatch_keyset};
 };
 
@@ -25,11 +27,13 @@ const at::Tensor& plain_tensor(py::handle object, std::string_view what) {
   if (!THPVariable_Check(object.ptr()))
     throw py::type_error(std::string(what) + ": needed: a torch.Tensor; found: " + kind_of(object));
   const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
-  if (tensor.layout() != at::kStrided || tensor.is_meta() || tensor.is_quantized() || tensor.is_nested() ||
-      tensor.unsafeGetTensorImpl()->is_python_dispatch() || tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) ||
+  if (tensor.layout() != at::kStrided || tensor.is_meta() || tensor.is_quantized() ||
+      tensor.is_nested() || tensor.unsafeGetTensorImpl()->is_python_dispatch() ||
+      tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) ||
       tensor.key_set().has(c10::DispatchKey::FuncTorchBatched))
-    throw py::type_error(std::string(what) + ": needed: a dense torch.Tensor with values of its own; found: " + kind_of(object) +
-                         " that is sparse, meta, quantized, nested, or stands for another");
+    throw py::type_error(
+        std::string(what) + ": needed: a dense torch.Tensor with values of its own; found: " +
+        kind_of(object) + " that is sparse, meta, quantized, nested, or stands for another");
   return tensor;
 }
 
@@ -56,16 +60,19 @@ Array to_array(py::handle object, std::string_view what) {
   py::gil_scoped_release release;
   BelowModes below;
   c10::ScalarType type = tensor.scalar_type();
-  if (type != at::kFloat && type != at::kDouble && type != at::kBFloat16 && type != at::kHalf && type != at::kLong)
-    throw std::invalid_argument(std::string(what) + ": a tensor of " + c10::toString(type) +
-                                "; allowed: float32, float64, bfloat16, float16 (int64 for hook_tokens)");
+  if (type != at::kFloat && type != at::kDouble && type != at::kBFloat16 && type != at::kHalf &&
+      type != at::kLong)
+    throw std::invalid_argument(
+        std::string(what) + ": a tensor of " + c10::toString(type) +
+        "; allowed: float32, float64, bfloat16, float16 (int64 for hook_tokens)");
   return copied(tensor.detach());
 }
 
 Array to_ids(py::handle object, std::string_view what) {
   at::Tensor tensor = plain_tensor(object, what);
   if (!c10::isIntegralType(tensor.scalar_type(), /*includeBool=*/false))
-    throw py::type_error(std::string(what) + ": token ids are integers; found: a torch.Tensor of " + c10::toString(tensor.scalar_type()));
+    throw py::type_error(std::string(what) + ": token ids are integers; found: a torch.Tensor of " +
+                         c10::toString(tensor.scalar_type()));
   py::gil_scoped_release release;
   BelowModes below;
   return copied(tensor.detach().to(at::kLong));
@@ -74,13 +81,20 @@ Array to_ids(py::handle object, std::string_view what) {
 py::object to_python(const nlohmann::json& json) {
   switch (json.type()) {
     case nlohmann::json::value_t::null:
-    case nlohmann::json::value_t::discarded: return py::none();
-    case nlohmann::json::value_t::boolean: return py::bool_(json.get<bool>());
-    case nlohmann::json::value_t::number_integer: return py::int_(json.get<std::int64_t>());
-    case nlohmann::json::value_t::number_unsigned: return py::int_(json.get<std::uint64_t>());
-    case nlohmann::json::value_t::number_float: return py::float_(json.get<double>());
-    case nlohmann::json::value_t::string: return py::str(json.get_ref<const std::string&>());
-    case nlohmann::json::value_t::binary: break;
+    case nlohmann::json::value_t::discarded:
+      return py::none();
+    case nlohmann::json::value_t::boolean:
+      return py::bool_(json.get<bool>());
+    case nlohmann::json::value_t::number_integer:
+      return py::int_(json.get<std::int64_t>());
+    case nlohmann::json::value_t::number_unsigned:
+      return py::int_(json.get<std::uint64_t>());
+    case nlohmann::json::value_t::number_float:
+      return py::float_(json.get<double>());
+    case nlohmann::json::value_t::string:
+      return py::str(json.get_ref<const std::string&>());
+    case nlohmann::json::value_t::binary:
+      break;
     case nlohmann::json::value_t::array: {
       py::list list;
       for (const auto& item : json) list.append(to_python(item));

@@ -10,7 +10,8 @@
 
 namespace lenscpp::python {
 
-/// One edit at a named hook point; its source is an array, or what a verified cache holds at that name.
+/// One edit at a named hook point; its source is an array, or what a verified cache holds at that
+/// name.
 struct NamedEdit {
   EditKind kind;
   std::string name;
@@ -26,8 +27,8 @@ struct NamedPlan {
   std::vector<NamedEdit> edits;
 };
 
-/// The plan for a model of this config. Throws what find_hook throws, and NotVerified when a source's bytes
-/// have changed.
+/// The plan for a model of this config. Throws what find_hook throws, and NotVerified when a
+/// source's bytes have changed.
 Plan resolve(const NamedPlan& plan, const Config& config);
 
 }  // namespace lenscpp::python

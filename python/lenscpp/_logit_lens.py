@@ -130,11 +130,11 @@ class LogitLens:
                 y=list(range(n_layers)),
                 zmin=0,
                 zmax=1,
-                colorscale="Blues",
+                colorscale=[[0, "#ffffff"], [1, "#5aa5d8"]],  # dark text is read on all of it
                 colorbar={"title": {"text": "probability"}, "tickformat": ".0%", "thickness": 14},
                 text=text,
                 texttemplate="%{text}" if with_text else None,
-                textfont={"size": 11},
+                textfont={"size": 11, "color": "#111"},
                 customdata=hover,
                 hovertemplate="position %{x}, %{y}<br>%{customdata}<extra></extra>",
                 xgap=1,

@@ -22,10 +22,12 @@ TEST(Loss, ReadsTheNextTokenOfEachPromptByItself) {
   std::vector<std::int64_t> tokens{3, 1, 2, 0, 2, 3};
   // At prompt b and position p the next token gets the logit 10 + b + p, all others 0.
   for (std::int64_t b = 0; b < 2; ++b)
-    for (std::int64_t p = 0; p < 2; ++p) logits.set((b * 3 + p) * 4 + tokens[b * 3 + p + 1], 10.0 + b + p);
+    for (std::int64_t p = 0; p < 2; ++p)
+      logits.set((b * 3 + p) * 4 + tokens[b * 3 + p + 1], 10.0 + b + p);
   Array loss = next_token_loss(std::move(logits).freeze(), tokens);
   EXPECT_EQ(loss.dtype(), DType::f64);
-  for (std::int64_t i = 0; i < 4; ++i) EXPECT_NEAR(loss[i], std::log1p(3 * std::exp(-(10.0 + i / 2 + i % 2))), 1e-15);
+  for (std::int64_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(loss[i], std::log1p(3 * std::exp(-(10.0 + i / 2 + i % 2))), 1e-15);
 }
 
 TEST(Loss, LargeLogitsDoNotOverflow) {
@@ -35,7 +37,8 @@ TEST(Loss, LargeLogitsDoNotOverflow) {
 }
 
 TEST(Loss, NarrowLogitsGiveFloat32) {
-  EXPECT_EQ(next_token_loss(MutableArray({1, 2, 3}, DType::bf16).freeze(), {0, 1}).dtype(), DType::f32);
+  EXPECT_EQ(next_token_loss(MutableArray({1, 2, 3}, DType::bf16).freeze(), {0, 1}).dtype(),
+            DType::f32);
 }
 
 TEST(Loss, Refuses) {
@@ -44,7 +47,8 @@ TEST(Loss, Refuses) {
   EXPECT_THROW(next_token_loss(logits, {0, 3}), std::out_of_range);
   EXPECT_THROW(next_token_loss(logits, {-1, 0}), std::out_of_range);
   EXPECT_THROW(next_token_loss(logits.reshaped({2, 3}), {0, 1}), std::invalid_argument);
-  EXPECT_THROW(next_token_loss(MutableArray({1, 1, 3}, DType::f32).freeze(), {0}), std::invalid_argument);
+  EXPECT_THROW(next_token_loss(MutableArray({1, 1, 3}, DType::f32).freeze(), {0}),
+               std::invalid_argument);
   EXPECT_THROW(mean_of(MutableArray({0}, DType::f32).freeze()), std::invalid_argument);
 }
 

@@ -1,4 +1,5 @@
-// Runs that start from the residual before a layer: the same numbers as the whole run, and every refusal.
+// Runs that start from the residual before a layer: the same numbers as the whole run, and every
+// refusal.
 #include <ATen/ops/mul.h>
 #include <gtest/gtest.h>
 
@@ -10,7 +11,8 @@ namespace {
 
 class RunStart : public testing::TestWithParam<DType> {
  protected:
-  HookedTransformer model = HookedTransformer::from_pretrained(golden::folder("three_layers"), {.dtype = GetParam()});
+  HookedTransformer model =
+      HookedTransformer::from_pretrained(golden::folder("three_layers"), {.dtype = GetParam()});
   Tokens tokens = model.tokens_of({1, 5, 200, 7, 3, 256}, 2);
 };
 
@@ -25,7 +27,8 @@ TEST_P(RunStart, GivesWhatTheWholeRunGives) {
     EXPECT_EQ(part.record().first_layer, first);
     EXPECT_TRUE(part.record().tokens.empty());
     EXPECT_EQ(part.verdict().status, Status::verified);
-    for (const auto& entry : part.activations().entries()) EXPECT_EQ(entry.digest, whole.activations().at(entry.name).digest) << entry.name;
+    for (const auto& entry : part.activations().entries())
+      EXPECT_EQ(entry.digest, whole.activations().at(entry.name).digest) << entry.name;
   }
 }
 
@@ -34,7 +37,8 @@ TEST_P(RunStart, StopsWhereAsked) {
   Array residual = whole["blocks.1.hook_resid_pre"];
   Array stopped = model.forward({}, {.start = Start{1, residual}, .stop_at_layer = 2});
   EXPECT_EQ(stopped.digest(), whole["blocks.2.hook_resid_pre"].digest());
-  EXPECT_THROW(model.forward({}, {.start = Start{2, residual}, .stop_at_layer = 1}), std::out_of_range);
+  EXPECT_THROW(model.forward({}, {.start = Start{2, residual}, .stop_at_layer = 1}),
+               std::out_of_range);
 }
 
 // What is uploaded to start from is a link of its own.
@@ -61,13 +65,15 @@ TEST_P(RunStart, Refuses) {
   EXPECT_THROW(run(1, {3, d}, dtype), std::invalid_argument);
   EXPECT_THROW(run(1, {1, 0, d}, dtype), std::invalid_argument);
   EXPECT_THROW(run(1, {1, 17, d}, dtype), std::out_of_range) << "n_ctx is 16";
-  EXPECT_THROW(run(1, {1, 3, d}, dtype == DType::f64 ? DType::f32 : DType::f64), std::invalid_argument);
+  EXPECT_THROW(run(1, {1, 3, d}, dtype == DType::f64 ? DType::f32 : DType::f64),
+               std::invalid_argument);
   EXPECT_THROW(run(3, {1, 3, d}, dtype), std::out_of_range);
   EXPECT_THROW(run(-4, {1, 3, d}, dtype), std::out_of_range);
   EXPECT_THROW(run(1, {2, 3, d}, dtype, tokens), std::invalid_argument);
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, RunStart, testing::Values(DType::f32, DType::f64, DType::bf16), [](const auto& i) { return std::string(name_of(i.param)); });
+INSTANTIATE_TEST_SUITE_P(Dtypes, RunStart, testing::Values(DType::f32, DType::f64, DType::bf16),
+                         [](const auto& i) { return std::string(name_of(i.param)); });
 
 }  // namespace
 }  // namespace lenscpp

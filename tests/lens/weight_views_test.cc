@@ -21,21 +21,25 @@ class WeightViews : public testing::TestWithParam<std::string> {};
 
 TEST_P(WeightViews, AreTransformerLenss) {
   Weights weights = process(load_weights(golden::folder(GetParam()), DType::f32), {});
-  SafetensorsFile file = SafetensorsFile::open(golden::folder(GetParam()) / "tl_weights_processed.safetensors");
+  SafetensorsFile file =
+      SafetensorsFile::open(golden::folder(GetParam()) / "tl_weights_processed.safetensors");
   for (const std::string& name : weight_names()) {
     Array view = weight_view(weights, name);
     bool per_layer = golden_name(name, 0).starts_with("blocks.");
     std::int64_t n = per_layer ? weights.config.n_layers : 1;
     for (std::int64_t layer = 0; layer < n; ++layer) {
       Array expected = file.tensor(golden_name(name, layer));
-      Array found = per_layer ? view.rows(layer, layer + 1).reshaped(Shape(view.shape().begin() + 1, view.shape().end())) : view;
+      Array found = per_layer ? view.rows(layer, layer + 1)
+                                    .reshaped(Shape(view.shape().begin() + 1, view.shape().end()))
+                              : view;
       EXPECT_EQ(found.shape(), expected.shape()) << name;
       EXPECT_LT(golden::normalized_error(found, expected), 1e-5) << name << " of layer " << layer;
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, WeightViews, testing::Values("three_layers", "untied", "one_layer_one_head"));
+INSTANTIATE_TEST_SUITE_P(Golden, WeightViews,
+                         testing::Values("three_layers", "untied", "one_layer_one_head"));
 
 TEST(WeightViewsRefuse, UnknownNamesNamingTheNearest) {
   Weights weights = load_weights(golden::folder("one_layer_one_head"), DType::f32);

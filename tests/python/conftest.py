@@ -11,6 +11,9 @@ import lenscpp as lens
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "gpt2"
 CASES = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir())
 PROMPT = "When John and Mary went to the store, John gave the bag to"
+# Threads of a pool wait for each other by spinning: on a busy machine that takes hundreds of times as long
+# as the products of these small models. test_ambient.py runs with two.
+torch.set_num_threads(1)
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 
 

@@ -154,6 +154,17 @@ def test_threads_run_at_the_same_time(tiny, plain):
     assert all(torch.equal(logits, plain["logits"]) for logits in found.values())
 
 
+def test_two_threads_of_torch(tiny, plain):
+    """Not bit for bit: products are summed in another order."""
+    torch.set_num_threads(2)
+    try:
+        logits, cache = tiny.run_with_cache(PROMPT)
+    finally:
+        torch.set_num_threads(1)
+    assert cache.record["threads"] == 2 and cache.verdict.status == "VERIFIED"
+    assert torch.allclose(logits, plain["logits"], atol=1e-3)
+
+
 def test_the_gil_is_released(tiny):
     """Another thread goes on counting while a run lasts."""
     tokens = tiny.to_tokens(PROMPT).repeat(32, 1)

@@ -107,14 +107,16 @@ def test_plot(tiny, looked):
     json.loads(figure.to_json())
 
 
-def test_plot_of_a_long_prompt_leaves_text_to_hovering():
-    from conftest import GOLDEN
+def test_plot_of_a_long_prompt_leaves_text_to_hovering(tiny, monkeypatch):
+    from lenscpp import _logit_lens
 
-    model = lens.HookedTransformer.from_pretrained("tiny-ioi")
-    short = lens.logit_lens(model.run_with_cache(list(range(64)))[1]).plot()
-    assert short.data[0].texttemplate and short.layout.width < 4500
-    assert lens.logit_lens(model.run_with_cache(list(range(3)))[1]).plot().layout.width > 400
-    assert GOLDEN.exists()
+    looked = lens.logit_lens(tiny.run_with_cache(list(range(64)))[1])
+    figure = looked.plot()
+    assert figure.data[0].texttemplate and figure.layout.width < 4500 and len(figure.layout.xaxis.tickvals) == 64
+    monkeypatch.setattr(_logit_lens, "MOST_CELLS", 20)
+    figure = looked.plot()
+    assert figure.data[0].texttemplate is None and figure.layout.width < 1500 and list(figure.layout.xaxis.tickvals)[:2] == [0, 4]
+    assert lens.logit_lens(tiny.run_with_cache([1, 2, 3])[1]).plot().layout.width > 400
 
 
 def test_plot_of_some_positions(tiny):
