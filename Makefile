@@ -45,12 +45,8 @@ test-sanitized: build/.prepared ## readers, reference and verifier under ASan + 
 	ctest --test-dir build/dev --output-on-failure -j $(JOBS) -L torchfree --no-tests=error
 
 .PHONY: test-python
-test-python: build/.installed ## Python tests, against the installed package
+test-python: build/.installed build/.peer ## Python tests, against the installed package
 	$(BIN)/python -m pytest -q
-
-.PHONY: drill
-drill: build ## every fault at every site of the shipped model: detected, located, harmless
-	$(BIN)/lenscpp drill tiny-ioi
 
 .PHONY: mutants
 mutants: build/.prepared ## switch off every comparison, bound term and edit in turn: each must turn a test red
@@ -110,6 +106,11 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "2.13.0"' 2>/dev/null \
 	  || $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q -c python/constraints.txt torch
 	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5' 'pytest>=8'
+	@touch $@
+
+# Activations recorded by hooks on a transformers model are checked in tests/python/test_recorded.py.
+build/.peer: build/.prepared
+	$(BIN)/pip install -q -c python/constraints.txt transformers==5.23.0
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.
