@@ -27,10 +27,14 @@ Array copied(std::span<const T> values, Shape shape, DType dtype) {
 
 double load(const std::byte* data, DType dtype, std::int64_t index) {
   switch (dtype) {
-    case DType::f32: return reinterpret_cast<const float*>(data)[index];
-    case DType::f64: return reinterpret_cast<const double*>(data)[index];
-    case DType::bf16: return bf16_to_float(reinterpret_cast<const std::uint16_t*>(data)[index]);
-    case DType::f16: return f16_to_float(reinterpret_cast<const std::uint16_t*>(data)[index]);
+    case DType::f32:
+      return reinterpret_cast<const float*>(data)[index];
+    case DType::f64:
+      return reinterpret_cast<const double*>(data)[index];
+    case DType::bf16:
+      return bf16_to_float(reinterpret_cast<const std::uint16_t*>(data)[index]);
+    case DType::f16:
+      return f16_to_float(reinterpret_cast<const std::uint16_t*>(data)[index]);
     case DType::i64:
       return static_cast<double>(reinterpret_cast<const std::int64_t*>(data)[index]);
   }
@@ -83,7 +87,8 @@ std::int64_t Array::size(int dim) const {
 void Array::require_type(std::size_t size, bool floating, bool half) const {
   bool is_half = dtype_ == DType::bf16 || dtype_ == DType::f16;
   if (size != size_of(dtype_) || half != is_half || (!half && floating == (dtype_ == DType::i64)))
-    throw std::invalid_argument("[array] read as another type than " + std::string(name_of(dtype_)));
+    throw std::invalid_argument("[array] read as another type than " +
+                                std::string(name_of(dtype_)));
 }
 
 double Array::operator[](std::int64_t index) const { return load(data_, dtype_, index); }
@@ -101,7 +106,8 @@ void Array::widen(std::int64_t begin, std::span<double> out) const {
       return;
     }
     case DType::f64:
-      if (n > 0) std::memcpy(out.data(), reinterpret_cast<const double*>(data_) + begin, out.size_bytes());
+      if (n > 0)
+        std::memcpy(out.data(), reinterpret_cast<const double*>(data_) + begin, out.size_bytes());
       return;
     case DType::bf16: {
       const std::uint16_t* from = reinterpret_cast<const std::uint16_t*>(data_) + begin;
@@ -151,7 +157,8 @@ Array Array::to(DType dtype) const {
   constexpr std::int64_t kChunk = 4096;
   std::vector<double> chunk(static_cast<std::size_t>(std::min(kChunk, numel_)));
   for (std::int64_t begin = 0; begin < numel_; begin += kChunk) {
-    std::span<double> part(chunk.data(), static_cast<std::size_t>(std::min(kChunk, numel_ - begin)));
+    std::span<double> part(chunk.data(),
+                           static_cast<std::size_t>(std::min(kChunk, numel_ - begin)));
     widen(begin, part);
     result.store(begin, part);
   }
@@ -176,8 +183,10 @@ std::string Array::digest() const {
 MutableArray::MutableArray(Shape shape, DType dtype)
     : shape_(std::move(shape)), numel_(lenscpp::numel(shape_)), dtype_(dtype) {
   constexpr std::size_t kAlignment_bytes = 64;
-  // calloc: large blocks come as zero pages from the system and cost nothing until they are written.
-  void* base = std::calloc(static_cast<std::size_t>(numel_) * size_of(dtype_) + kAlignment_bytes, 1);
+  // calloc: large blocks come as zero pages from the system and cost nothing until they are
+  // written.
+  void* base =
+      std::calloc(static_cast<std::size_t>(numel_) * size_of(dtype_) + kAlignment_bytes, 1);
   if (base == nullptr) throw std::bad_alloc();
   auto address = reinterpret_cast<std::uintptr_t>(base);
   std::size_t gap = (kAlignment_bytes - address % kAlignment_bytes) % kAlignment_bytes;
@@ -206,10 +215,12 @@ void MutableArray::store(std::int64_t begin, std::span<const double> values) {
       for (std::int64_t i = 0; i < n; ++i) data<double>()[begin + i] = values[i];
       return;
     case DType::bf16:
-      for (std::int64_t i = 0; i < n; ++i) data<std::uint16_t>()[begin + i] = double_to_bf16(values[i]);
+      for (std::int64_t i = 0; i < n; ++i)
+        data<std::uint16_t>()[begin + i] = double_to_bf16(values[i]);
       return;
     case DType::f16:
-      for (std::int64_t i = 0; i < n; ++i) data<std::uint16_t>()[begin + i] = double_to_f16(values[i]);
+      for (std::int64_t i = 0; i < n; ++i)
+        data<std::uint16_t>()[begin + i] = double_to_f16(values[i]);
       return;
     case DType::i64:
       for (std::int64_t i = 0; i < n; ++i) {

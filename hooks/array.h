@@ -15,7 +15,8 @@ namespace lenscpp {
 
 using Shape = std::vector<std::int64_t>;
 
-/// Product of the extents; throws std::invalid_argument when one is negative or the product overflows.
+/// Product of the extents; throws std::invalid_argument when one is negative or the product
+/// overflows.
 std::int64_t numel(const Shape& shape);
 /// "[2, 15, 768]".
 std::string to_string(const Shape& shape);

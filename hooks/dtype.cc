@@ -22,11 +22,16 @@ const Format& format(DType dtype) {
   static constexpr Format f16{"float16", 2, 11, -14};
   static constexpr Format i64{"int64", 8, 0, 0};
   switch (dtype) {
-    case DType::f32: return f32;
-    case DType::f64: return f64;
-    case DType::bf16: return bf16;
-    case DType::f16: return f16;
-    case DType::i64: return i64;
+    case DType::f32:
+      return f32;
+    case DType::f64:
+      return f64;
+    case DType::bf16:
+      return bf16;
+    case DType::f16:
+      return f16;
+    case DType::i64:
+      return i64;
   }
   throw std::logic_error("[dtype] not a DType");
 }
@@ -57,11 +62,16 @@ DType accumulate_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : D
 
 double round_to(DType dtype, double value) {
   switch (dtype) {
-    case DType::f64: return value;
-    case DType::f32: return static_cast<double>(static_cast<float>(value));
-    case DType::bf16: return bf16_to_float(double_to_bf16(value));
-    case DType::f16: return f16_to_float(double_to_f16(value));
-    case DType::i64: return std::nearbyint(value);
+    case DType::f64:
+      return value;
+    case DType::f32:
+      return static_cast<double>(static_cast<float>(value));
+    case DType::bf16:
+      return bf16_to_float(double_to_bf16(value));
+    case DType::f16:
+      return f16_to_float(double_to_f16(value));
+    case DType::i64:
+      return std::nearbyint(value);
   }
   throw std::logic_error("[dtype] not a DType");
 }

@@ -25,12 +25,14 @@ double smallest_normal(DType dtype);
 /// What products are accumulated in: float64 for float64, float32 for everything narrower.
 DType accumulate_type(DType dtype);
 
-/// Bit patterns to values; every bfloat16 and float16 is exactly a float. Inline: loops over weights.
+/// Bit patterns to values; every bfloat16 and float16 is exactly a float. Inline: loops over
+/// weights.
 inline float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 inline float f16_to_float(std::uint16_t bits) {
-  std::uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 0x1fu, fraction = bits & 0x3ffu;
+  std::uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 0x1fu,
+                fraction = bits & 0x3ffu;
   std::uint32_t rebased = exponent == 0x1f ? 0xffu : exponent + 112;
   std::uint32_t normal = rebased << 23 | fraction << 13;
   std::uint32_t subnormal = std::bit_cast<std::uint32_t>(static_cast<float>(fraction) * 0x1p-24f);
@@ -38,8 +40,8 @@ inline float f16_to_float(std::uint16_t bits) {
 }
 
 namespace detail {
-// `value` in a 16-bit format of `mantissa_bits` stored bits, rounded once to nearest even. Integers only:
-// whether this processor flushes subnormals or rounds otherwise does not matter.
+// `value` in a 16-bit format of `mantissa_bits` stored bits, rounded once to nearest even. Integers
+// only: whether this processor flushes subnormals or rounds otherwise does not matter.
 template <int mantissa_bits>
 constexpr std::uint16_t narrow(double value) {
   constexpr int exponent_bits = 15 - mantissa_bits, dropped = 52 - mantissa_bits;
@@ -50,7 +52,8 @@ constexpr std::uint16_t narrow(double value) {
   bits &= 0x7fffffffffffffffu;
   if (bits > 0x7ff0000000000000u)  // one quiet NaN for all
     return static_cast<std::uint16_t>(infinity | std::uint64_t{1} << (mantissa_bits - 1));
-  int exponent = static_cast<int>(bits >> 52) - rebase;  // biased as in the target; < 1: subnormal there
+  int exponent =
+      static_cast<int>(bits >> 52) - rebase;  // biased as in the target; < 1: subnormal there
   int shift = dropped;
   if (exponent >= 1) {
     bits -= static_cast<std::uint64_t>(rebase) << 52;
@@ -65,7 +68,8 @@ constexpr std::uint16_t narrow(double value) {
 }
 }  // namespace detail
 
-/// Values to bit patterns, one rounding to nearest even straight from double; every NaN becomes one.
+/// Values to bit patterns, one rounding to nearest even straight from double; every NaN becomes
+/// one.
 inline std::uint16_t double_to_bf16(double value) { return detail::narrow<7>(value); }
 inline std::uint16_t double_to_f16(double value) { return detail::narrow<10>(value); }
 /// `value` rounded once to `dtype` (to nearest even), as a double.

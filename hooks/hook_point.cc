@@ -85,19 +85,21 @@ constexpr bool rows_follow_the_enum() {
     if (static_cast<std::size_t>(kSites[i].site) != i) return false;
   return true;
 }
-static_assert(rows_follow_the_enum(), "kSites stands in the order of Site, so that info() can index it");
+static_assert(rows_follow_the_enum(),
+              "kSites stands in the order of Site, so that info() can index it");
 
 // TransformerLens's get_act_name: what a short name and a layer type stand for.
 struct Alias {
   std::string_view from, to;
 };
-constexpr Alias kNameAliases[] = {{"attn", "pattern"},    {"attn_logits", "attn_scores"},
-                                  {"key", "k"},           {"query", "q"},
-                                  {"value", "v"},         {"mlp_pre", "pre"},
-                                  {"mlp_mid", "mid"},     {"mlp_post", "post"}};
-constexpr Alias kTypeAliases[] = {{"a", "attn"},    {"m", "mlp"},           {"b", ""},
-                                  {"block", ""},    {"blocks", ""},         {"attention", "attn"}};
-constexpr std::string_view kAttnActs[] = {"k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores"};
+constexpr Alias kNameAliases[] = {{"attn", "pattern"}, {"attn_logits", "attn_scores"},
+                                  {"key", "k"},        {"query", "q"},
+                                  {"value", "v"},      {"mlp_pre", "pre"},
+                                  {"mlp_mid", "mid"},  {"mlp_post", "post"}};
+constexpr Alias kTypeAliases[] = {{"a", "attn"}, {"m", "mlp"},   {"b", ""},
+                                  {"block", ""}, {"blocks", ""}, {"attention", "attn"}};
+constexpr std::string_view kAttnActs[] = {"k",     "v",      "q",       "z",          "rot_k",
+                                          "rot_q", "result", "pattern", "attn_scores"};
 constexpr std::string_view kMlpActs[] = {"pre", "post", "mid", "pre_linear"};
 
 template <std::size_t N>
@@ -138,18 +140,30 @@ const SiteInfo& info(Site site) { return kSites[static_cast<std::size_t>(site)];
 
 std::string_view name_of(Axis axis) {
   switch (axis) {
-    case batch: return "batch";
-    case pos: return "pos";
-    case head: return "head";
-    case kv_head: return "kv_head";
-    case query: return "query";
-    case key: return "key";
-    case d_model: return "d_model";
-    case d_head: return "d_head";
-    case d_mlp: return "d_mlp";
-    case d_vocab: return "d_vocab";
-    case one: return "1";
-    case layer: return "layer";
+    case batch:
+      return "batch";
+    case pos:
+      return "pos";
+    case head:
+      return "head";
+    case kv_head:
+      return "kv_head";
+    case query:
+      return "query";
+    case key:
+      return "key";
+    case d_model:
+      return "d_model";
+    case d_head:
+      return "d_head";
+    case d_mlp:
+      return "d_mlp";
+    case d_vocab:
+      return "d_vocab";
+    case one:
+      return "1";
+    case layer:
+      return "layer";
   }
   throw std::logic_error("[hook_point] not an Axis");
 }
@@ -167,7 +181,8 @@ std::string to_string(const TensorId& id) {
 
 std::string act_name(std::string_view name, std::optional<std::int64_t> layer,
                      std::string_view layer_type) {
-  if (name.find('.') != std::string_view::npos || name.starts_with("hook_")) return std::string(name);
+  if (name.find('.') != std::string_view::npos || name.starts_with("hook_"))
+    return std::string(name);
   ShortName parsed = split_short(name);
   // "ln_final" carries no digits; "ln1" and "ln2" as a name would: they are layer types only.
   if (!parsed.layer) parsed.name = name;
@@ -206,8 +221,8 @@ TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
     if (row.name == suffix && row.per_layer == found_layer.has_value() &&
         row.presence != Presence::internal && exists(row.site, config))
       return {row.site, found_layer.value_or(0)};
-  throw std::invalid_argument("[hooks] no hook point \"" + full + "\"; nearest: " +
-                              nearest_names(full, suggestions(config)));
+  throw std::invalid_argument("[hooks] no hook point \"" + full +
+                              "\"; nearest: " + nearest_names(full, suggestions(config)));
 }
 
 bool exists(Site site, const Config& config) {
@@ -217,9 +232,12 @@ bool exists(Site site, const Config& config) {
     case Site::ln2_out:
     case Site::q_ln_out:
     case Site::k_ln_out:
-    case Site::v_ln_out: return affine;
-    case Site::pos_embed: return config.positions == PositionKind::learned;
-    default: return true;
+    case Site::v_ln_out:
+      return affine;
+    case Site::pos_embed:
+      return config.positions == PositionKind::learned;
+    default:
+      return true;
   }
 }
 
@@ -231,7 +249,8 @@ std::vector<std::string> hook_names(const Config& config, bool on_demand) {
     names.push_back(hook_name(row.site, layer));
   };
   auto first = std::ranges::find_if(kSites, &SiteInfo::per_layer);
-  auto last = std::find_if_not(first, std::end(kSites), [](const SiteInfo& r) { return r.per_layer; });
+  auto last =
+      std::find_if_not(first, std::end(kSites), [](const SiteInfo& r) { return r.per_layer; });
   std::for_each(std::begin(kSites), first, [&](const SiteInfo& row) { add(row, 0); });
   for (std::int64_t l = 0; l < config.n_layers; ++l)
     std::for_each(first, last, [&](const SiteInfo& row) { add(row, l); });
@@ -243,18 +262,39 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
   Shape shape;
   for (Axis axis : info(site).axes) {
     switch (axis) {
-      case batch: shape.push_back(extents.batch); break;
+      case batch:
+        shape.push_back(extents.batch);
+        break;
       case pos:
-      case query: shape.push_back(extents.pos); break;
-      case key: shape.push_back(extents.key); break;
-      case head: shape.push_back(config.n_heads); break;
-      case kv_head: shape.push_back(config.n_kv_heads); break;
-      case d_model: shape.push_back(config.d_model); break;
-      case d_head: shape.push_back(config.d_head); break;
-      case d_mlp: shape.push_back(config.d_mlp); break;
-      case d_vocab: shape.push_back(config.d_vocab); break;
-      case one: shape.push_back(1); break;
-      case layer: throw std::logic_error("[hook_point] no site has a layer axis of its own");
+      case query:
+        shape.push_back(extents.pos);
+        break;
+      case key:
+        shape.push_back(extents.key);
+        break;
+      case head:
+        shape.push_back(config.n_heads);
+        break;
+      case kv_head:
+        shape.push_back(config.n_kv_heads);
+        break;
+      case d_model:
+        shape.push_back(config.d_model);
+        break;
+      case d_head:
+        shape.push_back(config.d_head);
+        break;
+      case d_mlp:
+        shape.push_back(config.d_mlp);
+        break;
+      case d_vocab:
+        shape.push_back(config.d_vocab);
+        break;
+      case one:
+        shape.push_back(1);
+        break;
+      case layer:
+        throw std::logic_error("[hook_point] no site has a layer axis of its own");
     }
   }
   return shape;
@@ -262,9 +302,12 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
 
 DType stored_dtype(Site site, DType model) {
   switch (info(site).stored) {
-    case Stored::model: return model;
-    case Stored::accumulate: return accumulate_type(model);
-    case Stored::ids: return DType::i64;
+    case Stored::model:
+      return model;
+    case Stored::accumulate:
+      return accumulate_type(model);
+    case Stored::ids:
+      return DType::i64;
   }
   throw std::logic_error("[hook_point] not a Stored");
 }

@@ -1,9 +1,10 @@
-// The registry of hook points: what can be seen and edited in a transformer, under TransformerLens's
-// names and shapes. One row a site; everything that must know a site reads it here.
+// The registry of hook points: what can be seen and edited in a transformer, under
+// TransformerLens's names and shapes. One row a site; everything that must know a site reads it
+// here.
 //
-// Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value heads),
-// query and key (positions, as rows and columns of attention), d_model (residual stream), d_head (one
-// head), d_mlp (neurons), d_vocab (tokens), one (a kept dimension of extent 1).
+// Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value
+// heads), query and key (positions, as rows and columns of attention), d_model (residual stream),
+// d_head (one head), d_mlp (neurons), d_vocab (tokens), one (a kept dimension of extent 1).
 #pragma once
 
 #include <compare>
@@ -20,17 +21,64 @@
 namespace lenscpp {
 
 enum class Site : std::uint8_t {
-  tokens, embed, pos_embed,
-  resid_pre, attn_in, q_input, k_input, v_input,
-  ln1_scale, ln1_normalized, ln1_out,
-  q_scale, q_normalized, q_ln_out, k_scale, k_normalized, k_ln_out, v_scale, v_normalized, v_ln_out,
-  q, k, v, keys, values, attn_scores, pattern, z, result, attn_out, resid_mid,
-  mlp_in, ln2_scale, ln2_normalized, ln2_out, mlp_pre, mlp_post, mlp_out, resid_post,
-  ln_final_scale, ln_final_normalized, unembed_in, unembed_out,
+  tokens,
+  embed,
+  pos_embed,
+  resid_pre,
+  attn_in,
+  q_input,
+  k_input,
+  v_input,
+  ln1_scale,
+  ln1_normalized,
+  ln1_out,
+  q_scale,
+  q_normalized,
+  q_ln_out,
+  k_scale,
+  k_normalized,
+  k_ln_out,
+  v_scale,
+  v_normalized,
+  v_ln_out,
+  q,
+  k,
+  v,
+  keys,
+  values,
+  attn_scores,
+  pattern,
+  z,
+  result,
+  attn_out,
+  resid_mid,
+  mlp_in,
+  ln2_scale,
+  ln2_normalized,
+  ln2_out,
+  mlp_pre,
+  mlp_post,
+  mlp_out,
+  resid_post,
+  ln_final_scale,
+  ln_final_normalized,
+  unembed_in,
+  unembed_out,
 };
 
 enum class Axis : std::uint8_t {
-  batch, pos, head, kv_head, query, key, d_model, d_head, d_mlp, d_vocab, one, layer,
+  batch,
+  pos,
+  head,
+  kv_head,
+  query,
+  key,
+  d_model,
+  d_head,
+  d_mlp,
+  d_vocab,
+  one,
+  layer,
 };
 
 /// When a site exists: in every run; only where it was asked for or edited; or as a link of the
@@ -70,8 +118,8 @@ std::string to_string(const TensorId& id);
 /// The hook point that a user's name means: a full hook name, or TransformerLens's short forms
 /// ("resid_post" with a layer, "q3", "scale4ln1", "attn", "mlp_pre", "key", ...). `layer` may be
 /// negative, counted from the end; `layer_type` is "attn", "mlp", "ln1", "ln2", ... or empty.
-/// Throws std::out_of_range for a layer the model has not, std::invalid_argument for an unknown name,
-/// naming the nearest ones.
+/// Throws std::out_of_range for a layer the model has not, std::invalid_argument for an unknown
+/// name, naming the nearest ones.
 TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
                    std::string_view layer_type, const Config& config);
 /// TransformerLens's get_act_name: the full name, without a model to check the layer against.

@@ -63,20 +63,26 @@ void check_source(const Edit& edit, const Shape& shape) {
   Shape one = shape;
   one[0] = 1;
   if (found != shape && found != one)
-    refuse(edit, "the source has shape " + to_string(found) + "; allowed: " + to_string(shape) +
-                     (shape == one ? "" : " or " + to_string(one)) +
-                     (edit.kind == EditKind::add ? " or [" + std::to_string(shape.back()) + "]" : ""));
+    refuse(edit,
+           "the source has shape " + to_string(found) + "; allowed: " + to_string(shape) +
+               (shape == one ? "" : " or " + to_string(one)) +
+               (edit.kind == EditKind::add ? " or [" + std::to_string(shape.back()) + "]" : ""));
 }
 
 }  // namespace
 
 std::string_view name_of(EditKind kind) {
   switch (kind) {
-    case EditKind::patch: return "patch";
-    case EditKind::zero: return "zero";
-    case EditKind::mean: return "mean";
-    case EditKind::add: return "add";
-    case EditKind::scale: return "scale";
+    case EditKind::patch:
+      return "patch";
+    case EditKind::zero:
+      return "zero";
+    case EditKind::mean:
+      return "mean";
+    case EditKind::add:
+      return "add";
+    case EditKind::scale:
+      return "scale";
   }
   throw std::logic_error("[plan] not an EditKind");
 }
@@ -91,7 +97,8 @@ std::vector<const Edit*> Plan::at(Site site, std::int64_t layer) const {
 void Plan::validate(const Config& config, const Extents& extents) const {
   for (const Edit& edit : edits_) {
     const SiteInfo& row = info(edit.site);
-    if (row.presence == Presence::internal || row.stored == Stored::ids || !exists(edit.site, config))
+    if (row.presence == Presence::internal || row.stored == Stored::ids ||
+        !exists(edit.site, config))
       refuse(edit, "this site cannot be edited");
     std::int64_t layers = row.per_layer ? config.n_layers : 1;
     if (edit.layer < 0 || edit.layer >= layers)

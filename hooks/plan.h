@@ -18,8 +18,8 @@ namespace lenscpp {
 enum class EditKind : std::uint8_t { patch, zero, mean, add, scale };
 std::string_view name_of(EditKind kind);
 
-/// Which elements of a site an edit touches; what is not given means all. `pos` is the position, the
-/// query position for attn_scores and pattern, whose key positions are `key`.
+/// Which elements of a site an edit touches; what is not given means all. `pos` is the position,
+/// the query position for attn_scores and pattern, whose key positions are `key`.
 struct Selection {
   std::optional<std::int64_t> batch, head, key;
   std::optional<std::vector<std::int64_t>> pos;
@@ -32,8 +32,8 @@ struct Edit {
   Site site;
   std::int64_t layer = 0;
   Selection where = {};
-  /// patch: shaped as the site, or with batch extent 1. add: that, or [d] for the last axis. mean: the
-  /// activation to average instead of the run's own, any batch and pos. Else empty.
+  /// patch: shaped as the site, or with batch extent 1. add: that, or [d] for the last axis. mean:
+  /// the activation to average instead of the run's own, any batch and pos. Else empty.
   Array source = {};
   double factor = 1.0;  // of add and scale
 };
@@ -62,8 +62,8 @@ nlohmann::json to_json(const Plan& plan);
 
 /// Which elements an edit touches, as flat indices into `shape` in increasing order.
 std::vector<std::int64_t> touched(const Edit& edit, const Shape& shape);
-/// The source's value for each element of the site: `source` broadcast over batch (and, for add of a
-/// vector, over everything but the last axis) to `shape`.
+/// The source's value for each element of the site: `source` broadcast over batch (and, for add of
+/// a vector, over everything but the last axis) to `shape`.
 double source_value(const Edit& edit, const Shape& shape, std::int64_t index);
 
 }  // namespace lenscpp

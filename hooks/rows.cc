@@ -14,8 +14,9 @@ void check_tokens(const std::vector<std::int64_t>& tokens, std::int64_t pos, con
       throw std::out_of_range("[run] token " + std::to_string(tokens[i]) + " at prompt " +
                               std::to_string(static_cast<std::int64_t>(i) / pos) + ", position " +
                               std::to_string(static_cast<std::int64_t>(i) % pos) +
-                              " out of range: the vocabulary has " + std::to_string(config.d_vocab) +
-                              " tokens (0.." + std::to_string(config.d_vocab - 1) + ")");
+                              " out of range: the vocabulary has " +
+                              std::to_string(config.d_vocab) + " tokens (0.." +
+                              std::to_string(config.d_vocab - 1) + ")");
 }
 
 }  // namespace
@@ -42,10 +43,9 @@ void Rows::validate(const Config& config) const {
     refuse(std::to_string(positions.size()) + " positions for " + std::to_string(count) + " rows");
   for (std::int64_t p : positions)
     if (p < 0 || p >= config.n_ctx)
-      throw std::out_of_range("[run] position " + std::to_string(p) +
-                              " is beyond the model's context: n_ctx is " +
-                              std::to_string(config.n_ctx) + " (0.." +
-                              std::to_string(config.n_ctx - 1) + ")");
+      throw std::out_of_range(
+          "[run] position " + std::to_string(p) + " is beyond the model's context: n_ctx is " +
+          std::to_string(config.n_ctx) + " (0.." + std::to_string(config.n_ctx - 1) + ")");
   if (first_layer < 0 || end_layer > config.n_layers || first_layer > end_layer)
     throw std::out_of_range("[run] layers " + std::to_string(first_layer) + " to " +
                             std::to_string(end_layer) + " of " + std::to_string(config.n_layers));
@@ -53,11 +53,12 @@ void Rows::validate(const Config& config) const {
     refuse("logits need all layers; this run ends before layer " + std::to_string(end_layer));
   if (start_residual) {
     if (start_residual->shape() != Shape{batch, pos, config.d_model})
-      refuse("the start residual has shape " + to_string(start_residual->shape()) + "; needed: " +
-             to_string({batch, pos, config.d_model}));
+      refuse("the start residual has shape " + to_string(start_residual->shape()) +
+             "; needed: " + to_string({batch, pos, config.d_model}));
     if (!tokens.empty()) refuse("a run starts from tokens or from a residual, not from both");
   } else {
-    if (first_layer != 0) refuse("a run from layer " + std::to_string(first_layer) + " needs a start residual");
+    if (first_layer != 0)
+      refuse("a run from layer " + std::to_string(first_layer) + " needs a start residual");
     if (tokens.size() != count)
       refuse(std::to_string(tokens.size()) + " tokens for " + std::to_string(count) + " rows");
     check_tokens(tokens, pos, config);
@@ -83,11 +84,13 @@ bool Rows::reach(Site site, std::int64_t layer) const {
 void Request::validate(const Config& config) const {
   rows.validate(config);
   for (const auto& [site, layer] : on_demand)
-    if (!rows.reach(site, layer)) refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
+    if (!rows.reach(site, layer))
+      refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
   plan.validate(config, rows.extents());
   for (const Edit& edit : plan.edits()) {
     if (!rows.reach(edit.site, edit.layer))
-      refuse("the plan edits " + hook_name(edit.site, edit.layer) + ", which this run does not compute");
+      refuse("the plan edits " + hook_name(edit.site, edit.layer) +
+             ", which this run does not compute");
     bool norm1 = edit.site == Site::ln1_scale || edit.site == Site::ln1_normalized;
     if (norm1 && splits_qkv(edit.layer))
       refuse("the plan edits " + hook_name(edit.site, edit.layer) +

@@ -1,5 +1,6 @@
 // Which rows of which model a run computes. A full run from tokens is the special case; a restarted
-// or position-limited one is the same code. What a row reads from elsewhere is an input, never implied.
+// or position-limited one is the same code. What a row reads from elsewhere is an input, never
+// implied.
 #pragma once
 
 #include <optional>
@@ -23,14 +24,16 @@ struct Rows {
   std::vector<std::int64_t> tokens;     // [batch * pos], empty when starting from a residual
   std::vector<std::int64_t> positions;  // [batch * pos], each row's position, for its embedding
   std::int64_t first_layer = 0;
-  std::int64_t end_layer = 0;           // exclusive
-  bool unembeds = true;                 // final norm and logits; only after the last layer
+  std::int64_t end_layer = 0;                // exclusive
+  bool unembeds = true;                      // final norm and logits; only after the last layer
   std::optional<Array> start_residual = {};  // [batch, pos, d_model]: resid_pre of first_layer
-  std::int64_t first_pos = 0;           // positions before it are read from base
-  std::vector<BaseKeysValues> base = {};     // one a layer from first_layer on; empty when first_pos is 0
+  std::int64_t first_pos = 0;                // positions before it are read from base
+  std::vector<BaseKeysValues> base =
+      {};  // one a layer from first_layer on; empty when first_pos is 0
 
   /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers.
-  static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config);
+  static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch,
+                          const Config& config);
   /// Whether a run of these rows computes the site at all.
   bool reach(Site site, std::int64_t layer) const;
   Extents extents() const { return {batch, pos, first_pos + pos}; }

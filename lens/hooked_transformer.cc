@@ -19,12 +19,15 @@
 namespace lenscpp {
 namespace {
 
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("[model] " + what); }
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::invalid_argument("[model] " + what);
+}
 
 c10::Device device_of(const std::string& name) {
   try {
     c10::Device device(name);
-    if (device.is_meta()) throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
+    if (device.is_meta())
+      throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
     return device;
   } catch (const c10::Error& e) {
     throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
@@ -32,7 +35,8 @@ c10::Device device_of(const std::string& name) {
 }
 
 // A device that is missing says so when the first weight is copied to it.
-std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights, const std::string& name) {
+std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
+                                         const std::string& name) {
   try {
     return std::make_shared<const Transformer>(std::move(weights), device_of(name));
   } catch (const c10::Error& e) {
@@ -42,14 +46,16 @@ std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
 
 Weights first_layers(Weights weights, std::int64_t n) {
   if (n < 1 || n > weights.config.n_layers)
-    throw std::out_of_range("[model] first_n_layers " + std::to_string(n) + " out of range: the checkpoint has " +
+    throw std::out_of_range("[model] first_n_layers " + std::to_string(n) +
+                            " out of range: the checkpoint has " +
                             std::to_string(weights.config.n_layers) + " layers");
   weights.layers.resize(static_cast<std::size_t>(n));
   weights.config.n_layers = n;
   return weights;
 }
 
-// Processed in the precision of the checkpoint or better, checked, and only then rounded to the target.
+// Processed in the precision of the checkpoint or better, checked, and only then rounded to the
+// target.
 Weights prepared(const std::filesystem::path& folder, const LoadOptions& options) {
   DType master = options.dtype == DType::f64 ? DType::f64 : DType::f32;
   if (!options.processing.any()) master = options.dtype;
@@ -62,18 +68,26 @@ Weights prepared(const std::filesystem::path& folder, const LoadOptions& options
 }
 
 // All rows of a run: from tokens, or from a residual.
-Rows rows_of(const Tokens& tokens, const std::optional<Start>& start, const Config& config, DType dtype) {
+Rows rows_of(const Tokens& tokens, const std::optional<Start>& start, const Config& config,
+             DType dtype) {
   if (!start) return Rows::from_tokens(tokens.ids, tokens.batch, config);
   const Array& x = start->residual;
   if (!tokens.ids.empty()) refuse("a run starts from tokens or from a residual, not from both");
   if (x.rank() != 3 || x.dtype() != dtype || x.size(2) != config.d_model)
-    refuse("a run starts from a residual [batch, pos, " + std::to_string(config.d_model) + "] of " + std::string(name_of(dtype)) +
-           "; found: " + to_string(x.shape()) + " of " + std::string(name_of(x.dtype())));
+    refuse("a run starts from a residual [batch, pos, " + std::to_string(config.d_model) + "] of " +
+           std::string(name_of(dtype)) + "; found: " + to_string(x.shape()) + " of " +
+           std::string(name_of(x.dtype())));
   std::int64_t layer = start->layer < 0 ? start->layer + config.n_layers : start->layer;
   if (layer < 0 || layer >= config.n_layers)
-    throw std::out_of_range("[model] start_at_layer " + std::to_string(start->layer) + " out of range: the model has " +
-                            std::to_string(config.n_layers) + " layers");
-  Rows rows{.batch = x.size(0), .pos = x.size(1), .tokens = {}, .positions = {}, .first_layer = layer, .end_layer = config.n_layers};
+    throw std::out_of_range("[model] start_at_layer " + std::to_string(start->layer) +
+                            " out of range: the model has " + std::to_string(config.n_layers) +
+                            " layers");
+  Rows rows{.batch = x.size(0),
+            .pos = x.size(1),
+            .tokens = {},
+            .positions = {},
+            .first_layer = layer,
+            .end_layer = config.n_layers};
   for (std::int64_t i = 0; i < rows.batch * rows.pos; ++i) rows.positions.push_back(i % rows.pos);
   rows.start_residual = x;
   return rows;
@@ -91,37 +105,47 @@ std::string now_utc() {
 
 }  // namespace
 
-HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder, const LoadOptions& options) {
+HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
+                                                     const LoadOptions& options) {
   device_of(options.device);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
   std::optional<Tokenizer> tokenizer;
   std::filesystem::path file = options.tokenizer.value_or(folder / "tokenizer.json");
   if (options.tokenizer || std::filesystem::exists(file)) tokenizer = Tokenizer::from_file(file);
   HookedTransformer model(std::move(weights), std::move(tokenizer), options);
-  model.name_ = folder.filename().empty() ? folder.parent_path().filename().string() : folder.filename().string();
+  model.name_ = folder.filename().empty() ? folder.parent_path().filename().string()
+                                          : folder.filename().string();
   return model;
 }
 
-HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer, const LoadOptions& options)
+HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
+                                     std::optional<Tokenizer> tokenizer, const LoadOptions& options)
     : pass_(place(weights, options.device)), tokenizer_(std::move(tokenizer)), options_(options) {
   options_.dtype = weights->dtype;
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
 }
 
 const Tokenizer& HookedTransformer::tokenizer() const {
-  if (!tokenizer_) refuse("this model has no tokenizer: give token ids, or load it from a folder with a tokenizer.json");
+  if (!tokenizer_)
+    refuse(
+        "this model has no tokenizer: give token ids, or load it from a folder with a "
+        "tokenizer.json");
   return *tokenizer_;
 }
 
-Tokens HookedTransformer::to_tokens(const std::string& text, std::optional<bool> prepend_bos) const {
+Tokens HookedTransformer::to_tokens(const std::string& text,
+                                    std::optional<bool> prepend_bos) const {
   return to_tokens(std::vector<std::string>{text}, prepend_bos);
 }
 
-Tokens HookedTransformer::to_tokens(const std::vector<std::string>& texts, std::optional<bool> prepend_bos) const {
+Tokens HookedTransformer::to_tokens(const std::vector<std::string>& texts,
+                                    std::optional<bool> prepend_bos) const {
   const Tokenizer& t = tokenizer();
   if (texts.empty()) refuse("no prompt was given");
-  bool bos = prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
-  if (bos && !t.bos_token_id()) refuse("prepend_bos is asked for, but the tokenizer has no bos token");
+  bool bos =
+      prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
+  if (bos && !t.bos_token_id())
+    refuse("prepend_bos is asked for, but the tokenizer has no bos token");
   Tokens tokens{.batch = static_cast<std::int64_t>(texts.size())};
   for (const std::string& text : texts) {
     std::vector<std::int64_t> ids;
@@ -144,23 +168,30 @@ Tokens HookedTransformer::tokens_of(std::vector<std::int64_t> ids, std::int64_t 
   return {.batch = rows.batch, .pos = rows.pos, .ids = std::move(rows.tokens)};
 }
 
-std::string HookedTransformer::to_string(const std::vector<std::int64_t>& ids) const { return tokenizer().decode(ids); }
+std::string HookedTransformer::to_string(const std::vector<std::int64_t>& ids) const {
+  return tokenizer().decode(ids);
+}
 
-std::vector<std::string> HookedTransformer::to_str_tokens(const std::string& text, std::optional<bool> prepend_bos) const {
+std::vector<std::string> HookedTransformer::to_str_tokens(const std::string& text,
+                                                          std::optional<bool> prepend_bos) const {
   std::vector<std::string> strings;
   for (std::int64_t id : to_tokens(text, prepend_bos).ids) strings.push_back(tokenizer().token(id));
   return strings;
 }
 
-std::int64_t HookedTransformer::to_single_token(const std::string& text) const { return single_token(tokenizer(), text); }
+std::int64_t HookedTransformer::to_single_token(const std::string& text) const {
+  return single_token(tokenizer(), text);
+}
 
 std::int64_t single_token(const Tokenizer& tokenizer, const std::string& text) {
   auto ids = tokenizer.encode(text);
   if (ids.size() == 1) return ids[0];
   std::string parts;
   for (std::int64_t id : ids) parts += (parts.empty() ? "\"" : ", \"") + tokenizer.token(id) + "\"";
-  refuse("\"" + text + "\" is " + std::to_string(ids.size()) + " tokens, not one" + (parts.empty() ? "" : ": " + parts) +
-         (!text.empty() && text[0] != ' ' ? " (words inside a text usually begin with a space)" : ""));
+  refuse(
+      "\"" + text + "\" is " + std::to_string(ids.size()) + " tokens, not one" +
+      (parts.empty() ? "" : ": " + parts) +
+      (!text.empty() && text[0] != ' ' ? " (words inside a text usually begin with a space)" : ""));
 }
 
 std::vector<TensorId> selected_hooks(const Config& config, const RunOptions& options) {
@@ -171,17 +202,21 @@ std::vector<TensorId> selected_hooks(const Config& config, const RunOptions& opt
   }
   for (const std::string& name : hook_names(config))
     if (!options.filter || options.filter(name)) hooks.push_back(find_hook(name, {}, {}, config));
-  if (hooks.empty()) refuse("the filter matches no hook point; names look like \"blocks.0.hook_resid_pre\"");
+  if (hooks.empty())
+    refuse("the filter matches no hook point; names look like \"blocks.0.hook_resid_pre\"");
   return hooks;
 }
 
 Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& options) const {
-  Request request{.rows = rows_of(tokens, options.start, config(), options_.dtype), .plan = options.plan};
+  Request request{.rows = rows_of(tokens, options.start, config(), options_.dtype),
+                  .plan = options.plan};
   if (options.stop_at_layer) {
-    std::int64_t stop = *options.stop_at_layer < 0 ? *options.stop_at_layer + config().n_layers : *options.stop_at_layer;
+    std::int64_t stop = *options.stop_at_layer < 0 ? *options.stop_at_layer + config().n_layers
+                                                   : *options.stop_at_layer;
     if (stop < 0 || stop > config().n_layers)
-      throw std::out_of_range("[model] stop_at_layer " + std::to_string(*options.stop_at_layer) + " out of range: the model has " +
-                              std::to_string(config().n_layers) + " layers");
+      throw std::out_of_range("[model] stop_at_layer " + std::to_string(*options.stop_at_layer) +
+                              " out of range: the model has " + std::to_string(config().n_layers) +
+                              " layers");
     request.rows.end_layer = stop;
     request.rows.unembeds = false;
   }
@@ -190,12 +225,14 @@ Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& o
       if (!request.rows.reach(id.site, id.layer))
         refuse(hook_name(id.site, id.layer) + " is asked for, but a run that stops at layer " +
                std::to_string(request.rows.end_layer) + " does not compute it");
-      if (info(id.site).presence == Presence::on_demand) request.on_demand.insert({id.site, id.layer});
+      if (info(id.site).presence == Presence::on_demand)
+        request.on_demand.insert({id.site, id.layer});
     }
   if (options.pos_slice)
     for (std::int64_t p : *options.pos_slice)
       if (p < 0 || p >= request.rows.pos)
-        throw std::out_of_range("[model] pos_slice: position " + std::to_string(p) + " of " + std::to_string(request.rows.pos));
+        throw std::out_of_range("[model] pos_slice: position " + std::to_string(p) + " of " +
+                                std::to_string(request.rows.pos));
   request.validate(config());
   return request;
 }
@@ -227,15 +264,21 @@ RunRecord HookedTransformer::record_for(const Request& request, const PassResult
   return record;
 }
 
-VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens, const RunOptions& options) const {
+VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
+                                                const RunOptions& options) const {
   if (options.verify.value_or(options_.verify) == VerifyMode::off)
-    refuse("verification is off: nothing verified can be returned; use run_unverified, or verify = exact");
+    refuse(
+        "verification is off: nothing verified can be returned; use run_unverified, or verify = "
+        "exact");
   Request request = request_for(tokens, options);
   std::set<std::pair<Site, std::int64_t>> wanted;
   for (const TensorId& id : selected_hooks(config(), options)) wanted.insert({id.site, id.layer});
   Verifier verifier(pass_->shared_weights(), request,
                     {.dtype = options_.dtype,
-                     .keep = [&](Site site, std::int64_t layer) { return wanted.contains({site, layer}); },
+                     .keep =
+                         [&](Site site, std::int64_t layer) {
+                           return wanted.contains({site, layer});
+                         },
                      .pos_slice = options.pos_slice,
                      .drift = options.drift,
                      .parallel = torch_parallel_for});
@@ -251,7 +294,8 @@ Array HookedTransformer::forward(const Tokens& tokens, const RunOptions& options
   return run_with_cache(tokens, nothing_kept).output();
 }
 
-UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens, const RunOptions& options) const {
+UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
+                                                  const RunOptions& options) const {
   Request request = request_for(tokens, options);
   Recorder recorder;
   PassResult pass = pass_->run(request, &recorder, options.interference);
@@ -261,15 +305,19 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens, const Ru
     auto found = recorder.tensors().find({id.site, id.layer, stages});
     if (found != recorder.tensors().end()) activations.add(id, found->second);
   }
-  activations.set_output({request.rows.unembeds ? Site::unembed_out : Site::resid_post}, snapshot(pass.output));
+  activations.set_output({request.rows.unembeds ? Site::unembed_out : Site::resid_post},
+                         snapshot(pass.output));
   RunRecord record = record_for(request, pass);
   record.mode = name_of(VerifyMode::off);
-  return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record), Verdict{});
+  return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record),
+                         Verdict{});
 }
 
-VerifiedCache HookedTransformer::verify_recorded(const Tokens& tokens, const std::map<std::string, Array>& recorded) const {
+VerifiedCache HookedTransformer::verify_recorded(
+    const Tokens& tokens, const std::map<std::string, Array>& recorded) const {
   Request request = request_for(tokens, {});
-  return lenscpp::verify_recorded(pass_->shared_weights(), request, recorded, record_for(request, {}),
+  return lenscpp::verify_recorded(pass_->shared_weights(), request, recorded,
+                                  record_for(request, {}),
                                   {.dtype = options_.dtype, .parallel = torch_parallel_for});
 }
 

@@ -1,4 +1,5 @@
-// HookedTransformer: a model, its tokenizer and its verifier, as researchers know it from TransformerLens.
+// HookedTransformer: a model, its tokenizer and its verifier, as researchers know it from
+// TransformerLens.
 #pragma once
 
 #include <filesystem>
@@ -29,8 +30,9 @@ struct LoadOptions {
   DType dtype = DType::f32;
   VerifyMode verify = VerifyMode::exact;
   std::optional<std::int64_t> first_n_layers = {};
-  std::optional<bool> default_prepend_bos = {};     // unset: true where the tokenizer has such a token
-  std::optional<std::filesystem::path> tokenizer = {};  // unset: tokenizer.json in the folder, if any
+  std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
+  std::optional<std::filesystem::path> tokenizer =
+      {};  // unset: tokenizer.json in the folder, if any
 };
 
 /// Where a run starts that does not start from tokens.
@@ -41,25 +43,30 @@ struct Start {
 
 /// One call of a model.
 struct RunOptions {
-  std::optional<VerifyMode> verify = {};               // unset: the model's
-  std::optional<std::vector<std::string>> names = {};  // hook names to keep, on-demand ones included
-  std::function<bool(const std::string&)> filter = {};  // or those for which this holds; neither: all
+  std::optional<VerifyMode> verify = {};  // unset: the model's
+  std::optional<std::vector<std::string>> names =
+      {};  // hook names to keep, on-demand ones included
+  std::function<bool(const std::string&)> filter =
+      {};  // or those for which this holds; neither: all
   std::optional<std::vector<std::int64_t>> pos_slice = {};
   Plan plan = {};
-  std::optional<Start> start = {};                 // instead of tokens, of which there must be none then
-  std::optional<std::int64_t> stop_at_layer = {};  // exclusive, negative from the end: returns the residual there
-  bool drift = false;                              // report the distance from a float64 run
-  Interference interference = {};                  // faults injected at the taps
+  std::optional<Start> start = {};  // instead of tokens, of which there must be none then
+  std::optional<std::int64_t> stop_at_layer =
+      {};                          // exclusive, negative from the end: returns the residual there
+  bool drift = false;              // report the distance from a float64 run
+  Interference interference = {};  // faults injected at the taps
 };
 
 /// A transformer whose every run is checked before anybody reads it. Const after loading.
 class HookedTransformer {
  public:
-  /// Reads a Hugging Face folder. Throws what read_config, load_weights and Tokenizer::from_file throw;
-  /// DeviceError when the device is unknown or missing; std::runtime_error when the processed weights do
-  /// not compute what the checkpoint computes.
-  static HookedTransformer from_pretrained(const std::filesystem::path& folder, const LoadOptions& options = {});
-  HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer, const LoadOptions& options);
+  /// Reads a Hugging Face folder. Throws what read_config, load_weights and Tokenizer::from_file
+  /// throw; DeviceError when the device is unknown or missing; std::runtime_error when the
+  /// processed weights do not compute what the checkpoint computes.
+  static HookedTransformer from_pretrained(const std::filesystem::path& folder,
+                                           const LoadOptions& options = {});
+  HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer,
+                    const LoadOptions& options);
 
   const Config& config() const { return pass_->weights().config; }
   const Weights& weights() const { return pass_->weights(); }
@@ -72,25 +79,30 @@ class HookedTransformer {
   /// Digest of config and weights; computed once, in the background of loading.
   std::string digest() const { return digest_.get(); }
 
-  /// Tokens of one prompt or of several, which must be of equal length; `prepend_bos` unset means the
-  /// model's default. Throws std::invalid_argument (no tokenizer, unequal lengths, no such token).
+  /// Tokens of one prompt or of several, which must be of equal length; `prepend_bos` unset means
+  /// the model's default. Throws std::invalid_argument (no tokenizer, unequal lengths, no such
+  /// token).
   Tokens to_tokens(const std::string& text, std::optional<bool> prepend_bos = {}) const;
-  Tokens to_tokens(const std::vector<std::string>& texts, std::optional<bool> prepend_bos = {}) const;
+  Tokens to_tokens(const std::vector<std::string>& texts,
+                   std::optional<bool> prepend_bos = {}) const;
   Tokens tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const;
   std::string to_string(const std::vector<std::int64_t>& ids) const;
-  std::vector<std::string> to_str_tokens(const std::string& text, std::optional<bool> prepend_bos = {}) const;
+  std::vector<std::string> to_str_tokens(const std::string& text,
+                                         std::optional<bool> prepend_bos = {}) const;
   /// single_token by this model's tokenizer.
   std::int64_t to_single_token(const std::string& text) const;
 
-  /// Runs and verifies. Throws VerificationFailed when the run is INVALID; std::invalid_argument when
-  /// verification is off for this call or model (then use run_unverified).
+  /// Runs and verifies. Throws VerificationFailed when the run is INVALID; std::invalid_argument
+  /// when verification is off for this call or model (then use run_unverified).
   VerifiedCache run_with_cache(const Tokens& tokens, const RunOptions& options = {}) const;
   /// The output alone (logits, or the residual at stop_at_layer), verified all the same.
   Array forward(const Tokens& tokens, const RunOptions& options = {}) const;
   /// Runs without checking anything. No analysis takes the result.
   UnverifiedCache run_unverified(const Tokens& tokens, const RunOptions& options = {}) const;
-  /// Checks activations recorded elsewhere from these tokens: see verify_recorded in verify/verifier.h.
-  VerifiedCache verify_recorded(const Tokens& tokens, const std::map<std::string, Array>& recorded) const;
+  /// Checks activations recorded elsewhere from these tokens: see verify_recorded in
+  /// verify/verifier.h.
+  VerifiedCache verify_recorded(const Tokens& tokens,
+                                const std::map<std::string, Array>& recorded) const;
 
  private:
   Request request_for(const Tokens& tokens, const RunOptions& options) const;

@@ -1,5 +1,5 @@
-// The logit lens: what each layer's residual stream would predict if it were unembedded (nostalgebraist
-// 2020). Computed on the host from verified activations.
+// The logit lens: what each layer's residual stream would predict if it were unembedded
+// (nostalgebraist 2020). Computed on the host from verified activations.
 #pragma once
 
 #include <optional>
@@ -14,8 +14,9 @@ namespace lenscpp {
 struct LogitLensOptions {
   /// resid_pre, resid_mid, resid_post, attn_out or mlp_out.
   Site site = Site::resid_pre;
-  /// Residuals: through the final norm, its scale recomputed for each layer. Contributions (attn_out,
-  /// mlp_out): centred and divided by the run's own final scale (frozen), without biases. Off: W_U alone.
+  /// Residuals: through the final norm, its scale recomputed for each layer. Contributions
+  /// (attn_out, mlp_out): centred and divided by the run's own final scale (frozen), without
+  /// biases. Off: W_U alone.
   bool apply_ln = true;
 };
 
@@ -32,7 +33,7 @@ class LogitLens {
       : labels_(std::move(labels)), logits_(std::move(logits)), site_(site), apply_ln_(apply_ln) {}
 
   const std::vector<std::string>& labels() const { return labels_; }  // "0_pre", ..., "final_post"
-  const Array& logits() const { return logits_; }                     // [layer, batch, pos, d_vocab] float32
+  const Array& logits() const { return logits_; }  // [layer, batch, pos, d_vocab] float32
   Site site() const { return site_; }
   bool apply_ln() const { return apply_ln_; }
   /// Softmax over the vocabulary: [layer, batch, pos, d_vocab] float32.
@@ -43,7 +44,8 @@ class LogitLens {
   Array entropy() const;
   /// The k most likely tokens of one row; ties in order of id. Negative indices count from the end.
   /// Throws std::out_of_range naming the index and what is allowed.
-  std::vector<RankedToken> top_k(std::int64_t layer, std::int64_t batch, std::int64_t pos, std::int64_t k) const;
+  std::vector<RankedToken> top_k(std::int64_t layer, std::int64_t batch, std::int64_t pos,
+                                 std::int64_t k) const;
 
  private:
   std::vector<std::string> labels_;
@@ -52,8 +54,8 @@ class LogitLens {
   bool apply_ln_;
 };
 
-/// Throws std::invalid_argument for another site, or when the cache lacks an activation that is needed
-/// (naming it); NotVerified when bytes have changed.
+/// Throws std::invalid_argument for another site, or when the cache lacks an activation that is
+/// needed (naming it); NotVerified when bytes have changed.
 LogitLens logit_lens(const VerifiedCache& cache, const LogitLensOptions& options = {});
 
 }  // namespace lenscpp

@@ -7,6 +7,7 @@
 namespace lenscpp {
 
 /// A ParallelFor over LibTorch's own pool.
-void torch_parallel_for(std::int64_t n, const std::function<void(std::int64_t, std::int64_t)>& body);
+void torch_parallel_for(std::int64_t n,
+                        const std::function<void(std::int64_t, std::int64_t)>& body);
 
 }  // namespace lenscpp

@@ -17,7 +17,8 @@ namespace {
 Request probe(const Config& config) {
   std::int64_t pos = std::min<std::int64_t>(6, config.n_ctx);
   std::vector<std::int64_t> tokens;
-  for (std::int64_t p = 0; p < pos; ++p) tokens.push_back(pos == 1 ? 0 : p * (config.d_vocab - 1) / (pos - 1));
+  for (std::int64_t p = 0; p < pos; ++p)
+    tokens.push_back(pos == 1 ? 0 : p * (config.d_vocab - 1) / (pos - 1));
   return {.rows = Rows::from_tokens(std::move(tokens), 1, config)};
 }
 
@@ -53,16 +54,21 @@ Difference log_probability_difference(const Array& a, const Array& b) {
 
 void check_processing(const Weights& raw, const Weights& processed, const ParallelFor& parallel) {
   Request request = probe(raw.config);
-  Difference d = log_probability_difference(run_in_float64(raw, request, parallel), run_in_float64(processed, request, parallel));
-  // Each of the K weights behind a sum is rounded once, and the roundings add up as a random walk through
-  // 2 n_layers + 1 sums: u sqrt(d_mlp (2 n_layers + 1)) of the range, with a factor of 16 for unlucky
-  // models. A wrong step moves log-probabilities by whole nats.
-  double sums = static_cast<double>(raw.config.d_mlp) * static_cast<double>(2 * raw.config.n_layers + 1);
-  double limit = 16 * std::max(unit_roundoff(processed.dtype), 0x1p-52) * std::sqrt(sums) * (1 + d.range);
+  Difference d = log_probability_difference(run_in_float64(raw, request, parallel),
+                                            run_in_float64(processed, request, parallel));
+  // Each of the K weights behind a sum is rounded once, and the roundings add up as a random walk
+  // through 2 n_layers + 1 sums: u sqrt(d_mlp (2 n_layers + 1)) of the range, with a factor of 16
+  // for unlucky models. A wrong step moves log-probabilities by whole nats.
+  double sums =
+      static_cast<double>(raw.config.d_mlp) * static_cast<double>(2 * raw.config.n_layers + 1);
+  double limit =
+      16 * std::max(unit_roundoff(processed.dtype), 0x1p-52) * std::sqrt(sums) * (1 + d.range);
   if (!(d.nats <= limit))
-    throw std::runtime_error(fmt::format("[processing] the processed weights compute another model than the checkpoint: "
-                                         "log-probabilities differ by {:.3g} nats in float64 (allowed: {:.3g}). "
-                                         "Load without processing.", d.nats, limit));
+    throw std::runtime_error(
+        fmt::format("[processing] the processed weights compute another model than the checkpoint: "
+                    "log-probabilities differ by {:.3g} nats in float64 (allowed: {:.3g}). "
+                    "Load without processing.",
+                    d.nats, limit));
 }
 
 }  // namespace lenscpp

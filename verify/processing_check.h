@@ -6,9 +6,9 @@
 
 namespace lenscpp {
 
-/// Compares the log-probabilities of `processed` with those of `raw` on a few fixed tokens, in float64.
-/// Throws std::runtime_error saying by how much they differ when that is more than rounding the processed
-/// weights can make. Both must hold the same dtype.
+/// Compares the log-probabilities of `processed` with those of `raw` on a few fixed tokens, in
+/// float64. Throws std::runtime_error saying by how much they differ when that is more than
+/// rounding the processed weights can make. Both must hold the same dtype.
 void check_processing(const Weights& raw, const Weights& processed, const ParallelFor& parallel);
 
 }  // namespace lenscpp

@@ -23,14 +23,16 @@ std::string multi_index(std::int64_t flat, const Shape& shape) {
 std::string describe(const Point& p) {
   if (!p.why.empty()) return fmt::format("{} ({}): {}", to_string(p.id), name_of(p.op), p.why);
   if (p.failed == 0)
-    return fmt::format("{} ({}): rounding errors are {:.3g} times what the dtype makes (limit {}){}",
-                       to_string(p.id), name_of(p.op), p.rms_ratio, kRmsLimit,
-                       p.hint.empty() ? "" : ": " + p.hint);
-  return fmt::format("{} ({}): {} of {} elements beyond their bound, the worst {:.3g} times it, at {} "
-                     "(device {:.6g}, reference {:.6g}){}",
-                     to_string(p.id), name_of(p.op), p.failed, p.compared, p.worst_ratio,
-                     multi_index(p.worst_index, p.shape), p.device_value, p.reference_value,
-                     p.hint.empty() ? "" : ": " + p.hint);
+    return fmt::format(
+        "{} ({}): rounding errors are {:.3g} times what the dtype makes (limit {}){}",
+        to_string(p.id), name_of(p.op), p.rms_ratio, kRmsLimit,
+        p.hint.empty() ? "" : ": " + p.hint);
+  return fmt::format(
+      "{} ({}): {} of {} elements beyond their bound, the worst {:.3g} times it, at {} "
+      "(device {:.6g}, reference {:.6g}){}",
+      to_string(p.id), name_of(p.op), p.failed, p.compared, p.worst_ratio,
+      multi_index(p.worst_index, p.shape), p.device_value, p.reference_value,
+      p.hint.empty() ? "" : ": " + p.hint);
 }
 
 // JSON has no infinities; a ratio over a zero tolerance is one.
@@ -70,17 +72,22 @@ std::vector<Row> rows_by_site(const std::vector<Point>& points) {
 
 std::string_view name_of(Status status) {
   switch (status) {
-    case Status::verified: return "VERIFIED";
-    case Status::invalid: return "INVALID";
-    case Status::unverified: return "UNVERIFIED";
+    case Status::verified:
+      return "VERIFIED";
+    case Status::invalid:
+      return "INVALID";
+    case Status::unverified:
+      return "UNVERIFIED";
   }
   throw std::logic_error("[verdict] not a Status");
 }
 
 std::string_view name_of(VerifyMode mode) {
   switch (mode) {
-    case VerifyMode::exact: return "exact";
-    case VerifyMode::off: return "off";
+    case VerifyMode::exact:
+      return "exact";
+    case VerifyMode::off:
+      return "off";
   }
   throw std::logic_error("[verdict] not a VerifyMode");
 }
@@ -88,7 +95,8 @@ std::string_view name_of(VerifyMode mode) {
 VerifyMode verify_mode_from_name(std::string_view name) {
   for (VerifyMode mode : {VerifyMode::exact, VerifyMode::off})
     if (name_of(mode) == name) return mode;
-  throw std::invalid_argument("[verify] \"" + std::string(name) + "\" is not a mode; allowed: exact, off");
+  throw std::invalid_argument("[verify] \"" + std::string(name) +
+                              "\" is not a mode; allowed: exact, off");
 }
 
 const Point* Verdict::first_failure() const {
@@ -105,13 +113,17 @@ std::int64_t Verdict::n_compared() const {
 std::string Verdict::summary() const {
   switch (status) {
     case Status::verified:
-      return fmt::format("VERIFIED: {} elements at {} points compared with float64, all within their bounds{}",
-                         n_compared(), points.size(),
-                         recomputed.empty() ? "" : fmt::format("; {} points were not recorded", recomputed.size()));
+      return fmt::format(
+          "VERIFIED: {} elements at {} points compared with float64, all within their bounds{}",
+          n_compared(), points.size(),
+          recomputed.empty() ? ""
+                             : fmt::format("; {} points were not recorded", recomputed.size()));
     case Status::invalid: {
       const Point* first = first_failure();
-      return "INVALID: " + (first == nullptr ? std::string("nothing was compared") : describe(*first)) +
-             ". These activations are not the model's: do not use them; run on the CPU or in another dtype.";
+      return "INVALID: " +
+             (first == nullptr ? std::string("nothing was compared") : describe(*first)) +
+             ". These activations are not the model's: do not use them; run on the CPU or in "
+             "another dtype.";
     }
     case Status::unverified:
       return "UNVERIFIED: nothing was checked, so nothing may be concluded";
@@ -125,11 +137,11 @@ std::string Verdict::table() const {
   for (const Row& row : rows) width = std::max(width, row.name.size());
   std::string text;
   if (!rows.empty())
-    text = fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12} {:>9}\n", "point", width, "op", "points",
-                       "compared", "failed", "error/bound", "rms");
+    text = fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12} {:>9}\n", "point", width, "op",
+                       "points", "compared", "failed", "error/bound", "rms");
   for (const Row& row : rows)
-    text += fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12.3g} {:>9}\n", row.name, width, name_of(row.op),
-                        row.points, row.compared, row.failed, row.worst,
+    text += fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12.3g} {:>9}\n", row.name, width,
+                        name_of(row.op), row.points, row.compared, row.failed, row.worst,
                         row.rms > 0 ? fmt::format("{:.3g}", row.rms) : "-");
   return text + summary();
 }
@@ -156,7 +168,9 @@ nlohmann::json to_json(const Verdict& v) {
   if (v.drift) {
     drift = nlohmann::json::array();
     for (const Drift::Row& row : v.drift->points)
-      drift.push_back({{"name", row.name}, {"max_abs", number(row.max_abs)}, {"relative", number(row.relative)}});
+      drift.push_back({{"name", row.name},
+                       {"max_abs", number(row.max_abs)},
+                       {"relative", number(row.relative)}});
   }
   const Point* first = v.first_failure();
   return {{"status", name_of(v.status)},

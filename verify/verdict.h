@@ -1,5 +1,5 @@
-// What the check of a run came to, with the evidence. A verdict sticks: it travels with the cache, the
-// Python object and the file.
+// What the check of a run came to, with the evidence. A verdict sticks: it travels with the cache,
+// the Python object and the file.
 #pragma once
 
 #include <optional>
@@ -12,7 +12,8 @@
 
 namespace lenscpp {
 
-/// verified: every link was compared and passed. invalid: at least one did not. unverified: not checked.
+/// verified: every link was compared and passed. invalid: at least one did not. unverified: not
+/// checked.
 enum class Status : std::uint8_t { verified, invalid, unverified };
 /// How a run is checked: every element against float64, or not at all.
 enum class VerifyMode : std::uint8_t { exact, off };
@@ -22,13 +23,14 @@ std::string_view name_of(VerifyMode mode);  // "exact", "off"
 /// Throws std::invalid_argument naming what is allowed.
 VerifyMode verify_mode_from_name(std::string_view name);
 
-/// How far a run as a whole is from a float64 run from the same tokens: a report, never a verdict. It is
-/// the numerical error bar of what is concluded from the run.
+/// How far a run as a whole is from a float64 run from the same tokens: a report, never a verdict.
+/// It is the numerical error bar of what is concluded from the run.
 struct Drift {
   struct Row {
     std::string name;
     double max_abs;   // largest difference
-    double relative;  // l2 norm of the difference over l2 norm of the float64 values; masked scores left out
+    double relative;  // l2 norm of the difference over l2 norm of the float64 values; masked scores
+                      // left out
   };
   std::vector<Row> points;  // in execution order
 };

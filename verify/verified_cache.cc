@@ -11,7 +11,8 @@ namespace lenscpp {
 // An analysis on unverified numbers does not compile: there is no way to make its argument.
 static_assert(!std::is_default_constructible_v<VerifiedCache>);
 static_assert(!std::is_constructible_v<VerifiedCache, UnverifiedCache>);
-static_assert(!std::is_constructible_v<VerifiedCache, std::shared_ptr<const Weights>, Activations, RunRecord, Verdict>);
+static_assert(!std::is_constructible_v<VerifiedCache, std::shared_ptr<const Weights>, Activations,
+                                       RunRecord, Verdict>);
 static_assert(!std::is_convertible_v<UnverifiedCache, VerifiedCache>);
 static_assert(!std::is_aggregate_v<VerifiedCache>);
 
@@ -25,15 +26,20 @@ Activations::Entry entry_of(const TensorId& id, Array value) {
 const Array& unchanged(const Activations::Entry& entry) {
   if (entry.name.empty()) throw NotVerified("[cache] the output of this run was not recorded");
   if (entry.value.digest() != entry.digest)
-    throw NotVerified("[cache] " + entry.name +
-                      ": its bytes are no longer those that were verified; something wrote to the memory");
+    throw NotVerified(
+        "[cache] " + entry.name +
+        ": its bytes are no longer those that were verified; something wrote to the memory");
   return entry.value;
 }
 
 }  // namespace
 
-void Activations::add(const TensorId& id, Array value) { entries_.push_back(entry_of(id, std::move(value))); }
-void Activations::set_output(const TensorId& id, Array value) { output_ = entry_of(id, std::move(value)); }
+void Activations::add(const TensorId& id, Array value) {
+  entries_.push_back(entry_of(id, std::move(value)));
+}
+void Activations::set_output(const TensorId& id, Array value) {
+  output_ = entry_of(id, std::move(value));
+}
 
 const Activations::Entry* Activations::find(std::string_view name) const {
   for (const Entry& entry : entries_)
@@ -50,7 +56,9 @@ const Activations::Entry& Activations::at(std::string_view name) const {
                               (names.empty() ? "" : "; nearest: " + nearest_names(name, names)));
 }
 
-const Array& VerifiedCache::operator[](std::string_view name) const { return unchanged(state_->activations.at(name)); }
+const Array& VerifiedCache::operator[](std::string_view name) const {
+  return unchanged(state_->activations.at(name));
+}
 const Array& VerifiedCache::output() const { return unchanged(state_->activations.output()); }
 
 VerificationFailed::VerificationFailed(UnverifiedCache cache)

@@ -1,5 +1,5 @@
-// The activations of a run, in two types: one that only the verifier can make and every analysis takes,
-// and one for everything else. Also the three exceptions of this library.
+// The activations of a run, in two types: one that only the verifier can make and every analysis
+// takes, and one for everything else. Also the three exceptions of this library.
 #pragma once
 
 #include <memory>
@@ -23,8 +23,8 @@ class Activations {
   };
 
   void add(const TensorId& id, Array value);
-  /// What the run returned: logits [batch, pos, d_vocab], or the residual where it stopped. Kept whatever
-  /// else was.
+  /// What the run returned: logits [batch, pos, d_vocab], or the residual where it stopped. Kept
+  /// whatever else was.
   void set_output(const TensorId& id, Array value);
   const Entry& output() const { return output_; }
   const std::vector<Entry>& entries() const { return entries_; }
@@ -40,8 +40,12 @@ class Activations {
 /// Activations of which nothing is known. Readable; no analysis takes it.
 class UnverifiedCache {
  public:
-  UnverifiedCache(std::shared_ptr<const Weights> weights, Activations activations, RunRecord record, Verdict verdict)
-      : weights_(std::move(weights)), activations_(std::move(activations)), record_(std::move(record)), verdict_(std::move(verdict)) {}
+  UnverifiedCache(std::shared_ptr<const Weights> weights, Activations activations, RunRecord record,
+                  Verdict verdict)
+      : weights_(std::move(weights)),
+        activations_(std::move(activations)),
+        record_(std::move(record)),
+        verdict_(std::move(verdict)) {}
   const Weights& weights() const { return *weights_; }
   const Activations& activations() const { return activations_; }
   const Array& operator[](std::string_view name) const { return activations_.at(name).value; }
@@ -55,13 +59,13 @@ class UnverifiedCache {
   Verdict verdict_;
 };
 
-/// Activations that were checked, all of them, against the reference. Only a Verifier can make one, and
-/// the buffers it holds are the very ones that were compared.
+/// Activations that were checked, all of them, against the reference. Only a Verifier can make one,
+/// and the buffers it holds are the very ones that were compared.
 class VerifiedCache {
  public:
   const Activations& activations() const { return state_->activations; }
-  /// The value under a full hook name. Throws std::invalid_argument for an unknown name, NotVerified
-  /// when the bytes are no longer those that were checked.
+  /// The value under a full hook name. Throws std::invalid_argument for an unknown name,
+  /// NotVerified when the bytes are no longer those that were checked.
   const Array& operator[](std::string_view name) const;
   /// What the run returned, under the same guard.
   const Array& output() const;

@@ -18,7 +18,8 @@ Array sliced(const Array& value, Site site, const std::vector<std::int64_t>& kee
   if (axis == axes.end()) return value;
   auto d = static_cast<std::size_t>(axis - axes.begin());
   Shape shape = value.shape();
-  std::int64_t extent = shape[d], outer = 1, inner = static_cast<std::int64_t>(size_of(value.dtype()));
+  std::int64_t extent = shape[d], outer = 1,
+               inner = static_cast<std::int64_t>(size_of(value.dtype()));
   for (std::size_t i = 0; i < d; ++i) outer *= shape[i];
   for (std::size_t i = d + 1; i < shape.size(); ++i) inner *= shape[i];
   shape[d] = static_cast<std::int64_t>(keep.size());
@@ -49,8 +50,12 @@ Drift::Row drift_row(const std::string& name, const Array& value, const Array& e
 
 }  // namespace
 
-Verifier::Verifier(std::shared_ptr<const Weights> weights, const Request& request, VerifierOptions options)
-    : weights_(std::move(weights)), request_(request), options_(std::move(options)), links_(wire(*weights_, request_)) {
+Verifier::Verifier(std::shared_ptr<const Weights> weights, const Request& request,
+                   VerifierOptions options)
+    : weights_(std::move(weights)),
+      request_(request),
+      options_(std::move(options)),
+      links_(wire(*weights_, request_)) {
   for (const Link& link : links_)
     for (const TensorId& input : link.inputs) readers_[input] += 1;
 }
@@ -64,7 +69,8 @@ void Verifier::take(const TensorId& id, const Array& value) {
   auto it = std::find_if(links_.begin() + static_cast<std::ptrdiff_t>(next_), links_.end(),
                          [&](const Link& link) { return link.output == id; });
   if (it == links_.end()) {
-    points_.push_back({.id = id, .op = Op::given, .why = "computed where the reference expects no such tensor"});
+    points_.push_back(
+        {.id = id, .op = Op::given, .why = "computed where the reference expects no such tensor"});
   } else {
     skip_to(static_cast<std::size_t>(it - links_.begin()));
     check(*it, value);
@@ -78,7 +84,8 @@ void Verifier::take(const TensorId& id, const Array& value) {
 // Links that the device passed over: each is a failure of its own.
 void Verifier::skip_to(std::size_t link) {
   for (; next_ < link; ++next_)
-    points_.push_back({.id = links_[next_].output, .op = links_[next_].op, .why = "never computed"});
+    points_.push_back(
+        {.id = links_[next_].output, .op = links_[next_].op, .why = "never computed"});
 }
 
 void Verifier::check(const Link& link, const Array& value) {
@@ -96,14 +103,16 @@ void Verifier::check(const Link& link, const Array& value) {
   }
   bool shaped = value.shape() == shape && value.dtype() == stored;
   if (!shaped)
-    point.why = "has shape " + to_string(value.shape()) + " of " + std::string(name_of(value.dtype())) +
-                " instead of " + to_string(shape) + " of " + std::string(name_of(stored));
+    point.why = "has shape " + to_string(value.shape()) + " of " +
+                std::string(name_of(value.dtype())) + " instead of " + to_string(shape) + " of " +
+                std::string(name_of(stored));
   if (point.why.empty()) point = check_exact(link, inputs, value, contract, options_.parallel);
   points_.push_back(std::move(point));
 
   if (auto readers = readers_.find(link.output); readers != readers_.end())
     live_[link.output] = {value, readers->second, !shaped};
-  auto stages = static_cast<std::int64_t>(request_.plan.at(link.output.site, link.output.layer).size());
+  auto stages =
+      static_cast<std::int64_t>(request_.plan.at(link.output.site, link.output.layer).size());
   if (link.output.stage == stages && shaped) keep(link.output, value);
   if (&link == &links_.back() && shaped) kept_.set_output(link.output, value);
 }
@@ -125,28 +134,37 @@ void Verifier::retire_inputs(const Link& link) {
 }
 
 void Verifier::keep(const TensorId& id, const Array& value) {
-  if (info(id.site).presence == Presence::internal || !options_.keep || !options_.keep(id.site, id.layer)) return;
+  if (info(id.site).presence == Presence::internal || !options_.keep ||
+      !options_.keep(id.site, id.layer))
+    return;
   kept_.add(id, options_.pos_slice ? sliced(value, id.site, *options_.pos_slice) : value);
 }
 
 VerifiedCache Verifier::finish(RunRecord record) && {
   skip_to(links_.size());
-  Verdict verdict{.status = Status::verified, .mode = VerifyMode::exact, .points = std::move(points_), .seconds = seconds_};
+  Verdict verdict{.status = Status::verified,
+                  .mode = VerifyMode::exact,
+                  .points = std::move(points_),
+                  .seconds = seconds_};
   if (options_.drift) verdict.drift = std::move(drift_);
   std::int64_t total = 0;
   for (const Link& link : links_) total += numel(shape_of_link(link));
-  verdict.coverage = total > 0 ? static_cast<double>(verdict.n_compared()) / static_cast<double>(total) : 0;
-  if (verdict.first_failure() != nullptr || verdict.n_compared() != total || total == 0) verdict.status = Status::invalid;
+  verdict.coverage =
+      total > 0 ? static_cast<double>(verdict.n_compared()) / static_cast<double>(total) : 0;
+  if (verdict.first_failure() != nullptr || verdict.n_compared() != total || total == 0)
+    verdict.status = Status::invalid;
   record.mode = name_of(verdict.mode);
   record.coverage = verdict.coverage;
   if (verdict.status != Status::verified)
-    throw VerificationFailed(UnverifiedCache(weights_, std::move(kept_), std::move(record), std::move(verdict)));
+    throw VerificationFailed(
+        UnverifiedCache(weights_, std::move(kept_), std::move(record), std::move(verdict)));
   return VerifiedCache({weights_, std::move(kept_), std::move(record), std::move(verdict)});
 }
 
 namespace {
 
-// What is known of a tensor of a recorded run: its value, and how far the recorder's may be from it.
+// What is known of a tensor of a recorded run: its value, and how far the recorder's may be from
+// it.
 struct Known {
   Array value;
   Array error;  // empty for what was recorded: that is the value
@@ -159,30 +177,40 @@ Array sum(const Array& a, const Array& b) {
   return std::move(result).freeze();
 }
 
-std::map<TensorId, Array> by_id(const Weights& weights, Request& request, const std::map<std::string, Array>& recorded, DType dtype) {
+std::map<TensorId, Array> by_id(const Weights& weights, Request& request,
+                                const std::map<std::string, Array>& recorded, DType dtype) {
   std::map<TensorId, Array> tensors;
   for (const auto& [name, value] : recorded) {
     TensorId id = find_hook(name, {}, {}, weights.config);
     Shape shape = shape_of(id.site, weights.config, request.rows.extents());
     DType stored = stored_dtype(id.site, dtype);
     if (value.shape() != shape || value.dtype() != stored)
-      throw std::invalid_argument("[verify] " + name + " is " + std::string(name_of(value.dtype())) + " " + to_string(value.shape()) +
-                                  "; needed for these tokens: " + std::string(name_of(stored)) + " " + to_string(shape));
+      throw std::invalid_argument(
+          "[verify] " + name + " is " + std::string(name_of(value.dtype())) + " " +
+          to_string(value.shape()) + "; needed for these tokens: " + std::string(name_of(stored)) +
+          " " + to_string(shape));
     if (!request.rows.reach(id.site, id.layer))
-      throw std::invalid_argument("[verify] " + name + " is not part of a run that ends before layer " + std::to_string(request.rows.end_layer));
-    if (info(id.site).presence == Presence::on_demand) request.on_demand.insert({id.site, id.layer});
+      throw std::invalid_argument("[verify] " + name +
+                                  " is not part of a run that ends before layer " +
+                                  std::to_string(request.rows.end_layer));
+    if (info(id.site).presence == Presence::on_demand)
+      request.on_demand.insert({id.site, id.layer});
     tensors[id] = value;
   }
-  if (tensors.empty()) throw std::invalid_argument("[verify] nothing was recorded: there is nothing to check");
+  if (tensors.empty())
+    throw std::invalid_argument("[verify] nothing was recorded: there is nothing to check");
   return tensors;
 }
 
 }  // namespace
 
-VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, Request request, const std::map<std::string, Array>& recorded,
+VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, Request request,
+                                       const std::map<std::string, Array>& recorded,
                                        RunRecord record, const RecordedOptions& options) {
   auto start = std::chrono::steady_clock::now();
-  if (!request.plan.empty()) throw std::invalid_argument("[verify] a recorded run with edits cannot be checked: record the clean run");
+  if (!request.plan.empty())
+    throw std::invalid_argument(
+        "[verify] a recorded run with edits cannot be checked: record the clean run");
   auto tensors = by_id(*weights, request, recorded, options.dtype);
   request.validate(weights->config);
   Verdict verdict{.status = Status::verified, .mode = VerifyMode::exact};
@@ -199,9 +227,11 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
       inputs.push_back(known.at(input).value);
       errors.push_back(known.at(input).error);
     }
-    Array reached = propagate(link, inputs, errors, shape);  // by the roundings of what was not recorded
+    Array reached =
+        propagate(link, inputs, errors, shape);  // by the roundings of what was not recorded
     if (auto found = tensors.find(link.output); found != tensors.end()) {
-      verdict.points.push_back(check_exact(link, inputs, found->second, contract, options.parallel, reached));
+      verdict.points.push_back(
+          check_exact(link, inputs, found->second, contract, options.parallel, reached));
       known[link.output] = {found->second, {}};
       kept.add(link.output, found->second);
       if (&link == &links.back()) kept.set_output(link.output, found->second);
@@ -213,17 +243,21 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
   }
   verdict.coverage = static_cast<double>(verdict.n_compared()) / static_cast<double>(total);
   verdict.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (verdict.first_failure() != nullptr || verdict.n_compared() == 0) verdict.status = Status::invalid;
+  if (verdict.first_failure() != nullptr || verdict.n_compared() == 0)
+    verdict.status = Status::invalid;
   record.mode = name_of(verdict.mode);
   record.coverage = verdict.coverage;
   if (verdict.status != Status::verified)
-    throw VerificationFailed(UnverifiedCache(weights, std::move(kept), std::move(record), std::move(verdict)));
+    throw VerificationFailed(
+        UnverifiedCache(weights, std::move(kept), std::move(record), std::move(verdict)));
   return VerifiedCache({weights, std::move(kept), std::move(record), std::move(verdict)});
 }
 
-VerifiedCache verify_recorded(std::shared_ptr<const Weights> weights, const Request& request, const std::map<std::string, Array>& recorded,
-                              RunRecord record, const RecordedOptions& options) {
-  return Verifier::check_recorded(std::move(weights), request, recorded, std::move(record), options);
+VerifiedCache verify_recorded(std::shared_ptr<const Weights> weights, const Request& request,
+                              const std::map<std::string, Array>& recorded, RunRecord record,
+                              const RecordedOptions& options) {
+  return Verifier::check_recorded(std::move(weights), request, recorded, std::move(record),
+                                  options);
 }
 
 }  // namespace lenscpp

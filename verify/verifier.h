@@ -1,5 +1,5 @@
-// The streaming verifier: a sink that checks each link as soon as its inputs and output are there, and
-// drops what no later link and no user needs. It alone can make a VerifiedCache.
+// The streaming verifier: a sink that checks each link as soon as its inputs and output are there,
+// and drops what no later link and no user needs. It alone can make a VerifiedCache.
 #pragma once
 
 #include <functional>
@@ -17,7 +17,7 @@ namespace lenscpp {
 
 /// What to keep of a run, and what to report beside the verdict.
 struct VerifierOptions {
-  DType dtype;                                             // of the model on the device
+  DType dtype;                                              // of the model on the device
   std::function<bool(Site, std::int64_t layer)> keep = {};  // nothing is kept without it
   /// Keep only these positions (along pos, or query for attention). All are checked all the same.
   std::optional<std::vector<std::int64_t>> pos_slice = {};
@@ -43,10 +43,12 @@ class Verifier : public Sink {
   VerifiedCache finish(RunRecord record) &&;
 
  private:
-  friend VerifiedCache verify_recorded(std::shared_ptr<const Weights>, const Request&, const std::map<std::string, Array>&,
-                                       RunRecord, const RecordedOptions&);
+  friend VerifiedCache verify_recorded(std::shared_ptr<const Weights>, const Request&,
+                                       const std::map<std::string, Array>&, RunRecord,
+                                       const RecordedOptions&);
   static VerifiedCache check_recorded(std::shared_ptr<const Weights> weights, Request request,
-                                      const std::map<std::string, Array>& recorded, RunRecord record, const RecordedOptions& options);
+                                      const std::map<std::string, Array>& recorded,
+                                      RunRecord record, const RecordedOptions& options);
 
   struct Live {
     Array value;
@@ -75,12 +77,13 @@ class Verifier : public Sink {
   double seconds_ = 0;
 };
 
-/// Checks activations recorded elsewhere (full hook name -> value). Links that were not recorded are
-/// recomputed in float64 inside the link that spans them, with its bound widened by how far their own
-/// rounding can reach, and listed in verdict.recomputed.
-/// Throws VerificationFailed; std::invalid_argument for unknown names, wrong shapes or dtypes, or when
-/// nothing that was recorded can be checked.
+/// Checks activations recorded elsewhere (full hook name -> value). Links that were not recorded
+/// are recomputed in float64 inside the link that spans them, with its bound widened by how far
+/// their own rounding can reach, and listed in verdict.recomputed. Throws VerificationFailed;
+/// std::invalid_argument for unknown names, wrong shapes or dtypes, or when nothing that was
+/// recorded can be checked.
 VerifiedCache verify_recorded(std::shared_ptr<const Weights> weights, const Request& request,
-                              const std::map<std::string, Array>& recorded, RunRecord record, const RecordedOptions& options);
+                              const std::map<std::string, Array>& recorded, RunRecord record,
+                              const RecordedOptions& options);
 
 }  // namespace lenscpp

@@ -43,13 +43,16 @@ std::map<std::string, std::string> read_ambient(c10::Device device) {
   flags["default_dtype"] = std::string(c10::get_default_dtype().name());
   flags["deterministic_algorithms"] = on_off(context.deterministicAlgorithms());
   flags["cpu_float32_matmul"] = read([&] {
-    return at::precision2str(context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL));
+    return at::precision2str(
+        context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL));
   });
   flags["cpu_fp16_reduction"] = read([&] { return on_off(context.allowFP16ReductionCPU()); });
   if (device.is_cuda()) {
     flags["cublas_tf32"] = read([&] { return on_off(context.allowTF32CuBLAS()); });
-    flags["cublas_fp16_reduction"] = read([&] { return std::to_string(static_cast<int>(context.allowFP16ReductionCuBLAS())); });
-    flags["cublas_bf16_reduction"] = read([&] { return std::to_string(static_cast<int>(context.allowBF16ReductionCuBLAS())); });
+    flags["cublas_fp16_reduction"] =
+        read([&] { return std::to_string(static_cast<int>(context.allowFP16ReductionCuBLAS())); });
+    flags["cublas_bf16_reduction"] =
+        read([&] { return std::to_string(static_cast<int>(context.allowBF16ReductionCuBLAS())); });
   }
   return flags;
 }
@@ -58,24 +61,22 @@ AmbientGuard::AmbientGuard(c10::Device device) {
   auto hold = [this](auto guard) { restore_.push_back([guard]() mutable { guard.reset(); }); };
   // Python's dispatch modes and functorch's transforms see, and may change, every operator.
   hold(std::make_shared<c10::impl::ExcludeDispatchKeyGuard>(c10::DispatchKeySet(
-      {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PythonDispatcher,
-       c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode})));
+      {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+       c10::DispatchKey::PythonDispatcher, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+       c10::DispatchKey::FuncTorchDynamicLayerBackMode})));
   hold(std::make_shared<c10::InferenceMode>(true));
   for (c10::DeviceType type : {c10::DeviceType::CPU, device.type()}) {
     bool before = at::autocast::is_autocast_enabled(type);
     at::autocast::set_autocast_enabled(type, false);
     restore_.push_back([type, before] { at::autocast::set_autocast_enabled(type, before); });
   }
-  caffe2::TypeMeta default_dtype = c10::get_default_dtype();
-  c10::set_default_dtype(caffe2::TypeMeta::Make<float>());
-  restore_.push_back([default_dtype] { c10::set_default_dtype(default_dtype); });
-
   at::Context& context = at::globalContext();
   for (const Precision& p : kPrecisions) {
     at::Float32Precision before = context.float32Precision(p.backend, p.op);
     if (before != at::Float32Precision::TF32 && before != at::Float32Precision::BF16) continue;
     context.setFloat32Precision(p.backend, p.op, at::Float32Precision::IEEE);
-    restore_.push_back([&context, p, before] { context.setFloat32Precision(p.backend, p.op, before); });
+    restore_.push_back(
+        [&context, p, before] { context.setFloat32Precision(p.backend, p.op, before); });
   }
   if (context.allowFP16ReductionCPU()) {
     context.setAllowFP16ReductionCPU(false);

@@ -1,4 +1,5 @@
-// The ambient state of torch, pinned while a run lasts: what surrounds a call must not change numbers.
+// The ambient state of torch, pinned while a run lasts: what surrounds a call must not change
+// numbers.
 #pragma once
 
 #include <functional>
@@ -13,8 +14,9 @@ namespace lenscpp {
 /// Reads the flags that can change numbers. A flag whose reading throws is recorded as such.
 std::map<std::string, std::string> read_ambient(c10::Device device);
 
-/// While alive: no autocast, no gradients, no dispatch modes, float32 products in full float32, default
-/// dtype float32. Restores everything on destruction.
+/// While alive: no autocast, no gradients, no dispatch modes, float32 products in full float32.
+/// Restores everything on destruction. The default dtype is left alone: it is process-wide, and the
+/// pass names every dtype itself.
 class AmbientGuard {
  public:
   explicit AmbientGuard(c10::Device device);

@@ -22,8 +22,10 @@ at::Tensor mask_of(const std::vector<std::int64_t>& indices, const at::Tensor& x
   return mask.to(x.device());
 }
 
-// The edit's values at the elements that it touches, zero elsewhere, rounded once to the dtype of x.
-at::Tensor values_of(const Edit& edit, const std::vector<std::int64_t>& indices, const at::Tensor& x) {
+// The edit's values at the elements that it touches, zero elsewhere, rounded once to the dtype of
+// x.
+at::Tensor values_of(const Edit& edit, const std::vector<std::int64_t>& indices,
+                     const at::Tensor& x) {
   Shape shape(x.sizes().begin(), x.sizes().end());
   MutableArray values(shape, to_dtype(x.scalar_type()));
   double factor = edit.kind == EditKind::add ? edit.factor : 1.0;
@@ -35,23 +37,33 @@ at::Tensor values_of(const Edit& edit, const std::vector<std::int64_t>& indices,
 at::Tensor mean_of(const Edit& edit, const at::Tensor& x) {
   std::vector<std::int64_t> dims{0};
   if (info(edit.site).axes[1] == Axis::pos) dims.push_back(1);
-  at::Tensor from = edit.source.empty() ? x.to(to_scalar_type(accumulate_type(to_dtype(x.scalar_type()))))
-                                        : alias(edit.source).to(at::kDouble);
-  return at::mean(from, dims, /*keepdim=*/true).to(x.scalar_type()).to(x.device()).expand_as(x).contiguous();
+  at::Tensor from = edit.source.empty()
+                        ? x.to(to_scalar_type(accumulate_type(to_dtype(x.scalar_type()))))
+                        : alias(edit.source).to(at::kDouble);
+  return at::mean(from, dims, /*keepdim=*/true)
+      .to(x.scalar_type())
+      .to(x.device())
+      .expand_as(x)
+      .contiguous();
 }
 
-// Out of place and over whole contiguous tensors: an in-place write through a strided view is the most
-// common way in which a device silently does nothing.
+// Out of place and over whole contiguous tensors: an in-place write through a strided view is the
+// most common way in which a device silently does nothing.
 at::Tensor apply(const Edit& edit, const at::Tensor& x) {
   Shape shape(x.sizes().begin(), x.sizes().end());
   auto indices = touched(edit, shape);
   at::Tensor mask = mask_of(indices, x);
   switch (edit.kind) {
-    case EditKind::zero: return at::where(mask, at::zeros_like(x), x);
-    case EditKind::patch: return at::where(mask, values_of(edit, indices, x), x);
-    case EditKind::mean: return at::where(mask, mean_of(edit, x), x);
-    case EditKind::add: return at::where(mask, at::add(x, values_of(edit, indices, x)), x);
-    case EditKind::scale: return at::where(mask, at::mul(x, edit.factor), x);
+    case EditKind::zero:
+      return at::where(mask, at::zeros_like(x), x);
+    case EditKind::patch:
+      return at::where(mask, values_of(edit, indices, x), x);
+    case EditKind::mean:
+      return at::where(mask, mean_of(edit, x), x);
+    case EditKind::add:
+      return at::where(mask, at::add(x, values_of(edit, indices, x)), x);
+    case EditKind::scale:
+      return at::where(mask, at::mul(x, edit.factor), x);
   }
   throw std::logic_error("[tap] not an EditKind");
 }

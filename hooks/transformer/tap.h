@@ -1,5 +1,5 @@
-// The tap: every tensor of a run passes through it, is edited as the plan says, and is handed to the
-// sink as a host snapshot.
+// The tap: every tensor of a run passes through it, is edited as the plan says, and is handed to
+// the sink as a host snapshot.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +11,8 @@
 
 namespace lenscpp {
 
-/// Changes a tensor before anybody sees it: how faults are injected. Returns its argument untouched for
-/// sites that it leaves alone; must not write in place.
+/// Changes a tensor before anybody sees it: how faults are injected. Returns its argument untouched
+/// for sites that it leaves alone; must not write in place.
 using Interference = std::function<at::Tensor(const TensorId&, const at::Tensor&)>;
 
 /// One run's tap.

@@ -38,10 +38,14 @@ at::Tensor placed(const Array& array, c10::Device device) {
 
 at::Tensor activate(Activation kind, const at::Tensor& x) {
   switch (kind) {
-    case Activation::gelu_tanh: return at::gelu(x, "tanh");
-    case Activation::gelu_erf: return at::gelu(x, "none");
-    case Activation::relu: return at::relu(x);
-    case Activation::silu: return at::silu(x);
+    case Activation::gelu_tanh:
+      return at::gelu(x, "tanh");
+    case Activation::gelu_erf:
+      return at::gelu(x, "none");
+    case Activation::relu:
+      return at::relu(x);
+    case Activation::silu:
+      return at::silu(x);
   }
   throw std::logic_error("[transformer] not an Activation");
 }
@@ -52,17 +56,26 @@ at::Tensor activate(Activation kind, const at::Tensor& x) {
 class Pass {
  public:
   Pass(const Transformer& model, const Tap& tap)
-      : m(model), tap(tap), c(model.weights_->config), rows(tap.request().rows),
-        batch(rows.batch), pos(rows.pos), key(rows.first_pos + rows.pos), tokens(batch * pos),
-        dtype(to_scalar_type(model.weights_->dtype)), wide(to_scalar_type(accumulate_type(model.weights_->dtype))) {
+      : m(model),
+        tap(tap),
+        c(model.weights_->config),
+        rows(tap.request().rows),
+        batch(rows.batch),
+        pos(rows.pos),
+        key(rows.first_pos + rows.pos),
+        tokens(batch * pos),
+        dtype(to_scalar_type(model.weights_->dtype)),
+        wide(to_scalar_type(accumulate_type(model.weights_->dtype))) {
     // 0 where key <= query, -inf elsewhere: added to the scores inside their product.
-    at::Tensor masked = at::full({pos, key}, -std::numeric_limits<double>::infinity(), at::dtype(dtype));
+    at::Tensor masked =
+        at::full({pos, key}, -std::numeric_limits<double>::infinity(), at::dtype(dtype));
     mask = at::triu(masked, rows.first_pos + 1).to(m.device_);  // [query, key]
   }
 
   at::Tensor run() {
-    at::Tensor x = rows.start_residual ? tap(Site::resid_pre, rows.first_layer, upload(*rows.start_residual, m.device_))
-                                       : embed();                            // [batch, pos, d_model]
+    at::Tensor x = rows.start_residual ? tap(Site::resid_pre, rows.first_layer,
+                                             upload(*rows.start_residual, m.device_))
+                                       : embed();  // [batch, pos, d_model]
     for (l = rows.first_layer; l < rows.end_layer; ++l) {
       if (l > rows.first_layer) x = tap(Site::resid_pre, l, x);
       switch (c.topology) {
@@ -81,10 +94,11 @@ class Pass {
  private:
   at::Tensor embed() {
     if (tap.computes(Site::tokens, 0)) tap(Site::tokens, 0, ids(rows.tokens).view({batch, pos}));
-    at::Tensor x = tap(Site::embed, 0, lookup(m.W_E_, rows.tokens));         // [batch, pos, d_model]
+    at::Tensor x = tap(Site::embed, 0, lookup(m.W_E_, rows.tokens));  // [batch, pos, d_model]
     switch (c.positions) {
       case PositionKind::learned:
-        return tap(Site::resid_pre, 0, at::add(x, tap(Site::pos_embed, 0, lookup(m.W_pos_, rows.positions))));
+        return tap(Site::resid_pre, 0,
+                   at::add(x, tap(Site::pos_embed, 0, lookup(m.W_pos_, rows.positions))));
     }
     throw std::logic_error("[transformer] not a PositionKind");
   }
@@ -94,20 +108,25 @@ class Pass {
     auto [q, k, v] = tap.request().splits_qkv(l) ? split_qkv(x) : fused_qkv(x);
     if (rows.first_pos > 0) {
       const BaseKeysValues& base = rows.base[l - rows.first_layer];
-      k = tap(Site::keys, l, at::cat({upload(base.keys, m.device_), k}, 1));      // [batch, key, kv_head, d_head]
-      v = tap(Site::values, l, at::cat({upload(base.values, m.device_), v}, 1));  // [batch, key, kv_head, d_head]
+      k = tap(Site::keys, l,
+              at::cat({upload(base.keys, m.device_), k}, 1));  // [batch, key, kv_head, d_head]
+      v = tap(Site::values, l,
+              at::cat({upload(base.values, m.device_), v}, 1));  // [batch, key, kv_head, d_head]
     }
-    at::Tensor scores = at::baddbmm(mask.expand({batch * c.n_heads, pos, key}), by_head(q), by_head(k).transpose(1, 2),
-                                    1, 1 / c.attn_divisor(l));               // [batch * head, query, key]
+    at::Tensor scores = at::baddbmm(mask.expand({batch * c.n_heads, pos, key}), by_head(q),
+                                    by_head(k).transpose(1, 2), 1,
+                                    1 / c.attn_divisor(l));  // [batch * head, query, key]
     scores = tap(Site::attn_scores, l, scores.view({batch, c.n_heads, pos, key}));
     at::Tensor pattern = tap(Site::pattern, l, at::_softmax(scores, -1, false));
     at::Tensor z = at::bmm(pattern.view({batch * c.n_heads, pos, key}), by_head(v));
     z = z.view({batch, c.n_heads, pos, c.d_head}).transpose(1, 2).contiguous();
-    z = tap(Site::z, l, z);                                                  // [batch, pos, head, d_head]
-    at::Tensor result = tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
+    z = tap(Site::z, l, z);  // [batch, pos, head, d_head]
+    at::Tensor result =
+        tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
     // Summed in the accumulation dtype and rounded once, as the fused product is.
-    at::Tensor out = tap.edits(Site::result, l) ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
-                                                : linear(z, w.W_O, w.b_O);
+    at::Tensor out = tap.edits(Site::result, l)
+                         ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
+                         : linear(z, w.W_O, w.b_O);
     return tap(Site::attn_out, l, out.view({batch, pos, c.d_model}));
   }
 
@@ -121,8 +140,9 @@ class Pass {
     if (tap.computes(Site::q_input, l)) tap(Site::q_input, l, over_heads(x, c.n_heads));
     if (tap.computes(Site::k_input, l)) tap(Site::k_input, l, over_heads(x, c.n_kv_heads));
     if (tap.computes(Site::v_input, l)) tap(Site::v_input, l, over_heads(x, c.n_kv_heads));
-    at::Tensor n = norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b, x);
-    at::Tensor qkv = linear(n, w.W_QKV, w.b_QKV);                            // [batch * pos, (head + 2 kv_head) d_head]
+    at::Tensor n =
+        norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b, x);
+    at::Tensor qkv = linear(n, w.W_QKV, w.b_QKV);  // [batch * pos, (head + 2 kv_head) d_head]
     auto part = [&](Site site, std::int64_t first, std::int64_t heads) {
       at::Tensor columns = qkv.narrow(1, first * c.d_head, heads * c.d_head).contiguous();
       return tap(site, l, columns.view({batch, pos, heads, c.d_head}));
@@ -136,18 +156,25 @@ class Pass {
   // Inputs of their own for queries, keys and values, one a head, because one of them is edited.
   QKV split_qkv(const at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
-    at::Tensor in = tap.computes(Site::attn_in, l) ? tap(Site::attn_in, l, over_heads(x, c.n_heads)) : x;
-    at::Tensor q_in = tap(Site::q_input, l, over_heads(in, c.n_heads));      // [batch, pos, head, d_model]
+    at::Tensor in =
+        tap.computes(Site::attn_in, l) ? tap(Site::attn_in, l, over_heads(x, c.n_heads)) : x;
+    at::Tensor q_in =
+        tap(Site::q_input, l, over_heads(in, c.n_heads));  // [batch, pos, head, d_model]
     at::Tensor k_in = tap(Site::k_input, l, over_heads(in, c.n_kv_heads));
     at::Tensor v_in = tap(Site::v_input, l, over_heads(in, c.n_kv_heads));
-    norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b, x);  // for looking at
-    at::Tensor qn = norm({Site::q_scale, Site::q_normalized, Site::q_ln_out}, w.ln1_w, w.ln1_b, q_in);
-    at::Tensor kn = norm({Site::k_scale, Site::k_normalized, Site::k_ln_out}, w.ln1_w, w.ln1_b, k_in);
-    at::Tensor vn = norm({Site::v_scale, Site::v_normalized, Site::v_ln_out}, w.ln1_w, w.ln1_b, v_in);
+    norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
+         x);  // for looking at
+    at::Tensor qn =
+        norm({Site::q_scale, Site::q_normalized, Site::q_ln_out}, w.ln1_w, w.ln1_b, q_in);
+    at::Tensor kn =
+        norm({Site::k_scale, Site::k_normalized, Site::k_ln_out}, w.ln1_w, w.ln1_b, k_in);
+    at::Tensor vn =
+        norm({Site::v_scale, Site::v_normalized, Site::v_ln_out}, w.ln1_w, w.ln1_b, v_in);
     auto per_head = [&](Site site, const at::Tensor& n, std::int64_t first, std::int64_t heads) {
       at::Tensor columns = w.W_QKV.narrow(1, first * c.d_head, heads * c.d_head).contiguous();
       at::Tensor weight = columns.view({c.d_model, heads, c.d_head}).transpose(0, 1).contiguous();
-      at::Tensor bias = w.b_QKV.narrow(0, first * c.d_head, heads * c.d_head).view({heads, 1, c.d_head});
+      at::Tensor bias =
+          w.b_QKV.narrow(0, first * c.d_head, heads * c.d_head).view({heads, 1, c.d_head});
       at::Tensor in_heads = n.view({tokens, heads, c.d_model}).transpose(0, 1).contiguous();
       at::Tensor out = at::baddbmm(bias.expand({heads, tokens, c.d_head}), in_heads, weight);
       return tap(site, l, out.transpose(0, 1).contiguous().view({batch, pos, heads, c.d_head}));
@@ -161,15 +188,17 @@ class Pass {
   at::Tensor mlp(const at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
     at::Tensor in = tap.computes(Site::mlp_in, l) ? tap(Site::mlp_in, l, x) : x;
-    at::Tensor n = norm({Site::ln2_scale, Site::ln2_normalized, Site::ln2_out}, w.ln2_w, w.ln2_b, in);
+    at::Tensor n =
+        norm({Site::ln2_scale, Site::ln2_normalized, Site::ln2_out}, w.ln2_w, w.ln2_b, in);
     at::Tensor pre = tap(Site::mlp_pre, l, linear(n, w.W_in, w.b_in).view({batch, pos, c.d_mlp}));
-    at::Tensor post = tap(Site::mlp_post, l, activate(c.activation, pre));   // [batch, pos, d_mlp]
+    at::Tensor post = tap(Site::mlp_post, l, activate(c.activation, pre));  // [batch, pos, d_mlp]
     return tap(Site::mlp_out, l, linear(post, w.W_out, w.b_out).view({batch, pos, c.d_model}));
   }
 
   at::Tensor unembed(const at::Tensor& x) {
     l = 0;  // the final norm has no layer
-    at::Tensor n = norm({Site::ln_final_scale, Site::ln_final_normalized, Site::unembed_in}, m.ln_final_w_, m.ln_final_b_, x);
+    at::Tensor n = norm({Site::ln_final_scale, Site::ln_final_normalized, Site::unembed_in},
+                        m.ln_final_w_, m.ln_final_b_, x);
     if (!m.ln_final_w_.defined()) n = tap(Site::unembed_in, 0, n);
     return tap(Site::unembed_out, 0, linear(n, m.W_U_.t(), m.b_U_).view({batch, pos, c.d_vocab}));
   }
@@ -177,18 +206,20 @@ class Pass {
   struct NormSites {
     Site scale, normalized, out;
   };
-  // LayerNorm over the last axis, in the accumulation dtype; an edited scale is the one that is used.
-  at::Tensor norm(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& x) {
+  // LayerNorm over the last axis, in the accumulation dtype; an edited scale is the one that is
+  // used.
+  at::Tensor norm(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
+                  const at::Tensor& x) {
     at::Tensor in = x.to(wide);
     auto [normed, mean, inverse] = at::native_layer_norm(in, {c.d_model}, {}, {}, c.norm_eps);
-    at::Tensor scale = tap(sites.scale, l, at::reciprocal(inverse));         // [..., 1]
+    at::Tensor scale = tap(sites.scale, l, at::reciprocal(inverse));  // [..., 1]
     if (tap.edits(sites.scale, l)) normed = at::div(at::sub(in, mean), scale);
     at::Tensor n = tap(sites.normalized, l, normed.to(dtype));
     return weight.defined() ? tap(sites.out, l, at::addcmul(bias, n, weight)) : n;
   }
 
   at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::addmm(bias, x.view({tokens, weight.size(0)}), weight);        // [batch * pos, out]
+    return at::addmm(bias, x.view({tokens, weight.size(0)}), weight);  // [batch * pos, out]
   }
 
   // z_h W_O,h for every head, without the bias.
@@ -200,7 +231,8 @@ class Pass {
 
   // [batch, n, kv_head or head, d_head] -> [batch * head, n, d_head]
   at::Tensor by_head(const at::Tensor& x) {
-    at::Tensor all = x.size(2) == c.n_heads ? x : at::repeat_interleave(x, c.n_heads / x.size(2), 2);
+    at::Tensor all =
+        x.size(2) == c.n_heads ? x : at::repeat_interleave(x, c.n_heads / x.size(2), 2);
     return all.transpose(1, 2).contiguous().view({batch * c.n_heads, x.size(1), c.d_head});
   }
   // A copy a head, unless there is one already.
@@ -234,12 +266,14 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
   W_U_ = place(w.W_U);
   b_U_ = place(w.b_U);
   for (const LayerWeights& layer : w.layers)
-    layers_.push_back({place(layer.ln1_w), place(layer.ln1_b), place(layer.W_QKV), place(layer.b_QKV),
-                       place(layer.W_O), place(layer.b_O), place(layer.ln2_w), place(layer.ln2_b),
-                       place(layer.W_in), place(layer.b_in), place(layer.W_out), place(layer.b_out)});
+    layers_.push_back({place(layer.ln1_w), place(layer.ln1_b), place(layer.W_QKV),
+                       place(layer.b_QKV), place(layer.W_O), place(layer.b_O), place(layer.ln2_w),
+                       place(layer.ln2_b), place(layer.W_in), place(layer.b_in), place(layer.W_out),
+                       place(layer.b_out)});
 }
 
-PassResult Transformer::run(const Request& request, Sink* sink, const Interference& interference) const {
+PassResult Transformer::run(const Request& request, Sink* sink,
+                            const Interference& interference) const {
   request.validate(weights_->config);
   AmbientGuard ambient(device_);
   Tap tap(request, sink, interference);

@@ -1,5 +1,5 @@
-// The device pass: a transformer in LibTorch over the rows of a request, every named tensor through a
-// tap. Only computes; what it computed is checked elsewhere.
+// The device pass: a transformer in LibTorch over the rows of a request, every named tensor through
+// a tap. Only computes; what it computed is checked elsewhere.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +22,8 @@ struct DeviceLayer {
 
 /// What a run of the device pass leaves beside the tensors that its taps saw.
 struct PassResult {
-  at::Tensor output;  // logits [batch, pos, d_vocab], or the residual [batch, pos, d_model] when not unembedded
+  at::Tensor output;  // logits [batch, pos, d_vocab], or the residual [batch, pos, d_model] when
+                      // not unembedded
   std::map<std::string, std::string> ambient;  // flags as pinned
 };
 

@@ -10,7 +10,8 @@ namespace {
 
 Config small(NormKind norm = NormKind::layer_norm) {
   Config c{};
-  c.n_layers = 3, c.n_heads = 4, c.n_kv_heads = 4, c.d_model = 8, c.d_head = 2, c.d_mlp = 16, c.d_vocab = 11, c.n_ctx = 7;
+  c.n_layers = 3, c.n_heads = 4, c.n_kv_heads = 4, c.d_model = 8, c.d_head = 2, c.d_mlp = 16,
+  c.d_vocab = 11, c.n_ctx = 7;
   c.norm = norm;
   return c;
 }
@@ -19,19 +20,33 @@ TEST(HookPoint, GivesTransformerLenssNamesInFiringOrder) {
   auto names = hook_names(small());
   ASSERT_EQ(names.size(), 17u * 3 + 6);  // spec: 17 a block and 6
   std::vector<std::string> first(names.begin(), names.begin() + 19);
-  std::vector<std::string> expected{"hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", "blocks.0.ln1.hook_scale",
-                                    "blocks.0.ln1.hook_normalized", "blocks.0.attn.hook_q", "blocks.0.attn.hook_k", "blocks.0.attn.hook_v",
-                                    "blocks.0.attn.hook_attn_scores", "blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z",
-                                    "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid", "blocks.0.ln2.hook_scale",
-                                    "blocks.0.ln2.hook_normalized", "blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_post",
-                                    "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"};
+  std::vector<std::string> expected{"hook_embed",
+                                    "hook_pos_embed",
+                                    "blocks.0.hook_resid_pre",
+                                    "blocks.0.ln1.hook_scale",
+                                    "blocks.0.ln1.hook_normalized",
+                                    "blocks.0.attn.hook_q",
+                                    "blocks.0.attn.hook_k",
+                                    "blocks.0.attn.hook_v",
+                                    "blocks.0.attn.hook_attn_scores",
+                                    "blocks.0.attn.hook_pattern",
+                                    "blocks.0.attn.hook_z",
+                                    "blocks.0.hook_attn_out",
+                                    "blocks.0.hook_resid_mid",
+                                    "blocks.0.ln2.hook_scale",
+                                    "blocks.0.ln2.hook_normalized",
+                                    "blocks.0.mlp.hook_pre",
+                                    "blocks.0.mlp.hook_post",
+                                    "blocks.0.hook_mlp_out",
+                                    "blocks.0.hook_resid_post"};
   EXPECT_EQ(first, expected);
   EXPECT_EQ(names.back(), "unembed.hook_out");
 }
 
 TEST(HookPoint, OnDemandPointsAreListedOnlyWhenAskedFor) {
   auto all = hook_names(small(), true), usual = hook_names(small());
-  for (std::string name : {"hook_tokens", "blocks.2.attn.hook_result", "blocks.0.hook_q_input", "blocks.1.hook_mlp_in", "blocks.1.hook_attn_in"}) {
+  for (std::string name : {"hook_tokens", "blocks.2.attn.hook_result", "blocks.0.hook_q_input",
+                           "blocks.1.hook_mlp_in", "blocks.1.hook_attn_in"}) {
     EXPECT_NE(std::ranges::find(all, name), all.end()) << name;
     EXPECT_EQ(std::ranges::find(usual, name), usual.end()) << name;
   }
@@ -53,15 +68,23 @@ class GetActName : public testing::TestWithParam<ShortForm> {};
 TEST_P(GetActName, MeansWhatTransformerLensMeans) {
   EXPECT_EQ(act_name(GetParam().name, GetParam().layer, GetParam().layer_type), GetParam().full);
 }
-INSTANTIATE_TEST_SUITE_P(HookPoint, GetActName, testing::Values(
-    ShortForm{"k", 6, "a", "blocks.6.attn.hook_k"}, ShortForm{"k6", {}, "", "blocks.6.attn.hook_k"},
-    ShortForm{"pre", 2, "", "blocks.2.mlp.hook_pre"}, ShortForm{"mlp_pre", 2, "", "blocks.2.mlp.hook_pre"},
-    ShortForm{"embed", {}, "", "hook_embed"}, ShortForm{"normalized", 27, "ln2", "blocks.27.ln2.hook_normalized"},
-    ShortForm{"scale4ln1", {}, "", "blocks.4.ln1.hook_scale"}, ShortForm{"pre5", {}, "", "blocks.5.mlp.hook_pre"},
-    ShortForm{"resid_post", 3, "", "blocks.3.hook_resid_post"}, ShortForm{"attn", 1, "", "blocks.1.attn.hook_pattern"},
-    ShortForm{"attn_logits", 1, "", "blocks.1.attn.hook_attn_scores"}, ShortForm{"query", 1, "", "blocks.1.attn.hook_q"},
-    ShortForm{"scale", {}, "", "ln_final.hook_scale"}, ShortForm{"normalized", {}, "", "ln_final.hook_normalized"},
-    ShortForm{"blocks.3.hook_mlp_out", {}, "", "blocks.3.hook_mlp_out"}));
+INSTANTIATE_TEST_SUITE_P(
+    HookPoint, GetActName,
+    testing::Values(ShortForm{"k", 6, "a", "blocks.6.attn.hook_k"},
+                    ShortForm{"k6", {}, "", "blocks.6.attn.hook_k"},
+                    ShortForm{"pre", 2, "", "blocks.2.mlp.hook_pre"},
+                    ShortForm{"mlp_pre", 2, "", "blocks.2.mlp.hook_pre"},
+                    ShortForm{"embed", {}, "", "hook_embed"},
+                    ShortForm{"normalized", 27, "ln2", "blocks.27.ln2.hook_normalized"},
+                    ShortForm{"scale4ln1", {}, "", "blocks.4.ln1.hook_scale"},
+                    ShortForm{"pre5", {}, "", "blocks.5.mlp.hook_pre"},
+                    ShortForm{"resid_post", 3, "", "blocks.3.hook_resid_post"},
+                    ShortForm{"attn", 1, "", "blocks.1.attn.hook_pattern"},
+                    ShortForm{"attn_logits", 1, "", "blocks.1.attn.hook_attn_scores"},
+                    ShortForm{"query", 1, "", "blocks.1.attn.hook_q"},
+                    ShortForm{"scale", {}, "", "ln_final.hook_scale"},
+                    ShortForm{"normalized", {}, "", "ln_final.hook_normalized"},
+                    ShortForm{"blocks.3.hook_mlp_out", {}, "", "blocks.3.hook_mlp_out"}));
 
 TEST(HookPoint, LayersMayBeCountedFromTheEnd) {
   EXPECT_EQ(find_hook("resid_post", -1, "", small()), (TensorId{Site::resid_post, 2}));
@@ -73,7 +96,8 @@ TEST(HookPoint, UnknownNamesListTheNearestAndBadLayersTheRange) {
     find_hook("blocks.1.attn.hook_patern", {}, {}, small());
     FAIL();
   } catch (const std::invalid_argument& e) {
-    EXPECT_NE(std::string(e.what()).find("blocks.1.attn.hook_pattern"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("blocks.1.attn.hook_pattern"), std::string::npos)
+        << e.what();
   }
   try {
     find_hook("blocks.3.attn.hook_q", {}, {}, small());

@@ -12,23 +12,36 @@ namespace {
 
 Config small() {
   Config c{};
-  c.n_layers = 2, c.n_heads = 3, c.n_kv_heads = 3, c.d_model = 6, c.d_head = 2, c.d_mlp = 8, c.d_vocab = 11, c.n_ctx = 7;
+  c.n_layers = 2, c.n_heads = 3, c.n_kv_heads = 3, c.d_model = 6, c.d_head = 2, c.d_mlp = 8,
+  c.d_vocab = 11, c.n_ctx = 7;
   return c;
 }
 constexpr Extents kExtents{.batch = 2, .pos = 4, .key = 4};
 
-Array zeros(Shape shape, DType dtype = DType::f32) { return MutableArray(std::move(shape), dtype).freeze(); }
+Array zeros(Shape shape, DType dtype = DType::f32) {
+  return MutableArray(std::move(shape), dtype).freeze();
+}
 
 TEST(Plan, TouchesExactlyWhatItSelects) {
   Shape z{2, 4, 3, 2};
   EXPECT_EQ(touched({.kind = EditKind::zero, .site = Site::z}, z).size(), 48u);
-  EXPECT_EQ(touched({.kind = EditKind::zero, .site = Site::z, .where = {.batch = 1, .head = 2, .pos = std::vector<std::int64_t>{3, 0}}}, z),
+  EXPECT_EQ(touched({.kind = EditKind::zero,
+                     .site = Site::z,
+                     .where = {.batch = 1, .head = 2, .pos = std::vector<std::int64_t>{3, 0}}},
+                    z),
             (std::vector<std::int64_t>{28, 29, 46, 47}));
-  EXPECT_EQ(touched({.kind = EditKind::zero, .site = Site::z, .where = {.batch = -1, .head = -1, .pos = std::vector<std::int64_t>{-1, 3}}}, z),
+  EXPECT_EQ(touched({.kind = EditKind::zero,
+                     .site = Site::z,
+                     .where = {.batch = -1, .head = -1, .pos = std::vector<std::int64_t>{-1, 3}}},
+                    z),
             (std::vector<std::int64_t>{46, 47}));
   Shape pattern{2, 3, 4, 4};
-  EXPECT_EQ(touched({.kind = EditKind::zero, .site = Site::pattern, .where = {.batch = 0, .head = 1, .key = 2, .pos = std::vector<std::int64_t>{3}}}, pattern),
-            (std::vector<std::int64_t>{16 + 12 + 2}));
+  EXPECT_EQ(
+      touched({.kind = EditKind::zero,
+               .site = Site::pattern,
+               .where = {.batch = 0, .head = 1, .key = 2, .pos = std::vector<std::int64_t>{3}}},
+              pattern),
+      (std::vector<std::int64_t>{16 + 12 + 2}));
 }
 
 TEST(Plan, ReadsOneSourcePromptForEveryPrompt) {
@@ -36,7 +49,9 @@ TEST(Plan, ReadsOneSourcePromptForEveryPrompt) {
   Edit edit{.kind = EditKind::patch, .site = Site::resid_pre, .source = source};
   EXPECT_EQ(source_value(edit, {2, 2, 2}, 1), 2);
   EXPECT_EQ(source_value(edit, {2, 2, 2}, 5), 2);
-  Edit add{.kind = EditKind::add, .site = Site::resid_pre, .source = Array::of(std::span<const float>(std::vector<float>{7, 8}), {2})};
+  Edit add{.kind = EditKind::add,
+           .site = Site::resid_pre,
+           .source = Array::of(std::span<const float>(std::vector<float>{7, 8}), {2})};
   EXPECT_EQ(source_value(add, {2, 2, 2}, 6), 7);
 }
 
@@ -56,27 +71,50 @@ TEST_P(BadEdit, IsRefusedByName) {
 }
 const std::vector<Refused> kRefused{
     {"head", "there are 3 (0..2)", {.kind = EditKind::zero, .site = Site::z, .where = {.head = 3}}},
-    {"pos", "there are 4 (0..3)", {.kind = EditKind::zero, .site = Site::z, .where = {.pos = std::vector<std::int64_t>{4}}}},
-    {"batch", "there are 2 (0..1)", {.kind = EditKind::zero, .site = Site::z, .where = {.batch = -3}}},
+    {"pos",
+     "there are 4 (0..3)",
+     {.kind = EditKind::zero, .site = Site::z, .where = {.pos = std::vector<std::int64_t>{4}}}},
+    {"batch",
+     "there are 2 (0..1)",
+     {.kind = EditKind::zero, .site = Site::z, .where = {.batch = -3}}},
     {"key", "no key axis", {.kind = EditKind::zero, .site = Site::z, .where = {.key = 0}}},
-    {"no_head", "no head axis", {.kind = EditKind::zero, .site = Site::resid_pre, .where = {.head = 0}}},
-    {"empty_pos", "nothing would be edited", {.kind = EditKind::zero, .site = Site::z, .where = {.pos = std::vector<std::int64_t>{}}}},
+    {"no_head",
+     "no head axis",
+     {.kind = EditKind::zero, .site = Site::resid_pre, .where = {.head = 0}}},
+    {"empty_pos",
+     "nothing would be edited",
+     {.kind = EditKind::zero, .site = Site::z, .where = {.pos = std::vector<std::int64_t>{}}}},
     {"layer", "layer out of range", {.kind = EditKind::zero, .site = Site::z, .layer = 2}},
     {"internal", "cannot be edited", {.kind = EditKind::zero, .site = Site::ln1_out}},
     {"tokens", "cannot be edited", {.kind = EditKind::zero, .site = Site::tokens}},
     {"no_source", "needs a source", {.kind = EditKind::patch, .site = Site::z}},
-    {"needless_source", "takes no source", {.kind = EditKind::zero, .site = Site::z, .source = zeros({2, 4, 3, 2})}},
-    {"source_shape", "allowed: [2, 4, 3, 2] or [1, 4, 3, 2]", {.kind = EditKind::patch, .site = Site::z, .source = zeros({2, 5, 3, 2})}},
-    {"source_dtype", "int64", {.kind = EditKind::patch, .site = Site::z, .source = zeros({2, 4, 3, 2}, DType::i64)}},
+    {"needless_source",
+     "takes no source",
+     {.kind = EditKind::zero, .site = Site::z, .source = zeros({2, 4, 3, 2})}},
+    {"source_shape",
+     "allowed: [2, 4, 3, 2] or [1, 4, 3, 2]",
+     {.kind = EditKind::patch, .site = Site::z, .source = zeros({2, 5, 3, 2})}},
+    {"source_dtype",
+     "int64",
+     {.kind = EditKind::patch, .site = Site::z, .source = zeros({2, 4, 3, 2}, DType::i64)}},
     {"vector", "or [6]", {.kind = EditKind::add, .site = Site::resid_pre, .source = zeros({5})}},
-    {"factor", "factor is not a finite number", {.kind = EditKind::scale, .site = Site::z, .factor = std::numeric_limits<double>::quiet_NaN()}},
+    {"factor",
+     "factor is not a finite number",
+     {.kind = EditKind::scale,
+      .site = Site::z,
+      .factor = std::numeric_limits<double>::quiet_NaN()}},
     {"mean_of_scores", "no mean", {.kind = EditKind::mean, .site = Site::attn_scores}},
 };
-INSTANTIATE_TEST_SUITE_P(Plan, BadEdit, testing::ValuesIn(kRefused), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Plan, BadEdit, testing::ValuesIn(kRefused),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Plan, GoesIntoTheRecordWithTheDigestOfEachSource) {
   Array source = zeros({2, 4, 3, 2});
-  auto json = to_json(Plan({{.kind = EditKind::patch, .site = Site::z, .layer = 1, .where = {.head = 2}, .source = source},
+  auto json = to_json(Plan({{.kind = EditKind::patch,
+                             .site = Site::z,
+                             .layer = 1,
+                             .where = {.head = 2},
+                             .source = source},
                             {.kind = EditKind::scale, .site = Site::resid_pre, .factor = 0.5}}));
   EXPECT_EQ(json[0]["name"], "blocks.1.attn.hook_z");
   EXPECT_EQ(json[0]["head"], 2);
@@ -99,14 +137,18 @@ TEST(Request, RefusesTokensPositionsAndShapesThatDoNotFit) {
     r.validate(small());
     FAIL();
   } catch (const std::out_of_range& e) {
-    EXPECT_NE(std::string(e.what()).find("token 11 at prompt 1, position 1"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("token 11 at prompt 1, position 1"), std::string::npos)
+        << e.what();
   }
   r.rows.tokens[5] = -1;
   EXPECT_THROW(r.validate(small()), std::out_of_range);
   r = request();
   r.rows.positions[0] = 7;
   EXPECT_THROW(r.validate(small()), std::out_of_range);
-  EXPECT_THROW(Request{.rows = Rows::from_tokens(std::vector<std::int64_t>(8, 1), 1, small())}.validate(small()), std::out_of_range);
+  EXPECT_THROW(
+      Request{.rows = Rows::from_tokens(std::vector<std::int64_t>(8, 1), 1, small())}.validate(
+          small()),
+      std::out_of_range);
 }
 
 TEST(Request, RefusesRestartsThatLackWhatTheyRead) {
@@ -155,7 +197,8 @@ TEST(Request, RefusesEditsAndSitesThatTheRunDoesNotReach) {
 
 TEST(Request, RefusesAnEditThatNothingWouldRead) {
   Request r = request();
-  r.plan = Plan({{.kind = EditKind::zero, .site = Site::q_input}, {.kind = EditKind::scale, .site = Site::ln1_scale, .factor = 2}});
+  r.plan = Plan({{.kind = EditKind::zero, .site = Site::q_input},
+                 {.kind = EditKind::scale, .site = Site::ln1_scale, .factor = 2}});
   EXPECT_THROW(r.validate(small()), std::invalid_argument);
 }
 

@@ -1,5 +1,5 @@
-// Every fault of the table at every link of a run: what changes a tensor beyond its bounds is refused and
-// named first; what stays below them is not seen, and is listed with its size.
+// Every fault of the table at every link of a run: what changes a tensor beyond its bounds is
+// refused and named first; what stays below them is not seen, and is listed with its size.
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
@@ -32,7 +32,10 @@ struct CleanRun {
   std::map<TensorId, Array> clean = {};
 
   CleanRun(std::shared_ptr<const Weights> w, Request r)
-      : weights(std::move(w)), request(std::move(r)), pass(weights, at::kCPU), links(wire(*weights, request)) {
+      : weights(std::move(w)),
+        request(std::move(r)),
+        pass(weights, at::kCPU),
+        links(wire(*weights, request)) {
     Recorder recorder;
     pass.run(request, &recorder);
     clean = recorder.tensors();
@@ -60,14 +63,21 @@ struct Target {
     for (std::int64_t i = 0; i < value.numel(); ++i) {
       if (value[i] == reference[i]) continue;
       double error = std::abs(value[i] - reference[i]);
-      worst = std::max(worst, std::isfinite(error) && tolerance[i] > 0 ? error / tolerance[i] : kInfinity);
+      worst = std::max(worst,
+                       std::isfinite(error) && tolerance[i] > 0 ? error / tolerance[i] : kInfinity);
     }
     return worst;
   }
-  double least_tolerance() const { return extreme([](double a, double b) { return std::min(a, b); }, false); }
-  double most_tolerance() const { return extreme([](double a, double b) { return std::max(a, b); }, false); }
+  double least_tolerance() const {
+    return extreme([](double a, double b) { return std::min(a, b); }, false);
+  }
+  double most_tolerance() const {
+    return extreme([](double a, double b) { return std::max(a, b); }, false);
+  }
   // The factor - 1 that takes one element just to its tolerance.
-  double least_relative() const { return extreme([](double a, double b) { return std::min(a, b); }, true); }
+  double least_relative() const {
+    return extreme([](double a, double b) { return std::min(a, b); }, true);
+  }
 
  private:
   template <class Pick>
@@ -116,23 +126,29 @@ Outcome inject(const CleanRun& s, const Target& t, FaultSpec spec) {
   return o;
 }
 
-// Faults at one link: sized from its tolerances at 8 times and at 0.4 times the bound, and as large as they come.
+// Faults at one link: sized from its tolerances at 8 times and at 0.4 times the bound, and as large
+// as they come.
 std::vector<FaultSpec> faults_for(const Target& t) {
   std::vector<FaultSpec> specs;
   bool ids = t.clean.dtype() == DType::i64;
   auto add = [&](const char* name, std::map<std::string, double> parameters = {}) {
-    if (fault_info(name).applies(t.link->output.site)) specs.push_back({.name = name, .parameters = std::move(parameters), .seed = specs.size()});
+    if (fault_info(name).applies(t.link->output.site))
+      specs.push_back({.name = name, .parameters = std::move(parameters), .seed = specs.size()});
   };
   double u = unit_roundoff(t.clean.dtype() == DType::i64 ? DType::f64 : t.clean.dtype());
   // Where nothing is allowed, the next number but one is a fault.
-  auto sized = [&](double times, double tolerance, double value) { return ids ? 1 : tolerance > 0 ? times * tolerance : 4 * u * std::max(value, 0x1p-10); };
+  auto sized = [&](double times, double tolerance, double value) {
+    return ids ? 1 : tolerance > 0 ? times * tolerance : 4 * u * std::max(value, 0x1p-10);
+  };
   std::int64_t n = t.clean.numel();
   for (std::int64_t i : {std::int64_t{0}, n / 3, n - 1}) {
     while (!t.usable(i)) i = (i + 1) % n;
     double size = sized(8, t.tolerance[i], std::abs(t.clean[i]));
     add("one_element", {{"index", static_cast<double>(i)}, {"delta", size}});
     add("one_element", {{"index", static_cast<double>(i)}, {"delta", -1.1 * size}});
-    if (t.tolerance[i] > 0) add("one_element", {{"index", static_cast<double>(i)}, {"delta", t.reference[i] + 0.4 * t.tolerance[i] - t.clean[i]}});
+    if (t.tolerance[i] > 0)
+      add("one_element", {{"index", static_cast<double>(i)},
+                          {"delta", t.reference[i] + 0.4 * t.tolerance[i] - t.clean[i]}});
   }
   for (const char* region : {"row", "head", "tile"}) {
     add(region);
@@ -155,7 +171,8 @@ std::vector<FaultSpec> faults_for(const Target& t) {
   add("stale");
   add("round_bits");
   add("round_bits", {{"bits", 8}});
-  // Some of the last bits lost: within the bounds of sums, beyond those of what is exactly specified.
+  // Some of the last bits lost: within the bounds of sums, beyond those of what is exactly
+  // specified.
   if (!ids) add("round_bits", {{"bits", -std::log2(u) - 2}});
   add("mask_off_by_one");
   add("mask_off_by_one", {{"by", -1}});
@@ -170,19 +187,21 @@ std::string describe(const FaultSpec& spec) {
   return text.str();
 }
 
-// Whether a hint says the right sort of thing about a fault that fired alone. Where only one element is
-// beyond its bound, "one element" is all that can be said.
+// Whether a hint says the right sort of thing about a fault that fired alone. Where only one
+// element is beyond its bound, "one element" is all that can be said.
 bool hint_fits(const FaultSpec& spec, double size, const std::string& hint) {
   auto has = [&](const char* text) { return hint.find(text) != std::string::npos; };
   bool one = has("one element");
   bool delta = spec.parameters.contains("delta"), garbage = spec.parameters.contains("garbage");
   if (spec.name == "one_element" || spec.name == "sign") return one;
-  if (spec.name == "inf" && has("mask: keys are hidden")) return spec.parameters.contains("sign");  // what -inf means there
+  if (spec.name == "inf" && has("mask: keys are hidden"))
+    return spec.parameters.contains("sign");  // what -inf means there
   if (spec.name == "nan" || spec.name == "inf") return one && has("not finite");
   if (spec.name == "mask_off_by_one" || spec.name == "mask_group") return has("mask");
   if (one) return true;
   if (spec.name == "row") return has("pos") || has("query") || has("key") || has("batch") || delta;
-  if (spec.name == "head") return has("head") || has("zeros") || delta || garbage;  // of one head: "zeros"
+  if (spec.name == "head")
+    return has("head") || has("zeros") || delta || garbage;  // of one head: "zeros"
   if (spec.name == "zero_from") return has("zeros");
   if (spec.name == "swap_heads") return has("swapped");
   if (spec.name == "shift_rows") return has("rows shifted");
@@ -206,7 +225,8 @@ void sweep(const CleanRun& s, const std::function<bool(const Link&)>& wanted, Ta
     for (const FaultSpec& spec : faults_for(t)) {
       Outcome o = inject(s, t, spec);
       Tally& tally = table[{spec.name, dtype}];
-      std::string what = to_string(link.output) + " " + std::string(name_of(dtype)) + ": " + describe(spec);
+      std::string what =
+          to_string(link.output) + " " + std::string(name_of(dtype)) + ": " + describe(spec);
       if (!o.fired) {
         tally.same += 1;
         EXPECT_FALSE(o.refused) << what << " changed nothing, yet " << o.first << " was refused";
@@ -220,14 +240,16 @@ void sweep(const CleanRun& s, const std::function<bool(const Link&)>& wanted, Ta
         EXPECT_TRUE(o.named) << what << ": named " << o.first << " instead";
         bool fits = o.by_rms || hint_fits(spec, o.size, o.hint);
         tally.hints += fits;
-        EXPECT_TRUE(fits) << what << ", " << o.size << " times the bound: hint \"" << o.hint << "\"";
+        EXPECT_TRUE(fits) << what << ", " << o.size << " times the bound: hint \"" << o.hint
+                          << "\"";
       }
       if (o.size > 1) {
         EXPECT_TRUE(o.refused) << what << ": " << o.size << " times the bound, not refused";
       } else {
         tally.below += 1;
         tally.largest_below = std::max(tally.largest_below, o.size);
-        EXPECT_TRUE(!o.refused || o.by_rms) << what << ": " << o.size << " times the bound, refused at " << o.first;
+        EXPECT_TRUE(!o.refused || o.by_rms)
+            << what << ": " << o.size << " times the bound, refused at " << o.first;
       }
     }
   }
@@ -235,11 +257,16 @@ void sweep(const CleanRun& s, const std::function<bool(const Link&)>& wanted, Ta
 
 void print(const Table& table) {
   std::cout << std::left << std::setw(16) << "fault" << std::setw(10) << "dtype" << std::right;
-  for (const char* column : {"same bits", "fired", "refused", "named", "hint fits", "rms alone", "not seen", "largest"}) std::cout << std::setw(11) << column;
+  for (const char* column :
+       {"same bits", "fired", "refused", "named", "hint fits", "rms alone", "not seen", "largest"})
+    std::cout << std::setw(11) << column;
   std::cout << "\n";
   for (const auto& [key, t] : table) {
-    std::cout << std::left << std::setw(16) << key.first << std::setw(10) << name_of(key.second) << std::right;
-    for (std::int64_t n : {t.same, t.fired, t.refused, t.named, t.hints, t.by_rms, t.below - t.by_rms}) std::cout << std::setw(11) << n;
+    std::cout << std::left << std::setw(16) << key.first << std::setw(10) << name_of(key.second)
+              << std::right;
+    for (std::int64_t n :
+         {t.same, t.fired, t.refused, t.named, t.hints, t.by_rms, t.below - t.by_rms})
+      std::cout << std::setw(11) << n;
     std::cout << std::setw(11) << std::setprecision(3) << t.largest_below << "\n";
   }
 }
@@ -249,29 +276,38 @@ std::shared_ptr<const Weights> weights_of(const std::string& name, DType dtype, 
   return std::make_shared<const Weights>(cast(processed ? process(raw, {}) : raw, dtype));
 }
 
-Array tokens_of(const std::string& name) { return SafetensorsFile::open(golden::folder(name) / "hf.safetensors").tensor("tokens.0"); }
+Array tokens_of(const std::string& name) {
+  return SafetensorsFile::open(golden::folder(name) / "hf.safetensors").tensor("tokens.0");
+}
 
 Request clean_request(const Config& config, const Array& tokens) {
-  Request request{.rows = Rows::from_tokens(golden::ids(tokens), tokens.size(0), config), .plan = {}, .on_demand = {}};
+  Request request{.rows = Rows::from_tokens(golden::ids(tokens), tokens.size(0), config),
+                  .plan = {},
+                  .on_demand = {}};
   for (const SiteInfo& row : all_sites())
     if (row.presence == Presence::on_demand)
-      for (std::int64_t l = 0; l < (row.per_layer ? config.n_layers : 1); ++l) request.on_demand.insert({row.site, l});
+      for (std::int64_t l = 0; l < (row.per_layer ? config.n_layers : 1); ++l)
+        request.on_demand.insert({row.site, l});
   return request;
 }
 
 Request plain_request(const Weights& w) {
-  return {.rows = Rows::from_tokens(golden::ids(tokens_of("flags")), 2, w.config), .plan = {}, .on_demand = {}};
+  return {.rows = Rows::from_tokens(golden::ids(tokens_of("flags")), 2, w.config),
+          .plan = {},
+          .on_demand = {}};
 }
 
 Array ramp(Site site, const CleanRun& s) {
-  MutableArray x(shape_of(site, s.weights->config, s.request.rows.extents()), stored_dtype(site, s.weights->dtype));
+  MutableArray x(shape_of(site, s.weights->config, s.request.rows.extents()),
+                 stored_dtype(site, s.weights->dtype));
   for (std::int64_t i = 0; i < x.numel(); ++i) x.set(i, std::cos(static_cast<double>(i)));
   return std::move(x).freeze();
 }
 
 class FaultSweep : public testing::TestWithParam<std::tuple<DType, bool>> {
  protected:
-  // One thread: twenty thousand tiny runs spend all their time waking others where processors are busy.
+  // One thread: twenty thousand tiny runs spend all their time waking others where processors are
+  // busy.
   static void SetUpTestSuite() { at::set_num_threads(1); }
   static void TearDownTestSuite() {
     at::set_num_threads(threads);
@@ -281,23 +317,39 @@ class FaultSweep : public testing::TestWithParam<std::tuple<DType, bool>> {
   inline static Table table = {};  // of all tests together
 
   DType dtype() const { return std::get<0>(GetParam()); }
-  std::shared_ptr<const Weights> weights(const std::string& name) const { return weights_of(name, dtype(), std::get<1>(GetParam())); }
+  std::shared_ptr<const Weights> weights(const std::string& name) const {
+    return weights_of(name, dtype(), std::get<1>(GetParam()));
+  }
 };
 INSTANTIATE_TEST_SUITE_P(All, FaultSweep,
-                         testing::Combine(testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16), testing::Bool()),
-                         [](const auto& param) { return std::string(name_of(std::get<0>(param.param))) + (std::get<1>(param.param) ? "_processed" : "_raw"); });
+                         testing::Combine(testing::Values(DType::f32, DType::f64, DType::bf16,
+                                                          DType::f16),
+                                          testing::Bool()),
+                         [](const auto& param) {
+                           return std::string(name_of(std::get<0>(param.param))) +
+                                  (std::get<1>(param.param) ? "_processed" : "_raw");
+                         });
 
 TEST_P(FaultSweep, EveryFaultAtEveryHookPointIsRefusedAndNamedFirst) {
   auto w = weights("flags");
-  sweep(CleanRun(w, clean_request(w->config, tokens_of("flags"))), [](const Link&) { return true; }, table);
+  sweep(
+      CleanRun(w, clean_request(w->config, tokens_of("flags"))), [](const Link&) { return true; },
+      table);
 }
 
-// What another checkpoint has: one layer, one head and SiLU; ReLU, which is exact, and an unembedding of its own.
+// What another checkpoint has: one layer, one head and SiLU; ReLU, which is exact, and an
+// unembedding of its own.
 TEST_P(FaultSweep, EveryFaultOfOtherActivationsIsRefusedAndNamedFirst) {
   auto silu = weights("one_layer_one_head"), relu = weights("untied");
-  sweep(CleanRun(silu, clean_request(silu->config, tokens_of("one_layer_one_head"))), [](const Link&) { return true; }, table);
-  sweep(CleanRun(relu, clean_request(relu->config, tokens_of("untied"))),
-        [](const Link& link) { return link.op == Op::activation || link.output.site == Site::unembed_out; }, table);
+  sweep(
+      CleanRun(silu, clean_request(silu->config, tokens_of("one_layer_one_head"))),
+      [](const Link&) { return true; }, table);
+  sweep(
+      CleanRun(relu, clean_request(relu->config, tokens_of("untied"))),
+      [](const Link& link) {
+        return link.op == Op::activation || link.output.site == Site::unembed_out;
+      },
+      table);
 }
 
 // Inputs of their own for queries, keys and values; results summed over heads; every kind of edit.
@@ -306,19 +358,39 @@ TEST_P(FaultSweep, EveryFaultOfEditedRunsIsRefusedAndNamedFirst) {
   CleanRun plain(w, plain_request(*w));
   Request request = plain.request;
   request.plan = Plan({{.kind = EditKind::zero, .site = Site::q_input, .where = {.head = 1}},
-                       {.kind = EditKind::patch, .site = Site::z, .where = {.head = 2}, .source = ramp(Site::z, plain)},
-                       {.kind = EditKind::scale, .site = Site::result, .layer = 1, .where = {.head = 0}, .factor = 0.5},
-                       {.kind = EditKind::mean, .site = Site::mlp_post, .layer = 1, .where = {.pos = std::vector<std::int64_t>{1, 3}}},
-                       {.kind = EditKind::add, .site = Site::resid_mid, .source = ramp(Site::resid_mid, plain), .factor = 2},
+                       {.kind = EditKind::patch,
+                        .site = Site::z,
+                        .where = {.head = 2},
+                        .source = ramp(Site::z, plain)},
+                       {.kind = EditKind::scale,
+                        .site = Site::result,
+                        .layer = 1,
+                        .where = {.head = 0},
+                        .factor = 0.5},
+                       {.kind = EditKind::mean,
+                        .site = Site::mlp_post,
+                        .layer = 1,
+                        .where = {.pos = std::vector<std::int64_t>{1, 3}}},
+                       {.kind = EditKind::add,
+                        .site = Site::resid_mid,
+                        .source = ramp(Site::resid_mid, plain),
+                        .factor = 2},
                        {.kind = EditKind::scale, .site = Site::ln2_scale, .factor = 1.5},
                        {.kind = EditKind::scale, .site = Site::ln2_scale, .factor = 0.5}});
   CleanRun edited(w, request);
   std::set<TensorId> known;
   for (const Link& link : plain.links) known.insert(link.output);
-  sweep(edited, [&](const Link& link) { return !known.contains(link.output) || link.op == Op::sum_heads || link.op == Op::head_linear; }, table);
+  sweep(
+      edited,
+      [&](const Link& link) {
+        return !known.contains(link.output) || link.op == Op::sum_heads ||
+               link.op == Op::head_linear;
+      },
+      table);
 }
 
-// A run that continues another: keys and values of earlier positions are uploaded, and so is a residual.
+// A run that continues another: keys and values of earlier positions are uploaded, and so is a
+// residual.
 TEST_P(FaultSweep, EveryFaultOfAContinuedRunIsRefusedAndNamedFirst) {
   auto w = weights("flags");
   CleanRun whole(w, plain_request(*w));
@@ -330,20 +402,33 @@ TEST_P(FaultSweep, EveryFaultOfAContinuedRunIsRefusedAndNamedFirst) {
     shape[1] = to - from;
     MutableArray result(shape, x.dtype());
     for (std::int64_t b = 0; b < 2; ++b)
-      for (std::int64_t i = 0; i < (to - from) * inner; ++i) result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
+      for (std::int64_t i = 0; i < (to - from) * inner; ++i)
+        result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
     return std::move(result).freeze();
   };
-  Request request{.rows = {.batch = 2, .pos = pos - first, .tokens = {}, .positions = {}, .first_layer = 1, .end_layer = c.n_layers,
-                           .start_residual = part(whole.clean.at({Site::resid_pre, 1}), first, pos), .first_pos = first},
-                  .plan = {}, .on_demand = {}};
+  Request request{.rows = {.batch = 2,
+                           .pos = pos - first,
+                           .tokens = {},
+                           .positions = {},
+                           .first_layer = 1,
+                           .end_layer = c.n_layers,
+                           .start_residual = part(whole.clean.at({Site::resid_pre, 1}), first, pos),
+                           .first_pos = first},
+                  .plan = {},
+                  .on_demand = {}};
   for (std::int64_t b = 0; b < 2; ++b)
     for (std::int64_t p = first; p < pos; ++p) request.rows.positions.push_back(p);
-  request.rows.base.push_back({.keys = part(whole.clean.at({Site::k, 1}), 0, first), .values = part(whole.clean.at({Site::v, 1}), 0, first)});
+  request.rows.base.push_back({.keys = part(whole.clean.at({Site::k, 1}), 0, first),
+                               .values = part(whole.clean.at({Site::v, 1}), 0, first)});
   request.validate(c);
   CleanRun continued(w, request);
-  sweep(continued, [](const Link& link) {
-    return link.op == Op::given || link.op == Op::concat || link.op == Op::scores || link.op == Op::softmax || link.op == Op::mix;
-  }, table);
+  sweep(
+      continued,
+      [](const Link& link) {
+        return link.op == Op::given || link.op == Op::concat || link.op == Op::scores ||
+               link.op == Op::softmax || link.op == Op::mix;
+      },
+      table);
 }
 
 // As users meet it: through RunOptions of a model from a folder.
@@ -352,7 +437,8 @@ TEST(FaultInjection, AModelRefusesAFaultedRunAndRunsCleanlyAfterwards) {
   Array ids = tokens_of("three_layers");
   Tokens tokens = model.tokens_of(golden::ids(ids), ids.size(0));
   auto injector = std::make_shared<FaultInjector>(
-      std::vector<FaultSpec>{{.name = "mask_group", .parameters = {{"group", 4}}, .layer = -1}}, model.config());
+      std::vector<FaultSpec>{{.name = "mask_group", .parameters = {{"group", 4}}, .layer = -1}},
+      model.config());
   RunOptions options;
   options.interference = interference_of(injector);
   try {
@@ -360,9 +446,11 @@ TEST(FaultInjection, AModelRefusesAFaultedRunAndRunsCleanlyAfterwards) {
     ADD_FAILURE() << "not refused";
   } catch (const VerificationFailed& e) {
     EXPECT_EQ(to_string(e.verdict().first_failure()->id), "blocks.2.attn.hook_attn_scores");
-    EXPECT_NE(std::string(e.what()).find("mask: keys of the future are visible"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("mask: keys of the future are visible"), std::string::npos)
+        << e.what();
     for (const Point& p : e.verdict().points)
-      EXPECT_EQ(p.passed(), p.id != e.verdict().first_failure()->id) << to_string(p.id) << ": what reads a wrong tensor correctly is not wrong itself";
+      EXPECT_EQ(p.passed(), p.id != e.verdict().first_failure()->id)
+          << to_string(p.id) << ": what reads a wrong tensor correctly is not wrong itself";
   }
   EXPECT_EQ(injector->fired_names(), std::vector<std::string>{"blocks.2.attn.hook_attn_scores"});
   EXPECT_THROW(model.forward(tokens, options), VerificationFailed);
@@ -372,11 +460,13 @@ TEST(FaultInjection, AModelRefusesAFaultedRunAndRunsCleanlyAfterwards) {
 TEST(FaultInjection, TensorsThatNoFaultChangesAreHandedOnAsTheyAre) {
   Config config = HookedTransformer::from_pretrained(golden::folder("flags")).config();
   at::Tensor x = own_copy(Array::of(std::vector<float>{1, 2, 3, 4}, {1, 2, 2}));
-  for (FaultSpec spec : {FaultSpec{.name = "one_element", .hook = "hook_attn_out"}, FaultSpec{.name = "scale", .parameters = {{"factor", 1}}}}) {
+  for (FaultSpec spec : {FaultSpec{.name = "one_element", .hook = "hook_attn_out"},
+                         FaultSpec{.name = "scale", .parameters = {{"factor", 1}}}}) {
     Interference none = interference_of(std::make_shared<FaultInjector>(std::vector{spec}, config));
     EXPECT_TRUE(none({Site::resid_pre, 0}, x).is_same(x)) << spec.name;
   }
-  Interference scale = interference_of(std::make_shared<FaultInjector>(std::vector<FaultSpec>{{.name = "scale"}}, config));
+  Interference scale = interference_of(
+      std::make_shared<FaultInjector>(std::vector<FaultSpec>{{.name = "scale"}}, config));
   at::Tensor y = scale({Site::resid_pre, 0}, x);
   EXPECT_FALSE(y.is_same(x));
   EXPECT_EQ(snapshot(x)[3], 4) << "the tensor itself is not written to";

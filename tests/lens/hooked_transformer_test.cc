@@ -1,4 +1,5 @@
-// The facade: honest runs are verified in every dtype, edits are applied and checked, bad calls refused.
+// The facade: honest runs are verified in every dtype, edits are applied and checked, bad calls
+// refused.
 #include "lens/hooked_transformer.h"
 
 #include <ATen/Context.h>
@@ -18,20 +19,27 @@
 namespace lenscpp {
 namespace {
 
-std::filesystem::path tiny_ioi() { return std::filesystem::path(LENSCPP_SOURCE_DIR) / "python/lenscpp/models/tiny-ioi"; }
+std::filesystem::path tiny_ioi() {
+  return std::filesystem::path(LENSCPP_SOURCE_DIR) / "python/lenscpp/models/tiny-ioi";
+}
 
 const HookedTransformer& tiny(DType dtype = DType::f32) {
   static std::map<DType, HookedTransformer> models;
   auto found = models.find(dtype);
-  if (found == models.end()) found = models.emplace(dtype, HookedTransformer::from_pretrained(tiny_ioi(), {.dtype = dtype})).first;
+  if (found == models.end())
+    found = models.emplace(dtype, HookedTransformer::from_pretrained(tiny_ioi(), {.dtype = dtype}))
+                .first;
   return found->second;
 }
 
 constexpr const char* kPrompt = "When John and Mary went to the store, John gave the bag to";
 
-Tokens random_tokens(const Config& config, std::int64_t batch, std::int64_t pos, std::mt19937_64& random) {
+Tokens random_tokens(const Config& config, std::int64_t batch, std::int64_t pos,
+                     std::mt19937_64& random) {
   Tokens tokens{.batch = batch, .pos = pos};
-  for (std::int64_t i = 0; i < batch * pos; ++i) tokens.ids.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(config.d_vocab)));
+  for (std::int64_t i = 0; i < batch * pos; ++i)
+    tokens.ids.push_back(
+        static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(config.d_vocab)));
   return tokens;
 }
 
@@ -57,18 +65,22 @@ TEST(HookedTransformer, RefusesNoCleanRun) {
     DType dtype = std::array{DType::f32, DType::f64, DType::bf16, DType::f16}[i % 4];
     at::set_num_threads(1 + i / 4 % 2);
     const HookedTransformer& model = tiny(dtype);
-    Tokens tokens = random_tokens(model.config(), 1 + static_cast<std::int64_t>(random() % 4), 1 + static_cast<std::int64_t>(random() % 60), random);
+    Tokens tokens = random_tokens(model.config(), 1 + static_cast<std::int64_t>(random() % 4),
+                                  1 + static_cast<std::int64_t>(random() % 60), random);
     try {
-      Verdict verdict = model.run_with_cache(tokens, {.names = std::vector<std::string>{}}).verdict();
+      Verdict verdict =
+          model.run_with_cache(tokens, {.names = std::vector<std::string>{}}).verdict();
       compared[dtype] += verdict.n_compared();
       for (const Point& p : verdict.points) worst[dtype] = std::max(worst[dtype], p.worst_ratio);
     } catch (const VerificationFailed& e) {
-      FAIL() << "run " << i << " in " << name_of(dtype) << ", [" << tokens.batch << ", " << tokens.pos << "]: " << e.what();
+      FAIL() << "run " << i << " in " << name_of(dtype) << ", [" << tokens.batch << ", "
+             << tokens.pos << "]: " << e.what();
     }
   }
   at::set_num_threads(threads_before);
   for (auto [dtype, n] : compared)
-    std::cout << runs / 4 << " runs in " << name_of(dtype) << ": " << n << " elements compared, worst error / bound " << worst[dtype] << "\n";
+    std::cout << runs / 4 << " runs in " << name_of(dtype) << ": " << n
+              << " elements compared, worst error / bound " << worst[dtype] << "\n";
 }
 
 class InDtype : public testing::TestWithParam<DType> {};
@@ -76,22 +88,34 @@ class InDtype : public testing::TestWithParam<DType> {};
 TEST_P(InDtype, EditsOfEveryKindAreAppliedAndVerified) {
   const HookedTransformer& model = tiny(GetParam());
   std::mt19937_64 random(3);
-  Tokens tokens = random_tokens(model.config(), 2, 9, random), other = random_tokens(model.config(), 2, 9, random);
+  Tokens tokens = random_tokens(model.config(), 2, 9, random),
+         other = random_tokens(model.config(), 2, 9, random);
   VerifiedCache source = model.run_with_cache(other), clean = model.run_with_cache(tokens);
   std::vector<std::int64_t> pos{2, 5};
-  for (std::string name : {"blocks.1.hook_resid_pre", "blocks.2.attn.hook_z", "blocks.0.attn.hook_pattern", "blocks.3.mlp.hook_post",
-                           "blocks.1.ln1.hook_scale", "blocks.2.ln2.hook_normalized", "ln_final.hook_scale", "hook_embed", "hook_pos_embed",
-                           "blocks.1.attn.hook_q", "blocks.1.attn.hook_k", "blocks.1.attn.hook_v", "blocks.1.attn.hook_attn_scores",
-                           "blocks.2.hook_attn_out", "blocks.2.hook_mlp_out", "blocks.3.hook_resid_post", "unembed.hook_in", "unembed.hook_out"}) {
+  for (std::string name :
+       {"blocks.1.hook_resid_pre", "blocks.2.attn.hook_z", "blocks.0.attn.hook_pattern",
+        "blocks.3.mlp.hook_post", "blocks.1.ln1.hook_scale", "blocks.2.ln2.hook_normalized",
+        "ln_final.hook_scale", "hook_embed", "hook_pos_embed", "blocks.1.attn.hook_q",
+        "blocks.1.attn.hook_k", "blocks.1.attn.hook_v", "blocks.1.attn.hook_attn_scores",
+        "blocks.2.hook_attn_out", "blocks.2.hook_mlp_out", "blocks.3.hook_resid_post",
+        "unembed.hook_in", "unembed.hook_out"}) {
     TensorId id = find_hook(name, {}, {}, model.config());
     bool scores = id.site == Site::attn_scores, scale = info(id.site).stored == Stored::accumulate;
-    for (EditKind kind : {EditKind::patch, EditKind::zero, EditKind::mean, EditKind::add, EditKind::scale}) {
-      if (scores && (kind == EditKind::mean || kind == EditKind::scale)) continue;  // scaled -inf is -inf; the mean is refused
-      if (scale && kind == EditKind::zero) continue;                                // a division by zero is no activation
-      Edit edit{.kind = kind, .site = id.site, .layer = id.layer, .where = {.pos = pos}, .factor = kind == EditKind::scale ? 0.7 : 1.0};
+    for (EditKind kind :
+         {EditKind::patch, EditKind::zero, EditKind::mean, EditKind::add, EditKind::scale}) {
+      if (scores && (kind == EditKind::mean || kind == EditKind::scale))
+        continue;                                     // scaled -inf is -inf; the mean is refused
+      if (scale && kind == EditKind::zero) continue;  // a division by zero is no activation
+      Edit edit{.kind = kind,
+                .site = id.site,
+                .layer = id.layer,
+                .where = {.pos = pos},
+                .factor = kind == EditKind::scale ? 0.7 : 1.0};
       if (kind == EditKind::patch || kind == EditKind::add) edit.source = source[name];
-      if (scores && kind == EditKind::add) edit.source = MutableArray(source[name].shape(), DType::f32).freeze();
-      VerifiedCache edited = model.run_with_cache(tokens, {.plan = Plan({edit})});  // throws when it is not what was asked for
+      if (scores && kind == EditKind::add)
+        edit.source = MutableArray(source[name].shape(), DType::f32).freeze();
+      VerifiedCache edited = model.run_with_cache(
+          tokens, {.plan = Plan({edit})});  // throws when it is not what was asked for
       if (kind == EditKind::patch) {
         const Array &found = edited[name], &from = source[name], &before = clean[name];
         auto inside = touched(edit, found.shape());
@@ -111,11 +135,14 @@ TEST_P(InDtype, InputsOfTheirOwnForQueriesKeysAndValuesAreVerified) {
   const HookedTransformer& model = tiny(GetParam());
   std::mt19937_64 random(4);
   Tokens tokens = random_tokens(model.config(), 2, 7, random);
-  std::vector<std::string> names{"blocks.1.hook_attn_in", "blocks.1.hook_q_input", "blocks.1.hook_k_input", "blocks.1.hook_v_input",
-                                 "blocks.1.attn.hook_result", "blocks.1.hook_mlp_in", "hook_tokens", "blocks.1.attn.hook_q"};
+  std::vector<std::string> names{
+      "blocks.1.hook_attn_in", "blocks.1.hook_q_input",     "blocks.1.hook_k_input",
+      "blocks.1.hook_v_input", "blocks.1.attn.hook_result", "blocks.1.hook_mlp_in",
+      "hook_tokens",           "blocks.1.attn.hook_q"};
   VerifiedCache asked = model.run_with_cache(tokens, {.names = names});
   EXPECT_EQ(asked.activations().entries().size(), names.size());
-  for (Site site : {Site::attn_in, Site::q_input, Site::k_input, Site::v_input, Site::result, Site::mlp_in}) {
+  for (Site site :
+       {Site::attn_in, Site::q_input, Site::k_input, Site::v_input, Site::result, Site::mlp_in}) {
     Edit edit{.kind = EditKind::scale, .site = site, .layer = 1, .factor = 0.5};
     if (site != Site::mlp_in) edit.where.head = 2;
     EXPECT_NO_THROW(model.run_with_cache(tokens, {.plan = Plan({edit})})) << hook_name(site, 1);
@@ -130,7 +157,8 @@ TEST_P(InDtype, DriftStaysNearTheDtypesRoundoff) {
   EXPECT_LT(verdict.drift->points.back().relative, 30 * unit_roundoff(GetParam()));
 }
 
-INSTANTIATE_TEST_SUITE_P(HookedTransformer, InDtype, testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16),
+INSTANTIATE_TEST_SUITE_P(HookedTransformer, InDtype,
+                         testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST(HookedTransformer, IsTheSameInsideAnyAmbientState) {
@@ -154,10 +182,13 @@ TEST(HookedTransformer, IsTheSameInsideAnyAmbientState) {
   }
   {
     at::Context& context = at::globalContext();
-    context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::BF16);
+    context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL,
+                                at::Float32Precision::BF16);
     EXPECT_EQ(tiny().forward(tokens).digest(), expected) << "float32 products in bfloat16";
-    EXPECT_EQ(context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL), at::Float32Precision::BF16);
-    context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::IEEE);
+    EXPECT_EQ(context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL),
+              at::Float32Precision::BF16);
+    context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL,
+                                at::Float32Precision::IEEE);
   }
   EXPECT_TRUE(c10::GradMode::is_enabled());
 }
@@ -167,11 +198,18 @@ TEST(HookedTransformer, StopsWhereItIsAskedTo) {
   VerifiedCache full = tiny().run_with_cache(tokens);
   for (std::int64_t stop = 0; stop <= tiny().config().n_layers; ++stop) {
     Array residual = tiny().forward(tokens, {.stop_at_layer = stop});
-    std::string name = stop < tiny().config().n_layers ? hook_name(Site::resid_pre, stop) : hook_name(Site::resid_post, stop - 1);
-    if (stop == tiny().config().n_layers) { EXPECT_EQ(residual.digest(), full[name].digest()); }
-    else { EXPECT_EQ(residual.digest(), full[name].digest()) << stop; }
+    std::string name = stop < tiny().config().n_layers ? hook_name(Site::resid_pre, stop)
+                                                       : hook_name(Site::resid_post, stop - 1);
+    if (stop == tiny().config().n_layers) {
+      EXPECT_EQ(residual.digest(), full[name].digest());
+    } else {
+      EXPECT_EQ(residual.digest(), full[name].digest()) << stop;
+    }
   }
-  EXPECT_THROW(tiny().run_with_cache(tokens, {.names = std::vector<std::string>{"blocks.3.hook_resid_pre"}, .stop_at_layer = 2}), std::invalid_argument);
+  EXPECT_THROW(
+      tiny().run_with_cache(tokens, {.names = std::vector<std::string>{"blocks.3.hook_resid_pre"},
+                                     .stop_at_layer = 2}),
+      std::invalid_argument);
   EXPECT_THROW(tiny().forward(tokens, {.stop_at_layer = 5}), std::out_of_range);
 }
 
@@ -197,12 +235,23 @@ TEST(HookedTransformer, RefusesBadCallsByName) {
   says([&] { m.to_tokens("", false); }, "empty prompt");
   says([&] { m.to_single_token(" Mary John"); }, "2 tokens, not one: \" Mary\", \" John\"");
   says([&] { m.tokens_of({1, 2, 999999}, 1); }, "token 999999 at prompt 0, position 2");
-  says([&] { m.run_with_cache(m.to_tokens("a"), {.names = std::vector<std::string>{"blocks.0.attn.hook_qs"}}); }, "nearest");
-  says([&] { m.run_with_cache(m.to_tokens("a"), {.filter = [](const std::string&) { return false; }}); }, "matches no hook point");
-  says([&] { m.run_with_cache(m.to_tokens("a"), {.pos_slice = std::vector<std::int64_t>{9}}); }, "pos_slice");
+  says(
+      [&] {
+        m.run_with_cache(m.to_tokens("a"),
+                         {.names = std::vector<std::string>{"blocks.0.attn.hook_qs"}});
+      },
+      "nearest");
+  says(
+      [&] {
+        m.run_with_cache(m.to_tokens("a"), {.filter = [](const std::string&) { return false; }});
+      },
+      "matches no hook point");
+  says([&] { m.run_with_cache(m.to_tokens("a"), {.pos_slice = std::vector<std::int64_t>{9}}); },
+       "pos_slice");
   says([&] { HookedTransformer::from_pretrained(tiny_ioi(), {.device = "nonsense"}); }, "nonsense");
   says([&] { HookedTransformer::from_pretrained(tiny_ioi(), {.device = "cuda:7"}); }, "[device]");
-  says([&] { HookedTransformer::from_pretrained(tiny_ioi(), {.first_n_layers = 9}); }, "has 4 layers");
+  says([&] { HookedTransformer::from_pretrained(tiny_ioi(), {.first_n_layers = 9}); },
+       "has 4 layers");
   says([&] { HookedTransformer::from_pretrained("no/such/folder"); }, "no/such/folder");
   EXPECT_THROW(HookedTransformer::from_pretrained(tiny_ioi(), {.device = "cuda:7"}), DeviceError);
 }
@@ -211,7 +260,8 @@ TEST(HookedTransformer, LoadsOnlyTheFirstLayersWhenAskedTo) {
   HookedTransformer two = HookedTransformer::from_pretrained(tiny_ioi(), {.first_n_layers = 2});
   EXPECT_EQ(two.config().n_layers, 2);
   Tokens tokens = two.to_tokens(kPrompt);
-  EXPECT_EQ(two.run_with_cache(tokens)["blocks.1.hook_resid_post"].digest(), tiny().run_with_cache(tokens)["blocks.1.hook_resid_post"].digest());
+  EXPECT_EQ(two.run_with_cache(tokens)["blocks.1.hook_resid_post"].digest(),
+            tiny().run_with_cache(tokens)["blocks.1.hook_resid_post"].digest());
 }
 
 }  // namespace

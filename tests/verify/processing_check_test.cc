@@ -17,7 +17,8 @@ TEST_P(Processed, ComputesWhatTheCheckpointComputes) {
   for (DType dtype : {DType::f32, DType::f64}) {
     Weights weights = load_weights(golden::folder(GetParam()), dtype);
     EXPECT_NO_THROW(check_processing(weights, process(weights, {}), serial_for));
-    EXPECT_NO_THROW(check_processing(weights, process(weights, {.center_unembed = false}), serial_for));
+    EXPECT_NO_THROW(
+        check_processing(weights, process(weights, {.center_unembed = false}), serial_for));
     EXPECT_NO_THROW(check_processing(weights, process(weights, {.fold_ln = false}), serial_for));
   }
 }
@@ -26,16 +27,24 @@ TEST_P(Processed, ComputesWhatTheCheckpointComputes) {
 TEST_P(Processed, IsRefusedWhenAnyArrayIsWrong) {
   Weights processed = process(raw, {});
   std::size_t last = processed.layers.size() - 1;
-  std::vector<std::pair<std::string, Array*>> arrays{
-      {"W_E", &processed.W_E}, {"W_pos", &processed.W_pos}, {"W_U", &processed.W_U}, {"b_U", &processed.b_U}};
+  std::vector<std::pair<std::string, Array*>> arrays{{"W_E", &processed.W_E},
+                                                     {"W_pos", &processed.W_pos},
+                                                     {"W_U", &processed.W_U},
+                                                     {"b_U", &processed.b_U}};
   LayerWeights& layer = processed.layers[last];
-  for (auto [name, array] : {std::pair{"W_QKV", &layer.W_QKV}, {"W_O", &layer.W_O}, {"b_O", &layer.b_O},
-                             {"W_in", &layer.W_in}, {"b_in", &layer.b_in}, {"W_out", &layer.W_out}, {"b_out", &layer.b_out}})
+  for (auto [name, array] : {std::pair{"W_QKV", &layer.W_QKV},
+                             {"W_O", &layer.W_O},
+                             {"b_O", &layer.b_O},
+                             {"W_in", &layer.W_in},
+                             {"b_in", &layer.b_in},
+                             {"W_out", &layer.W_out},
+                             {"b_out", &layer.b_out}})
     arrays.emplace_back(name, array);
   for (auto& [name, array] : arrays) {
     Array before = *array;
     MutableArray changed(before);
-    for (std::int64_t i = 0; i < changed.numel(); ++i) changed.set(i, changed.get(i) * (i % 2 == 0 ? 1.02 : 0.98));
+    for (std::int64_t i = 0; i < changed.numel(); ++i)
+      changed.set(i, changed.get(i) * (i % 2 == 0 ? 1.02 : 0.98));
     *array = std::move(changed).freeze();
     EXPECT_THROW(check_processing(raw, processed, serial_for), std::runtime_error) << name;
     *array = before;
@@ -43,7 +52,8 @@ TEST_P(Processed, IsRefusedWhenAnyArrayIsWrong) {
   EXPECT_NO_THROW(check_processing(raw, processed, serial_for));
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Processed, testing::Values("three_layers", "odd_heads", "untied", "square"),
+INSTANTIATE_TEST_SUITE_P(Golden, Processed,
+                         testing::Values("three_layers", "odd_heads", "untied", "square"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -19,8 +19,8 @@ struct Outcome {
   std::size_t kept = 0;
 };
 
-Outcome check(const std::shared_ptr<const Weights>& weights, const Request& request, const Tamper& tamper = {},
-              std::optional<VerifierOptions> options = {}) {
+Outcome check(const std::shared_ptr<const Weights>& weights, const Request& request,
+              const Tamper& tamper = {}, std::optional<VerifierOptions> options = {}) {
   Verifier verifier(weights, request, options.value_or(honest::keep_all(*weights)));
   honest::run(*weights, request, verifier, tamper);
   try {
@@ -40,8 +40,9 @@ std::vector<TensorId> ids_of(const Weights& weights, const Request& request) {
 
 class VerifierOf : public testing::TestWithParam<std::tuple<std::string, DType, bool>> {
  protected:
-  std::shared_ptr<const Weights> weights = honest::weights(
-      std::get<0>(GetParam()), std::get<1>(GetParam()), std::get<2>(GetParam()) ? Processing{} : Processing::none());
+  std::shared_ptr<const Weights> weights =
+      honest::weights(std::get<0>(GetParam()), std::get<1>(GetParam()),
+                      std::get<2>(GetParam()) ? Processing{} : Processing::none());
   Request request = honest::request(*weights, 2, std::min<std::int64_t>(6, weights->config.n_ctx));
 };
 
@@ -52,7 +53,8 @@ TEST_P(VerifierOf, AcceptsAnHonestRunAndKeepsEveryPublicTensor) {
   EXPECT_EQ(outcome.verdict.coverage, 1);
   EXPECT_EQ(outcome.kept, hook_names(weights->config).size());
   std::int64_t elements = 0;
-  for (const TensorId& id : ids_of(*weights, request)) elements += numel(shape_of(id.site, weights->config, request.rows.extents()));
+  for (const TensorId& id : ids_of(*weights, request))
+    elements += numel(shape_of(id.site, weights->config, request.rows.extents()));
   EXPECT_EQ(outcome.verdict.n_compared(), elements);
 }
 
@@ -67,13 +69,15 @@ TEST_P(VerifierOf, NamesTheFirstWrongTensorWhereverItIs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, VerifierOf,
-                         testing::Combine(testing::Values("three_layers", "one_layer_one_head", "flags"),
-                                          testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16), testing::Bool()),
-                         [](const auto& info) {
-                           return std::get<0>(info.param) + "_" + std::string(name_of(std::get<1>(info.param))) +
-                                  (std::get<2>(info.param) ? "_processed" : "_raw");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Golden, VerifierOf,
+    testing::Combine(testing::Values("three_layers", "one_layer_one_head", "flags"),
+                     testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16),
+                     testing::Bool()),
+    [](const auto& info) {
+      return std::get<0>(info.param) + "_" + std::string(name_of(std::get<1>(info.param))) +
+             (std::get<2>(info.param) ? "_processed" : "_raw");
+    });
 
 class VerifierTest : public testing::Test {
  protected:
@@ -81,7 +85,8 @@ class VerifierTest : public testing::Test {
   Request request = honest::request(*weights);
 
   // A run of which the sink sees only what `filter` lets through, possibly replaced.
-  Verdict filtered(const std::function<std::optional<Array>(const TensorId&, const Array&)>& filter) {
+  Verdict filtered(
+      const std::function<std::optional<Array>(const TensorId&, const Array&)>& filter) {
     struct Filter : Sink {
       Verifier* to;
       std::function<std::optional<Array>(const TensorId&, const Array&)> filter;
@@ -129,7 +134,8 @@ TEST_F(VerifierTest, RefusesAnotherShapeOrDtype) {
     });
     ASSERT_EQ(verdict.status, Status::invalid);
     EXPECT_EQ(verdict.first_failure()->id, q);
-    EXPECT_NE(verdict.first_failure()->why.find("has shape"), std::string::npos) << verdict.first_failure()->why;
+    EXPECT_NE(verdict.first_failure()->why.find("has shape"), std::string::npos)
+        << verdict.first_failure()->why;
   }
 }
 
@@ -158,12 +164,15 @@ TEST_F(VerifierTest, AWrongTensorThatIsReadOnFailsOnce) {
   Outcome outcome = check(weights, request, [&](const TensorId& id, const Array& value) {
     return id == wrong ? honest::with(value, 5, 3) : value;
   });
-  auto failures = std::ranges::count_if(outcome.verdict.points, [](const Point& p) { return !p.passed(); });
+  auto failures =
+      std::ranges::count_if(outcome.verdict.points, [](const Point& p) { return !p.passed(); });
   EXPECT_EQ(failures, 1);
 }
 
 TEST_F(VerifierTest, KeepsOnlyWhatIsAskedForAndChecksEverything) {
-  VerifierOptions options{.dtype = DType::f32, .keep = [](Site site, std::int64_t layer) { return site == Site::z && layer == 1; }};
+  VerifierOptions options{.dtype = DType::f32, .keep = [](Site site, std::int64_t layer) {
+                            return site == Site::z && layer == 1;
+                          }};
   Outcome outcome = check(weights, request, {}, options);
   EXPECT_EQ(outcome.kept, 1u);
   EXPECT_EQ(outcome.verdict.coverage, 1);
@@ -219,7 +228,10 @@ TEST_F(VerifierTest, HoldsNoMoreTensorsForADeeperModel) {
     for (const Link& link : links) {
       std::vector<Array> inputs;
       for (const TensorId& input : link.inputs) inputs.push_back(live.at(input));
-      Array value = compute(link, inputs, shape_of(link.output.site, weights->config, request.rows.extents()), serial_for).to(DType::f32);
+      Array value =
+          compute(link, inputs, shape_of(link.output.site, weights->config, request.rows.extents()),
+                  serial_for)
+              .to(DType::f32);
       for (const TensorId& input : link.inputs)
         if (--readers[input] == 0) live.erase(input);
       if (readers.contains(link.output)) live[link.output] = value;
@@ -247,21 +259,36 @@ TEST_F(VerifierTest, ReportsTheDriftOfTheWholeRun) {
 TEST_F(VerifierTest, ChecksEditsOfEveryKindAndSeesEachOneLeftOut) {
   Recorder source;
   honest::run(*weights, honest::request(*weights, 1), source);
-  Array z = source.tensors().at({Site::z, 1}), vector = Array::of(std::span<const float>(std::vector<float>(36, 0.5f)), {36});
+  Array z = source.tensors().at({Site::z, 1}),
+        vector = Array::of(std::span<const float>(std::vector<float>(36, 0.5f)), {36});
   std::vector<Edit> edits{
-      {.kind = EditKind::patch, .site = Site::z, .layer = 1, .where = {.head = 2, .pos = std::vector<std::int64_t>{3}}, .source = z},
+      {.kind = EditKind::patch,
+       .site = Site::z,
+       .layer = 1,
+       .where = {.head = 2, .pos = std::vector<std::int64_t>{3}},
+       .source = z},
       {.kind = EditKind::zero, .site = Site::mlp_out, .layer = 0, .where = {.batch = 1}},
       {.kind = EditKind::mean, .site = Site::attn_out, .layer = 2},
       {.kind = EditKind::mean, .site = Site::z, .layer = 0, .where = {.head = 0}, .source = z},
-      {.kind = EditKind::add, .site = Site::resid_post, .layer = 1, .where = {.pos = std::vector<std::int64_t>{-1}}, .source = vector, .factor = 1.5},
+      {.kind = EditKind::add,
+       .site = Site::resid_post,
+       .layer = 1,
+       .where = {.pos = std::vector<std::int64_t>{-1}},
+       .source = vector,
+       .factor = 1.5},
       {.kind = EditKind::scale, .site = Site::resid_pre, .layer = 2, .factor = 0.3},
       {.kind = EditKind::zero, .site = Site::pattern, .layer = 1, .where = {.head = 0, .key = 0}},
       {.kind = EditKind::scale, .site = Site::ln1_scale, .layer = 1, .factor = 1.1},
-      {.kind = EditKind::add, .site = Site::q_input, .layer = 2, .where = {.head = 1}, .source = vector},
+      {.kind = EditKind::add,
+       .site = Site::q_input,
+       .layer = 2,
+       .where = {.head = 1},
+       .source = vector},
       {.kind = EditKind::zero, .site = Site::result, .layer = 0, .where = {.head = 1}},
       {.kind = EditKind::scale, .site = Site::mlp_in, .layer = 2, .factor = 2}};
   for (const Edit& edit : edits) {
-    request.plan = Plan({edit, {.kind = EditKind::scale, .site = edit.site, .layer = edit.layer, .factor = 0.7}});
+    request.plan = Plan(
+        {edit, {.kind = EditKind::scale, .site = edit.site, .layer = edit.layer, .factor = 0.7}});
     request.validate(weights->config);
     Outcome outcome = check(weights, request);
     EXPECT_TRUE(outcome.cache) << to_json(request.plan).dump() << outcome.verdict.summary();
@@ -277,7 +304,10 @@ TEST_F(VerifierTest, ChecksEditsOfEveryKindAndSeesEachOneLeftOut) {
 }
 
 TEST_F(VerifierTest, SeesAnEditThatTouchesMoreThanItWasToldTo) {
-  request.plan = Plan({{.kind = EditKind::zero, .site = Site::z, .layer = 1, .where = {.head = 1, .pos = std::vector<std::int64_t>{2}}}});
+  request.plan = Plan({{.kind = EditKind::zero,
+                        .site = Site::z,
+                        .layer = 1,
+                        .where = {.head = 1, .pos = std::vector<std::int64_t>{2}}}});
   Outcome outcome = check(weights, request, [&](const TensorId& id, const Array& value) {
     return id == TensorId{Site::z, 1, 1} ? honest::with(value, 0, 0) : value;
   });
@@ -343,7 +373,8 @@ TEST_F(Recorded, ACompleteRecordIsVerified) {
   Verdict verdict = verdict_of(all);
   EXPECT_EQ(verdict.status, Status::verified) << verdict.summary();
   EXPECT_EQ(verdict.points.size(), all.size());
-  EXPECT_EQ(verdict.recomputed.size(), 6u);  // ln1.out and ln2.out of three layers have no public name
+  EXPECT_EQ(verdict.recomputed.size(),
+            6u);  // ln1.out and ln2.out of three layers have no public name
 }
 
 TEST_F(Recorded, GapsAreSpannedAndListed) {
@@ -352,7 +383,8 @@ TEST_F(Recorded, GapsAreSpannedAndListed) {
   EXPECT_EQ(verdict.status, Status::verified) << verdict.summary();
   EXPECT_EQ(verdict.points.size(), some.size());
   EXPECT_LT(verdict.coverage, 0.5);
-  EXPECT_TRUE(std::ranges::find(verdict.recomputed, "blocks.0.attn.hook_pattern") != verdict.recomputed.end());
+  EXPECT_TRUE(std::ranges::find(verdict.recomputed, "blocks.0.attn.hook_pattern") !=
+              verdict.recomputed.end());
 }
 
 TEST_F(Recorded, AnErrorBehindAGapIsStillSeen) {

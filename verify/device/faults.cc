@@ -16,7 +16,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Where faults can occur.
 bool is_ids(Site site) { return info(site).stored == Stored::ids; }
-bool has_axis(Site site, Axis axis) { return std::ranges::find(info(site).axes, axis) != info(site).axes.end(); }
+bool has_axis(Site site, Axis axis) {
+  return std::ranges::find(info(site).axes, axis) != info(site).axes.end();
+}
 bool anywhere(Site) { return true; }
 bool in_numbers(Site site) { return !is_ids(site); }
 bool in_heads(Site site) { return has_axis(site, Axis::head) || has_axis(site, Axis::kv_head); }
@@ -25,7 +27,9 @@ bool in_scores(Site site) { return site == Site::attn_scores; }
 // A tensor as [outer, extent, inner] around one of its axes.
 struct Around {
   std::int64_t outer = 1, extent = 1, inner = 1;
-  std::int64_t operator()(std::int64_t o, std::int64_t e, std::int64_t i) const { return (o * extent + e) * inner + i; }
+  std::int64_t operator()(std::int64_t o, std::int64_t e, std::int64_t i) const {
+    return (o * extent + e) * inner + i;
+  }
 };
 Around around(const Array& x, int axis) {
   Around a{.extent = x.size(axis)};
@@ -37,13 +41,17 @@ template <class IsAxis>
 Around around(const FaultContext& c, const IsAxis& is_axis) {
   auto axes = info(c.id().site).axes;
   auto found = std::ranges::find_if(axes, is_axis);
-  if (found == axes.end()) throw std::logic_error("[faults] " + to_string(c.id()) + " has no such axis");
+  if (found == axes.end())
+    throw std::logic_error("[faults] " + to_string(c.id()) + " has no such axis");
   return around(c.value(), static_cast<int>(found - axes.begin()));
 }
-// Positions: what is computed row by row; of scores the queries, of keys read from elsewhere the keys.
+// Positions: what is computed row by row; of scores the queries, of keys read from elsewhere the
+// keys.
 Around positions(const FaultContext& c) {
   bool keys_only = !has_axis(c.id().site, Axis::pos) && !has_axis(c.id().site, Axis::query);
-  return around(c, [&](Axis a) { return a == Axis::pos || a == Axis::query || (keys_only && a == Axis::key); });
+  return around(c, [&](Axis a) {
+    return a == Axis::pos || a == Axis::query || (keys_only && a == Axis::key);
+  });
 }
 Around heads(const FaultContext& c) {
   return around(c, [](Axis a) { return a == Axis::head || a == Axis::kv_head; });
@@ -60,12 +68,15 @@ double finite_rms(const Array& x) {
   return n > 0 ? std::sqrt(square / static_cast<double>(n)) : 1;
 }
 
-// What a region is overwritten with: itself plus `delta` where that is given; numbers as large as the
-// tensor's where `garbage` is 1; else zero.
+// What a region is overwritten with: itself plus `delta` where that is given; numbers as large as
+// the tensor's where `garbage` is 1; else zero.
 class Filler {
  public:
   explicit Filler(FaultContext& c)
-      : c_(c), delta_(c.get("delta")), garbage_(*c.get("garbage") != 0), size_(garbage_ ? std::sqrt(3.0) * finite_rms(c.value()) : 0) {}
+      : c_(c),
+        delta_(c.get("delta")),
+        garbage_(*c.get("garbage") != 0),
+        size_(garbage_ ? std::sqrt(3.0) * finite_rms(c.value()) : 0) {}
   void fill(MutableArray& x, std::int64_t i) {
     if (delta_) return x.set(i, x.get(i) + *delta_);
     if (!garbage_) return x.set(i, 0);
@@ -84,7 +95,8 @@ MutableArray one_element(FaultContext& c) {
   MutableArray x(c.value());
   std::int64_t i = c.index("index", x.numel());
   // Of the elements from there on the first that is not masked: nothing can be added to -inf.
-  for (std::int64_t n = 0; n < x.numel() && !c.get("index") && !std::isfinite(x.get(i)); ++n) i = (i + 1) % x.numel();
+  for (std::int64_t n = 0; n < x.numel() && !c.get("index") && !std::isfinite(x.get(i)); ++n)
+    i = (i + 1) % x.numel();
   x.set(i, x.get(i) + *c.get("delta"));
   return x;
 }
@@ -113,7 +125,8 @@ MutableArray row(FaultContext& c) {
   Filler filler(c);
   Around p = positions(c);
   Around batch = around(c.value(), 0);
-  std::int64_t pos = c.index("pos", p.extent), prompt = c.index("batch", batch.extent), per_prompt = p.outer / batch.extent;
+  std::int64_t pos = c.index("pos", p.extent), prompt = c.index("batch", batch.extent),
+               per_prompt = p.outer / batch.extent;
   for (std::int64_t o = prompt * per_prompt; o < (prompt + 1) * per_prompt; ++o)
     for (std::int64_t i = 0; i < p.inner; ++i) filler.fill(x, p(o, pos, i));
   return x;
@@ -153,7 +166,8 @@ MutableArray swap_heads(FaultContext& c) {
   MutableArray x(c.value());
   Around h = heads(c);
   std::int64_t a = c.index("a", h.extent);
-  std::int64_t b = c.get("b") || h.extent == 1 ? c.index("b", h.extent) : (a + 1 + c.draw(h.extent - 1)) % h.extent;
+  std::int64_t b = c.get("b") || h.extent == 1 ? c.index("b", h.extent)
+                                               : (a + 1 + c.draw(h.extent - 1)) % h.extent;
   for (std::int64_t o = 0; o < h.outer; ++o)
     for (std::int64_t i = 0; i < h.inner; ++i) {
       x.set(h(o, a, i), c.value()[h(o, b, i)]);
@@ -168,9 +182,11 @@ MutableArray tile(FaultContext& c) {
   Filler filler(c);
   std::int64_t columns = c.value().size(-1), rows = x.numel() / columns;
   std::int64_t first_row = c.index("row", rows), first_column = c.index("column", columns);
-  auto height = static_cast<std::int64_t>(*c.get("height")), width = static_cast<std::int64_t>(*c.get("width"));
+  auto height = static_cast<std::int64_t>(*c.get("height")),
+       width = static_cast<std::int64_t>(*c.get("width"));
   for (std::int64_t r = first_row; r < std::min(rows, first_row + height); ++r)
-    for (std::int64_t j = first_column; j < std::min(columns, first_column + width); ++j) filler.fill(x, r * columns + j);
+    for (std::int64_t j = first_column; j < std::min(columns, first_column + width); ++j)
+      filler.fill(x, r * columns + j);
   return x;
 }
 
@@ -190,38 +206,45 @@ MutableArray round_bits(FaultContext& c) {
   for (std::int64_t i = 0; i < x.numel(); ++i) {
     int exponent;
     double fraction = std::frexp(x.get(i), &exponent);  // in [1/2, 1); infinities and NaN stay
-    if (std::isfinite(fraction)) x.set(i, std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits));
+    if (std::isfinite(fraction))
+      x.set(i, std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits));
   }
   return x;
 }
 
-// Visits every query's row of scores: `change(row, query, last)`, where `last` is the last key that it may see.
+// Visits every query's row of scores: `change(row, query, last)`, where `last` is the last key that
+// it may see.
 template <class Change>
 MutableArray change_mask(FaultContext& c, const Change& change) {
   MutableArray x(c.value());
   std::int64_t queries = c.value().size(2), keys = c.value().size(3), before = keys - queries;
-  for (std::int64_t r = 0; r < x.numel() / keys; ++r) change(x, r * keys, before + r % queries, keys);
+  for (std::int64_t r = 0; r < x.numel() / keys; ++r)
+    change(x, r * keys, before + r % queries, keys);
   return x;
 }
 
 // What a key shows that should be masked: its own score is not known here, the query's last one is.
 MutableArray mask_off_by_one(FaultContext& c) {
   bool future = *c.get("by") > 0;
-  return change_mask(c, [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
-    if (future && last + 1 < keys) x.set(row + last + 1, x.get(row + last));
-    if (!future && last > 0) x.set(row + last, -kInfinity);
-  });
+  return change_mask(c,
+                     [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
+                       if (future && last + 1 < keys) x.set(row + last + 1, x.get(row + last));
+                       if (!future && last > 0) x.set(row + last, -kInfinity);
+                     });
 }
 
 MutableArray mask_group(FaultContext& c) {
   auto group = static_cast<std::int64_t>(*c.get("group"));
-  return change_mask(c, [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
-    for (std::int64_t j = last + 1; j < std::min(keys, (last / group + 1) * group); ++j) x.set(row + j, x.get(row + last));
-  });
+  return change_mask(
+      c, [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
+        for (std::int64_t j = last + 1; j < std::min(keys, (last / group + 1) * group); ++j)
+          x.set(row + j, x.get(row + last));
+      });
 }
 
 // Parameters.
-constexpr FaultParameter kGarbage{"garbage", "1: random numbers of the tensor's own size; 0: zeros", 0, true};
+constexpr FaultParameter kGarbage{"garbage", "1: random numbers of the tensor's own size; 0: zeros",
+                                  0, true};
 constexpr FaultParameter kDelta{"delta", "instead: added to every element of the region", {}};
 constexpr FaultParameter kIndex{"index", "flat index of the element; else by the seed", {}, true};
 constexpr FaultParameter kOneElement[] = {kIndex, {"delta", "what is added", 1}};
@@ -229,36 +252,64 @@ constexpr FaultParameter kSign[] = {kIndex};
 constexpr FaultParameter kNan[] = {kIndex};
 constexpr FaultParameter kInf[] = {kIndex, {"sign", "1: +inf; -1: -inf", 1}};
 constexpr FaultParameter kRow[] = {{"pos", "the position; else by the seed", {}, true},
-                                   {"batch", "the prompt; else by the seed", {}, true}, kGarbage, kDelta};
-constexpr FaultParameter kZeroFrom[] = {{"pos", "the first position of zeros; else the middle", {}, true}};
+                                   {"batch", "the prompt; else by the seed", {}, true},
+                                   kGarbage,
+                                   kDelta};
+constexpr FaultParameter kZeroFrom[] = {
+    {"pos", "the first position of zeros; else the middle", {}, true}};
 constexpr FaultParameter kShiftRows[] = {{"by", "positions; negative: towards the first", 1, true}};
-constexpr FaultParameter kHead[] = {{"head", "the head; else by the seed", {}, true}, kGarbage, kDelta};
-constexpr FaultParameter kSwapHeads[] = {{"a", "one head; else by the seed", {}, true}, {"b", "the other; else by the seed", {}, true}};
-constexpr FaultParameter kTile[] = {{"row", "first row, all axes but the last being rows; else by the seed", {}, true},
-                                    {"column", "first column, along the last axis; else by the seed", {}, true},
-                                    {"height", "rows", 4, true}, {"width", "columns", 4, true}, kGarbage, kDelta};
-constexpr FaultParameter kStale[] = {{"by", "where nothing passed before: rows are shifted by as much", 1, true}};
+constexpr FaultParameter kHead[] = {
+    {"head", "the head; else by the seed", {}, true}, kGarbage, kDelta};
+constexpr FaultParameter kSwapHeads[] = {{"a", "one head; else by the seed", {}, true},
+                                         {"b", "the other; else by the seed", {}, true}};
+constexpr FaultParameter kTile[] = {
+    {"row", "first row, all axes but the last being rows; else by the seed", {}, true},
+    {"column", "first column, along the last axis; else by the seed", {}, true},
+    {"height", "rows", 4, true},
+    {"width", "columns", 4, true},
+    kGarbage,
+    kDelta};
+constexpr FaultParameter kStale[] = {
+    {"by", "where nothing passed before: rows are shifted by as much", 1, true}};
 constexpr FaultParameter kScale[] = {{"factor", "what everything is multiplied by", 1.01}};
-constexpr FaultParameter kRoundBits[] = {{"bits", "of the significand: 11 as TF32 and float16, 8 as bfloat16", 11, true}};
-constexpr FaultParameter kMaskOffByOne[] = {{"by", "1: every query sees one key of the future; -1: every query but the first loses its last key", 1, true}};
-constexpr FaultParameter kMaskGroup[] = {{"group", "queries that share the mask of the last of them", 4, true}};
+constexpr FaultParameter kRoundBits[] = {
+    {"bits", "of the significand: 11 as TF32 and float16, 8 as bfloat16", 11, true}};
+constexpr FaultParameter kMaskOffByOne[] = {
+    {"by",
+     "1: every query sees one key of the future; -1: every query but the first loses its last key",
+     1, true}};
+constexpr FaultParameter kMaskGroup[] = {
+    {"group", "queries that share the mask of the last of them", 4, true}};
 
 constexpr FaultInfo kFaults[] = {
     {"one_element", "one element is off", "a bit flip; a race", kOneElement, anywhere, one_element},
-    {"sign", "one element has the other sign", "what checks of magnitudes overlook", kSign, in_numbers, sign},
-    {"nan", "one element is not a number", "pytorch 186278 (fast tanh overflows)", kNan, in_numbers, nan},
+    {"sign", "one element has the other sign", "what checks of magnitudes overlook", kSign,
+     in_numbers, sign},
+    {"nan", "one element is not a number", "pytorch 186278 (fast tanh overflows)", kNan, in_numbers,
+     nan},
     {"inf", "one element is infinite", "overflow in a narrow accumulator", kInf, in_numbers, inf},
-    {"row", "one position of one prompt is zero or garbage", "pytorch 189495 (bias, large batch)", kRow, anywhere, row},
-    {"zero_from", "positions from some point on are zero", "pytorch 188756, 189960 (beyond 2^31 elements)", kZeroFrom, anywhere, zero_from},
-    {"shift_rows", "rows stand at a wrong position", "pytorch 131750 (storage offset dropped)", kShiftRows, anywhere, shift_rows},
-    {"head", "one head is zero or garbage", "pytorch 174861 (heads read beyond memory)", kHead, in_heads, head},
-    {"swap_heads", "two heads have changed places", "pytorch 193893 (head reads another's keys)", kSwapHeads, in_heads, swap_heads},
-    {"tile", "a tile of a product is zero or garbage", "pytorch 116769, 195163 (tiles of large products)", kTile, anywhere, tile},
-    {"stale", "what an earlier tensor of the same shape left in memory", "pytorch 139550, 139006 (buffer not written)", kStale, anywhere, stale},
-    {"scale", "everything is multiplied by a constant", "pytorch PR 184122 (a scale of another call)", kScale, in_numbers, scale},
-    {"round_bits", "everything is rounded to fewer bits", "mlx 4411, jax 7010, TF32", kRoundBits, in_numbers, round_bits},
-    {"mask_off_by_one", "the causal mask is off by one key", "pytorch 183631 (mask read at an offset)", kMaskOffByOne, in_scores, mask_off_by_one},
-    {"mask_group", "queries of a group share one causal mask", "pytorch 195910 (is_causal in float16)", kMaskGroup, in_scores, mask_group},
+    {"row", "one position of one prompt is zero or garbage", "pytorch 189495 (bias, large batch)",
+     kRow, anywhere, row},
+    {"zero_from", "positions from some point on are zero",
+     "pytorch 188756, 189960 (beyond 2^31 elements)", kZeroFrom, anywhere, zero_from},
+    {"shift_rows", "rows stand at a wrong position", "pytorch 131750 (storage offset dropped)",
+     kShiftRows, anywhere, shift_rows},
+    {"head", "one head is zero or garbage", "pytorch 174861 (heads read beyond memory)", kHead,
+     in_heads, head},
+    {"swap_heads", "two heads have changed places", "pytorch 193893 (head reads another's keys)",
+     kSwapHeads, in_heads, swap_heads},
+    {"tile", "a tile of a product is zero or garbage",
+     "pytorch 116769, 195163 (tiles of large products)", kTile, anywhere, tile},
+    {"stale", "what an earlier tensor of the same shape left in memory",
+     "pytorch 139550, 139006 (buffer not written)", kStale, anywhere, stale},
+    {"scale", "everything is multiplied by a constant",
+     "pytorch PR 184122 (a scale of another call)", kScale, in_numbers, scale},
+    {"round_bits", "everything is rounded to fewer bits", "mlx 4411, jax 7010, TF32", kRoundBits,
+     in_numbers, round_bits},
+    {"mask_off_by_one", "the causal mask is off by one key",
+     "pytorch 183631 (mask read at an offset)", kMaskOffByOne, in_scores, mask_off_by_one},
+    {"mask_group", "queries of a group share one causal mask",
+     "pytorch 195910 (is_causal in float16)", kMaskGroup, in_scores, mask_group},
 };
 
 template <class Row>
@@ -281,7 +332,8 @@ void check_parameters(const FaultSpec& spec, const FaultInfo& fault) {
   for (const auto& [name, value] : spec.parameters) {
     auto found = std::ranges::find(fault.parameters, name, &FaultParameter::name);
     if (found == fault.parameters.end())
-      refuse(spec, "no parameter " + in_quotes(name) + "; allowed: " + joined(names_of(fault.parameters)));
+      refuse(spec, "no parameter " + in_quotes(name) +
+                       "; allowed: " + joined(names_of(fault.parameters)));
     if (!std::isfinite(value)) refuse(spec, name + " is not finite");
     if (found->whole && (value != std::floor(value) || std::abs(value) > 0x1p53))
       refuse(spec, name + " is " + std::to_string(value) + "; needed: a whole number");
@@ -289,12 +341,14 @@ void check_parameters(const FaultSpec& spec, const FaultInfo& fault) {
   auto at_least_one = [&](const char* name) {
     auto found = spec.parameters.find(name);
     if (found != spec.parameters.end() && found->second < 1)
-      refuse(spec, std::string(name) + " is " + std::to_string(found->second) + "; needed: 1 or more");
+      refuse(spec,
+             std::string(name) + " is " + std::to_string(found->second) + "; needed: 1 or more");
   };
   for (const char* name : {"group", "bits", "height", "width"}) at_least_one(name);
 }
 
-// A site by its name without the layer, internal ones included, or by TransformerLens's short forms.
+// A site by its name without the layer, internal ones included, or by TransformerLens's short
+// forms.
 std::optional<Site> site_named(std::string_view name, const Config& config) {
   for (const SiteInfo& row : all_sites())
     if (row.name == name && exists(row.site, config)) return row.site;
@@ -310,10 +364,12 @@ std::vector<std::string> hooks_where(const FaultInfo& fault, const Config& confi
 
 }  // namespace
 
-FaultContext::FaultContext(const TensorId& id, const Array& value, const FaultSpec& spec, std::span<const FaultParameter> parameters)
+FaultContext::FaultContext(const TensorId& id, const Array& value, const FaultSpec& spec,
+                           std::span<const FaultParameter> parameters)
     : id_(id), value_(value), spec_(spec), parameters_(parameters) {
-  std::seed_seq seeds{static_cast<std::uint64_t>(spec.seed & 0xffffffffu), spec.seed >> 32, static_cast<std::uint64_t>(id.site),
-                      static_cast<std::uint64_t>(id.layer), static_cast<std::uint64_t>(id.stage)};
+  std::seed_seq seeds{static_cast<std::uint64_t>(spec.seed & 0xffffffffu), spec.seed >> 32,
+                      static_cast<std::uint64_t>(id.site), static_cast<std::uint64_t>(id.layer),
+                      static_cast<std::uint64_t>(id.stage)};
   random_.seed(seeds);
 }
 
@@ -328,8 +384,10 @@ std::int64_t FaultContext::index(std::string_view name, std::int64_t extent) {
   std::optional<double> given = get(name);
   if (!given) return draw(extent);
   if (*given < 0 || *given >= static_cast<double>(extent))
-    throw std::out_of_range("[faults] " + spec_.name + ": " + std::string(name) + " " + std::to_string(static_cast<std::int64_t>(*given)) +
-                            " out of range: " + to_string(id_) + " " + to_string(value_.shape()) + " allows 0.." + std::to_string(extent - 1));
+    throw std::out_of_range("[faults] " + spec_.name + ": " + std::string(name) + " " +
+                            std::to_string(static_cast<std::int64_t>(*given)) +
+                            " out of range: " + to_string(id_) + " " + to_string(value_.shape()) +
+                            " allows 0.." + std::to_string(extent - 1));
   return static_cast<std::int64_t>(*given);
 }
 
@@ -343,8 +401,9 @@ std::span<const FaultInfo> fault_catalogue() { return kFaults; }
 const FaultInfo& fault_info(std::string_view name) {
   for (const FaultInfo& fault : kFaults)
     if (fault.name == name) return fault;
-  throw std::invalid_argument("[faults] no fault " + in_quotes(name) + "; nearest: " +
-                              nearest_names(name, names_of(fault_catalogue())) + "; all: " + joined(names_of(fault_catalogue())));
+  throw std::invalid_argument("[faults] no fault " + in_quotes(name) +
+                              "; nearest: " + nearest_names(name, names_of(fault_catalogue())) +
+                              "; all: " + joined(names_of(fault_catalogue())));
 }
 
 FaultInjector::FaultInjector(std::vector<FaultSpec> specs, const Config& config) {
@@ -355,20 +414,24 @@ FaultInjector::FaultInjector(std::vector<FaultSpec> specs, const Config& config)
     Armed armed{.info = &fault, .spec = {}, .site = {}, .layer = spec.layer};
     if (armed.layer && *armed.layer < 0) *armed.layer += config.n_layers;
     if (armed.layer && (*armed.layer < 0 || *armed.layer >= config.n_layers))
-      throw std::out_of_range("[faults] " + spec.name + ": layer " + std::to_string(*spec.layer) + " out of range: the model has " +
-                              std::to_string(config.n_layers) + " layers");
+      throw std::out_of_range("[faults] " + spec.name + ": layer " + std::to_string(*spec.layer) +
+                              " out of range: the model has " + std::to_string(config.n_layers) +
+                              " layers");
     if (spec.hook) {
       std::string full = act_name(*spec.hook);
       std::string_view name = full;
       if (name.starts_with("blocks.")) {
         std::size_t dot = name.find('.', 7);
         std::string digits(name.substr(7, dot == std::string_view::npos ? dot : dot - 7));
-        bool number = !digits.empty() && digits.size() < 10 && std::ranges::all_of(digits, [](char c) { return c >= '0' && c <= '9'; });
+        bool number = !digits.empty() && digits.size() < 10 &&
+                      std::ranges::all_of(digits, [](char c) { return c >= '0' && c <= '9'; });
         std::int64_t named = number ? std::stoll(digits) : -1;
         if (number && named >= config.n_layers)
-          throw std::out_of_range("[faults] " + spec.name + ": " + in_quotes(full) + ": the model has " + std::to_string(config.n_layers) + " layers");
+          throw std::out_of_range("[faults] " + spec.name + ": " + in_quotes(full) +
+                                  ": the model has " + std::to_string(config.n_layers) + " layers");
         if (number && armed.layer && *armed.layer != named)
-          refuse(spec, "hook " + in_quotes(full) + " is not of layer " + std::to_string(*armed.layer));
+          refuse(spec,
+                 "hook " + in_quotes(full) + " is not of layer " + std::to_string(*armed.layer));
         if (number && dot != std::string_view::npos) {
           armed.layer = named;
           name.remove_prefix(dot + 1);
@@ -376,10 +439,11 @@ FaultInjector::FaultInjector(std::vector<FaultSpec> specs, const Config& config)
       }
       armed.site = site_named(name, config);
       if (!armed.site || (armed.layer && !info(*armed.site).per_layer))
-        refuse(spec, "no hook point " + in_quotes(*spec.hook) + (armed.site ? " in a layer" : "") + "; nearest: " +
-                         nearest_names(name, hooks_where(fault, config)));
+        refuse(spec, "no hook point " + in_quotes(*spec.hook) + (armed.site ? " in a layer" : "") +
+                         "; nearest: " + nearest_names(name, hooks_where(fault, config)));
       if (!fault.applies(*armed.site))
-        refuse(spec, "cannot occur at " + in_quotes(*spec.hook) + "; nearest where it can: " + nearest_names(name, hooks_where(fault, config)));
+        refuse(spec, "cannot occur at " + in_quotes(*spec.hook) + "; nearest where it can: " +
+                         nearest_names(name, hooks_where(fault, config)));
     }
     remembers_ = remembers_ || fault.apply == stale;
     armed.spec = std::move(spec);
@@ -394,7 +458,8 @@ bool FaultInjector::Armed::matches(const TensorId& id) const {
 }
 
 bool FaultInjector::wants(const TensorId& id) const {
-  return remembers_ || std::ranges::any_of(armed_, [&](const Armed& armed) { return armed.matches(id); });
+  return remembers_ ||
+         std::ranges::any_of(armed_, [&](const Armed& armed) { return armed.matches(id); });
 }
 
 Array FaultInjector::operator()(const TensorId& id, const Array& value) {
@@ -416,10 +481,13 @@ Array FaultInjector::operator()(const TensorId& id, const Array& value) {
   return result;
 }
 
-// The same site of the layer before or of the call before; else whatever lay in memory of that size.
+// The same site of the layer before or of the call before; else whatever lay in memory of that
+// size.
 const Array* FaultInjector::stale_for(const TensorId& id, const Array& value) const {
   auto here = last_at_site_.find({id.site, id.stage});
-  if (here != last_at_site_.end() && here->second.shape() == value.shape() && here->second.dtype() == value.dtype()) return &here->second;
+  if (here != last_at_site_.end() && here->second.shape() == value.shape() &&
+      here->second.dtype() == value.dtype())
+    return &here->second;
   auto shaped = last_of_shape_.find({value.dtype(), value.shape()});
   return shaped != last_of_shape_.end() ? &shaped->second : nullptr;
 }
@@ -432,7 +500,8 @@ void FaultInjector::remember(const TensorId& id, const Array& value) {
 std::vector<std::string> FaultInjector::fired_names() const {
   std::vector<std::string> names;
   for (const Firing& firing : log_)
-    if (std::ranges::find(names, to_string(firing.id)) == names.end()) names.push_back(to_string(firing.id));
+    if (std::ranges::find(names, to_string(firing.id)) == names.end())
+      names.push_back(to_string(firing.id));
   return names;
 }
 

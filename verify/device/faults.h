@@ -1,6 +1,7 @@
-// Faults as devices make them, injected into a run's tensors at the tap: to show that a run with wrong
-// numbers is refused, and where. Recipes and issue numbers: the working list of real bugs of backends.
-// Not a simulation of a device: whole tensors are changed after they were computed, before anybody reads them.
+// Faults as devices make them, injected into a run's tensors at the tap: to show that a run with
+// wrong numbers is refused, and where. Recipes and issue numbers: the working list of real bugs of
+// backends. Not a simulation of a device: whole tensors are changed after they were computed,
+// before anybody reads them.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +21,14 @@ namespace lenscpp {
 
 /// One fault to inject. What is not given is chosen by `seed`, or is the default of the table.
 struct FaultSpec {
-  std::string name;                          // of the table
+  std::string name;  // of the table
   std::map<std::string, double> parameters = {};
-  /// A full hook name, or one without its layer ("attn.hook_z", "hook_attn_out", "z"); internal links such
-  /// as "ln1.out" too. Unset: every site where the fault applies.
+  /// A full hook name, or one without its layer ("attn.hook_z", "hook_attn_out", "z"); internal
+  /// links such as "ln1.out" too. Unset: every site where the fault applies.
   std::optional<std::string> hook = {};
-  std::optional<std::int64_t> layer = {};    // negative from the end; unset: every layer
+  std::optional<std::int64_t> layer = {};  // negative from the end; unset: every layer
   std::uint64_t seed = 0;
-  std::int64_t stage = 0;                    // of an edited tensor: 0 as computed, n after the n-th edit
+  std::int64_t stage = 0;  // of an edited tensor: 0 as computed, n after the n-th edit
 };
 
 /// One parameter of a fault. Whole numbers count or index something.
@@ -40,7 +41,8 @@ struct FaultParameter {
 /// What a fault sees: the tensor, its own parameters, and what passed the tap before.
 class FaultContext {
  public:
-  FaultContext(const TensorId& id, const Array& value, const FaultSpec& spec, std::span<const FaultParameter> parameters);
+  FaultContext(const TensorId& id, const Array& value, const FaultSpec& spec,
+               std::span<const FaultParameter> parameters);
 
   const TensorId& id() const { return id_; }
   const Array& value() const { return value_; }
@@ -76,8 +78,8 @@ std::span<const FaultInfo> fault_catalogue();
 /// Throws std::invalid_argument naming the nearest faults.
 const FaultInfo& fault_info(std::string_view name);
 
-/// Injects faults into the tensors of one run at a time. Deterministic: what is drawn depends on the
-/// seed and on the tensor, not on what ran before. Not for use from two threads at once.
+/// Injects faults into the tensors of one run at a time. Deterministic: what is drawn depends on
+/// the seed and on the tensor, not on what ran before. Not for use from two threads at once.
 class FaultInjector {
  public:
   /// One time that a fault changed a tensor. A fault that leaves every bit as it was has not fired.
@@ -87,11 +89,12 @@ class FaultInjector {
     std::int64_t changed;  // elements
   };
 
-  /// Throws std::invalid_argument (unknown fault, parameter or hook, a fault that cannot occur at the
-  /// hook) or std::out_of_range (layer), naming what is allowed.
+  /// Throws std::invalid_argument (unknown fault, parameter or hook, a fault that cannot occur at
+  /// the hook) or std::out_of_range (layer), naming what is allowed.
   FaultInjector(std::vector<FaultSpec> specs, const Config& config);
 
-  /// Whether calling the injector with this tensor can do anything: nothing needs be copied otherwise.
+  /// Whether calling the injector with this tensor can do anything: nothing needs be copied
+  /// otherwise.
   bool wants(const TensorId& id) const;
   /// The faulted value; `value` itself, the same handle, where no fault changes it. Throws
   /// std::out_of_range when a parameter is beyond the tensor's extents.

@@ -23,7 +23,8 @@ double tolerance(const Contract& c, double reference, double slack) {
 }
 
 double expected_square(const Contract& c, std::int64_t terms, double walk, double y_square) {
-  return c.u_a * c.u_a * (walk / 6 + static_cast<double>(terms) * y_square / 9) + c.u_s * c.u_s / 3 * y_square;
+  return c.u_a * c.u_a * (walk / 6 + static_cast<double>(terms) * y_square / 9) +
+         c.u_s * c.u_s / 3 * y_square;
 }
 
 double product_slack(const Contract& c, std::int64_t terms, double rms) {
@@ -38,9 +39,15 @@ double scores_slack(const Contract& c, std::int64_t terms, double rms) {
 double mix_slack(const Contract& c, std::int64_t terms, double magnitude) {
   return (c.narrow ? 2 : c.reference) * static_cast<double>(terms) * c.u_a * magnitude;
 }
-double norm_scale_slack(const Contract& c, double magnitude) { return c.reference * 8 * c.u_a * magnitude; }
-double normalize_slack(const Contract& c, double magnitude) { return c.reference * 8 * c.u_a * magnitude; }
-double affine_slack(const Contract& c, double product) { return c.reference * 2 * c.u_a * std::abs(product); }
+double norm_scale_slack(const Contract& c, double magnitude) {
+  return c.reference * 8 * c.u_a * magnitude;
+}
+double normalize_slack(const Contract& c, double magnitude) {
+  return c.reference * 8 * c.u_a * magnitude;
+}
+double affine_slack(const Contract& c, double product) {
+  return c.reference * 2 * c.u_a * std::abs(product);
+}
 double softmax_slack(const Contract& c, double p, double below_max) {
   return c.reference * 16 * c.u_a * p * (2 + below_max) + 0x1p-122;
 }

@@ -2,9 +2,9 @@
 //
 //   |device - reference| <= u_s |reference| (1 + 2^-20) + slack + eta
 //
-// u_s |reference|: the one rounding of the store. `slack`: what the operation's own arithmetic may lose
-// before it, from the functions below. eta: below the normal numbers devices may flush to zero.
-// The constants are those measured in numerics.md; verify/README.md derives them.
+// u_s |reference|: the one rounding of the store. `slack`: what the operation's own arithmetic may
+// lose before it, from the functions below. eta: below the normal numbers devices may flush to
+// zero. The constants are those measured in numerics.md; verify/README.md derives them.
 #pragma once
 
 #include <cstdint>
@@ -16,28 +16,29 @@ namespace lenscpp {
 /// The arithmetic that a device declares for one tensor. Nothing else widens a bound.
 struct Contract {
   DType stored;
-  double u_s;        // unit roundoff of the store
-  double u_a;        // unit roundoff of the accumulation
-  double eta;        // absolute floor: smallest normal number; half a subnormal step for float16
-  bool narrow;       // stored narrower than accumulated: bfloat16, float16
-  double reference;  // 2 where the fp64 reference rounds as coarsely as the device (float64), else 1
+  double u_s;   // unit roundoff of the store
+  double u_a;   // unit roundoff of the accumulation
+  double eta;   // absolute floor: smallest normal number; half a subnormal step for float16
+  bool narrow;  // stored narrower than accumulated: bfloat16, float16
+  double
+      reference;  // 2 where the fp64 reference rounds as coarsely as the device (float64), else 1
 };
 Contract contract_of(Site site, DType model);
 
 /// A slack of `kExact` demands equality: no rounding is allowed at all.
 inline constexpr double kExact = -1;
-/// Times the expected rounding error, root mean square, beyond which a product's precision is not the
-/// declared one. Honest products stay near 1, TF32 inputs reach hundreds.
+/// Times the expected rounding error, root mean square, beyond which a product's precision is not
+/// the declared one. Honest products stay near 1, TF32 inputs reach hundreds.
 inline constexpr double kRmsLimit = 8;
 
-/// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact. In float64 the reference's own last
-/// rounding is as large as the device's, so that term counts twice.
+/// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact. In float64 the reference's
+/// own last rounding is as large as the device's, so that term counts twice.
 double tolerance(const Contract& c, double reference, double slack);
 
-/// The square of the rounding error that a sum of `terms` products is expected to make, for the RMS test.
-/// Each partial sum is rounded once; a sum y of terms whose root sum of squares is m runs like y k / K plus
-/// a random walk, so that u^2/3 sum S_k^2 is about u_a^2 (K m^2 / 6 + K y^2 / 9), and the store adds
-/// u_s^2 y^2 / 3. `walk` is K m^2, for which ||x||^2 ||w||^2 stands.
+/// The square of the rounding error that a sum of `terms` products is expected to make, for the RMS
+/// test. Each partial sum is rounded once; a sum y of terms whose root sum of squares is m runs
+/// like y k / K plus a random walk, so that u^2/3 sum S_k^2 is about u_a^2 (K m^2 / 6 + K y^2 / 9),
+/// and the store adds u_s^2 y^2 / 3. `walk` is K m^2, for which ||x||^2 ||w||^2 stands.
 double expected_square(const Contract& c, std::int64_t terms, double walk, double y_square);
 
 // Slacks. `terms` is the length of the sum (K).
@@ -46,7 +47,8 @@ double expected_square(const Contract& c, std::int64_t terms, double walk, doubl
 double product_slack(const Contract& c, std::int64_t terms, double rms);
 /// Product stored narrower: 2 K u_a (||x|| ||w|| + |b|), products of narrow numbers being exact.
 double narrow_product_slack(const Contract& c, std::int64_t terms, double magnitude);
-/// Scores: 10 sqrt(K) u_a sqrt(sum q^2 k^2) / divisor: short sums, with a division. `rms` includes it.
+/// Scores: 10 sqrt(K) u_a sqrt(sum q^2 k^2) / divisor: short sums, with a division. `rms` includes
+/// it.
 double scores_slack(const Contract& c, std::int64_t terms, double rms);
 /// pattern V: K u_a sum p |v| (2 K when narrow): same-sign terms, so roundings do not cancel.
 double mix_slack(const Contract& c, std::int64_t terms, double magnitude);

@@ -7,7 +7,8 @@
 
 namespace lenscpp {
 
-/// The last link's output (logits, or a residual) in float64. Only tensors still to be read are held.
+/// The last link's output (logits, or a residual) in float64. Only tensors still to be read are
+/// held.
 Array run_in_float64(const Weights& weights, const Request& request, const ParallelFor& parallel);
 
 }  // namespace lenscpp

@@ -24,11 +24,14 @@ double error_ratio(double device, double reference, double tolerance, const Cont
   if (std::isinf(device)) {
     // A store that overflows makes the infinity of the reference's sign, and that is honest.
     bool overflows = std::isinf(round_to(c.stored, std::abs(reference) + tolerance));
-    return overflows && !std::isinf(reference) && std::signbit(device) == std::signbit(reference) ? 1 : kInfinity;
+    return overflows && !std::isinf(reference) && std::signbit(device) == std::signbit(reference)
+               ? 1
+               : kInfinity;
   }
   if (std::isinf(reference)) return kInfinity;
   double error = std::abs(device - reference);
-  if (!(error <= tolerance)) return tolerance > 0 ? std::max(error / tolerance, std::nextafter(1.0, 2.0)) : kInfinity;
+  if (!(error <= tolerance))
+    return tolerance > 0 ? std::max(error / tolerance, std::nextafter(1.0, 2.0)) : kInfinity;
   return error / tolerance;
 }
 
@@ -52,10 +55,11 @@ struct Tally {
   }
 };
 
-// Adds one block to `t`. `on_failure(flat index, device, reference)` is called for every element beyond
-// its tolerance.
+// Adds one block to `t`. `on_failure(flat index, device, reference)` is called for every element
+// beyond its tolerance.
 template <class OnFailure>
-void compare(const Block& b, const Expectation& e, const Array& output, const Array& extra, const Contract& c, Tally& t, const OnFailure& on_failure) {
+void compare(const Block& b, const Expectation& e, const Array& output, const Array& extra,
+             const Contract& c, Tally& t, const OnFailure& on_failure) {
   t.expected_square += e.expected_square;
   std::vector<double> device(static_cast<std::size_t>(b.cols)), widening(device.size(), 0.0);
   for (std::int64_t r = 0; r < b.rows; ++r) {
@@ -64,10 +68,12 @@ void compare(const Block& b, const Expectation& e, const Array& output, const Ar
     if (!extra.empty()) extra.widen(begin, widening);
     for (std::int64_t j = 0; j < b.cols; ++j) {
       double reference = e.value(r, j);
-      double ratio = error_ratio(device[j], reference, tolerance(c, reference, e.slack(r, j)) + widening[j], c);
+      double ratio = error_ratio(device[j], reference,
+                                 tolerance(c, reference, e.slack(r, j)) + widening[j], c);
       // A cheap bound is refined only where it decides: for a failure, or for a new worst element.
       if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
-        ratio = error_ratio(device[j], reference, tolerance(c, reference, e.refine(r, j)) + widening[j], c);
+        ratio = error_ratio(device[j], reference,
+                            tolerance(c, reference, e.refine(r, j)) + widening[j], c);
       t.compared += 1;
       if (!(ratio <= 1)) {
         t.failed += 1;
@@ -86,10 +92,14 @@ void compare(const Block& b, const Expectation& e, const Array& output, const Ar
 }
 
 // Waking threads costs more than a small link is worth.
-const ParallelFor& threads_for(const Link& link, std::int64_t elements, const ParallelFor& parallel) {
+const ParallelFor& threads_for(const Link& link, std::int64_t elements,
+                               const ParallelFor& parallel) {
   static const ParallelFor serial = serial_for;
   constexpr std::int64_t kWorthThreads = 1 << 20;  // multiply-adds: about 50 microseconds
-  std::int64_t terms = link.op == Op::linear || link.op == Op::head_linear || link.op == Op::head_result ? link.weight->in : 16;
+  std::int64_t terms =
+      link.op == Op::linear || link.op == Op::head_linear || link.op == Op::head_result
+          ? link.weight->in
+          : 16;
   return elements * terms < kWorthThreads ? serial : parallel;
 }
 
@@ -101,25 +111,38 @@ Point check_exact(const Link& link, const std::vector<Array>& inputs, const Arra
   auto blocks = kernel->blocks();
   Tally total;
   std::mutex mutex;
-  threads_for(link, output.numel(), parallel)(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
-    Tally mine;
-    for (std::int64_t i = begin; i < end; ++i)
-      compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine, [](auto...) {});
-    std::lock_guard lock(mutex);
-    total.merge(mine);
-  });
-  Point point{.id = link.output, .op = link.op, .compared = total.compared, .failed = total.failed,
+  threads_for(link, output.numel(), parallel)(
+      static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+        Tally mine;
+        for (std::int64_t i = begin; i < end; ++i)
+          compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine,
+                  [](auto...) {});
+        std::lock_guard lock(mutex);
+        total.merge(mine);
+      });
+  Point point{.id = link.output,
+              .op = link.op,
+              .compared = total.compared,
+              .failed = total.failed,
               .worst_ratio = std::max(total.worst, 0.0),
-              .rms_ratio = total.expected_square > 0 ? std::sqrt(total.error_square / total.expected_square) : 0,
-              .worst_index = total.worst_index, .device_value = total.device,
-              .reference_value = total.reference, .shape = output.shape(), .why = {}, .hint = {}};
+              .rms_ratio = total.expected_square > 0
+                               ? std::sqrt(total.error_square / total.expected_square)
+                               : 0,
+              .worst_index = total.worst_index,
+              .device_value = total.device,
+              .reference_value = total.reference,
+              .shape = output.shape(),
+              .why = {},
+              .hint = {}};
   if (point.compared != output.numel())
-    point.why = "compared " + std::to_string(point.compared) + " of " + std::to_string(output.numel()) + " elements";
+    point.why = "compared " + std::to_string(point.compared) + " of " +
+                std::to_string(output.numel()) + " elements";
   if (!point.passed()) point.hint = diagnose(link, inputs, output, contract, point, extra);
   return point;
 }
 
-Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output, const Contract& contract) {
+Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output,
+                 const Contract& contract) {
   auto kernel = make_kernel(link, inputs, output, contract);
   MutableArray result(output, DType::f64);
   for (const Block& b : kernel->blocks()) {
@@ -133,18 +156,21 @@ Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape
   return std::move(result).freeze();
 }
 
-Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& output, const ParallelFor& parallel) {
+Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& output,
+              const ParallelFor& parallel) {
   auto kernel = make_kernel(link, inputs, output, contract_of(link.output.site, DType::f64));
   auto blocks = kernel->blocks();
   MutableArray result(output, DType::f64);
-  threads_for(link, numel(output), parallel)(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      Expectation e = kernel->expect(blocks[i]);
-      for (std::int64_t r = 0; r < blocks[i].rows; ++r)
-        result.store(blocks[i].offset + r * blocks[i].row_stride,
-                     {e.value.data() + r * blocks[i].cols, static_cast<std::size_t>(blocks[i].cols)});
-    }
-  });
+  threads_for(link, numel(output), parallel)(
+      static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          Expectation e = kernel->expect(blocks[i]);
+          for (std::int64_t r = 0; r < blocks[i].rows; ++r)
+            result.store(
+                blocks[i].offset + r * blocks[i].row_stride,
+                {e.value.data() + r * blocks[i].cols, static_cast<std::size_t>(blocks[i].cols)});
+        }
+      });
   return std::move(result).freeze();
 }
 
@@ -158,30 +184,33 @@ struct Pattern {
   double device_square = 0, reference_square = 0, error_square = 0, along = 0;
 };
 
-Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Array& extra) {
+Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, const Array& output,
+                        const Contract& c, const Array& extra) {
   Pattern p;
-  for (std::int64_t extent : output.shape()) p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
+  for (std::int64_t extent : output.shape())
+    p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
   auto kernel = make_kernel(link, inputs, output.shape(), c);
   Tally ignored;
   for (const Block& b : kernel->blocks())
-    compare(b, kernel->expect(b), output, extra, c, ignored, [&](std::int64_t index, double device, double reference) {
-      p.count += 1;
-      p.not_finite += !std::isfinite(device);
-      p.zeros += device == 0;
-      p.unmasked += std::isfinite(device) && reference == -kInfinity;
-      p.hidden += device == -kInfinity && std::isfinite(reference);
-      if (std::isfinite(device) && std::isfinite(reference)) {
-        double error = device - reference;
-        p.device_square += device * device;
-        p.reference_square += reference * reference;
-        p.error_square += error * error;
-        p.along += error * reference;
-      }
-      for (int d = output.rank() - 1; d >= 0; --d) {
-        p.per_axis[d][index % output.size(d)] += 1;
-        index /= output.size(d);
-      }
-    });
+    compare(b, kernel->expect(b), output, extra, c, ignored,
+            [&](std::int64_t index, double device, double reference) {
+              p.count += 1;
+              p.not_finite += !std::isfinite(device);
+              p.zeros += device == 0;
+              p.unmasked += std::isfinite(device) && reference == -kInfinity;
+              p.hidden += device == -kInfinity && std::isfinite(reference);
+              if (std::isfinite(device) && std::isfinite(reference)) {
+                double error = device - reference;
+                p.device_square += device * device;
+                p.reference_square += reference * reference;
+                p.error_square += error * error;
+                p.along += error * reference;
+              }
+              for (int d = output.rank() - 1; d >= 0; --d) {
+                p.per_axis[d][index % output.size(d)] += 1;
+                index /= output.size(d);
+              }
+            });
   return p;
 }
 
@@ -210,7 +239,8 @@ std::string where(const Link& link, const Array& output, const Pattern& p) {
     if (output.size(d) == 1) continue;
     std::int64_t distinct;
     std::string range = range_of(p.per_axis[d], distinct);
-    if (!range.empty()) text += (text.empty() ? "" : ", ") + std::string(name_of(axes[d])) + " " + range;
+    if (!range.empty())
+      text += (text.empty() ? "" : ", ") + std::string(name_of(axes[d])) + " " + range;
   }
   return text;
 }
@@ -230,14 +260,18 @@ std::string short_number(double value) {
   return text.data();
 }
 
-// Whether the output is the reference with rows of one axis moved: whether output[to] is reference[from]
-// for the given pairs, but for a tenth of the difference between output[to] and reference[to].
-bool moved(const Array& output, const Array& reference, int axis, const std::vector<std::pair<std::int64_t, std::int64_t>>& to_from) {
+// Whether the output is the reference with rows of one axis moved: whether output[to] is
+// reference[from] for the given pairs, but for a tenth of the difference between output[to] and
+// reference[to].
+bool moved(const Array& output, const Array& reference, int axis,
+           const std::vector<std::pair<std::int64_t, std::int64_t>>& to_from) {
   std::int64_t extent = output.size(axis), inner = 1, outer = 1;
   for (int d = 0; d < axis; ++d) outer *= output.size(d);
   for (int d = axis + 1; d < output.rank(); ++d) inner *= output.size(d);
   auto square = [](double a, double b) {
-    return a == b ? 0 : std::isfinite(a - b) ? (a - b) * (a - b) : kInfinity;  // infinities must match
+    return a == b                 ? 0
+           : std::isfinite(a - b) ? (a - b) * (a - b)
+                                  : kInfinity;  // infinities must match
   };
   double unmoved_square = 0, moved_square = 0;
   for (std::int64_t o = 0; o < outer; ++o)
@@ -251,7 +285,8 @@ bool moved(const Array& output, const Array& reference, int axis, const std::vec
 }
 
 // "heads 1 and 2 swapped", "rows shifted by 1", or nothing.
-std::string movement(const Link& link, const Array& output, const Array& reference, const Pattern& p) {
+std::string movement(const Link& link, const Array& output, const Array& reference,
+                     const Pattern& p) {
   auto axes = info(link.output.site).axes;
   for (int d = 0; d < output.rank(); ++d) {
     std::int64_t extent = output.size(d);
@@ -259,14 +294,18 @@ std::string movement(const Link& link, const Array& output, const Array& referen
       std::vector<std::int64_t> wrong;
       for (std::int64_t h = 0; h < extent; ++h)
         if (p.per_axis[d][h] > 0) wrong.push_back(h);
-      if (wrong.size() == 2 && moved(output, reference, d, {{wrong[0], wrong[1]}, {wrong[1], wrong[0]}}))
-        return "heads " + std::to_string(wrong[0]) + " and " + std::to_string(wrong[1]) + " swapped";
+      if (wrong.size() == 2 &&
+          moved(output, reference, d, {{wrong[0], wrong[1]}, {wrong[1], wrong[0]}}))
+        return "heads " + std::to_string(wrong[0]) + " and " + std::to_string(wrong[1]) +
+               " swapped";
     }
     if (axes[d] == Axis::pos || axes[d] == Axis::query || (axes[d] == Axis::key && d == 1)) {
       for (std::int64_t distance = 1; distance <= std::min<std::int64_t>(4, extent / 2); ++distance)
         for (std::int64_t by : {distance, -distance}) {
           std::vector<std::pair<std::int64_t, std::int64_t>> to_from;
-          for (std::int64_t to = std::max<std::int64_t>(0, by); to < std::min(extent, extent + by); ++to) to_from.push_back({to, to - by});
+          for (std::int64_t to = std::max<std::int64_t>(0, by); to < std::min(extent, extent + by);
+               ++to)
+            to_from.push_back({to, to - by});
           if (moved(output, reference, d, to_from)) return "rows shifted by " + std::to_string(by);
         }
     }
@@ -284,15 +323,19 @@ std::string precision(double relative) {
 
 }  // namespace
 
-std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output, const Contract& c, const Point& point, const Array& extra) {
+std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output,
+                     const Contract& c, const Point& point, const Array& extra) {
   if (point.failed == 0) return precision(0);
   Pattern p = failure_pattern(link, inputs, output, c, extra);
   std::string place = where(link, output, p);
-  auto with_place = [&](const std::string& what) { return place.empty() ? what : what + ": " + place; };
+  auto with_place = [&](const std::string& what) {
+    return place.empty() ? what : what + ": " + place;
+  };
   bool scores = link.output.site == Site::attn_scores;
   if (scores && p.unmasked == p.count) return with_place("mask: keys of the future are visible");
   if (scores && p.hidden == p.count) return with_place("mask: keys are hidden");
-  if (p.count == 1) return with_place(p.not_finite == 1 ? "one element, not finite" : "one element");
+  if (p.count == 1)
+    return with_place(p.not_finite == 1 ? "one element, not finite" : "one element");
   if (p.not_finite == p.count) return with_place("not finite");
   if (p.zeros == p.count) return with_place("zeros");
   std::string move = movement(link, output, compute(link, inputs, output.shape(), serial_for), p);
@@ -301,7 +344,8 @@ std::string diagnose(const Link& link, const std::vector<Array>& inputs, const A
   double relative = p.reference_square > 0 ? std::sqrt(p.error_square / p.reference_square) : 1;
   bool everywhere = p.count * 20 > output.numel();
   if (everywhere && !precision(relative).empty()) return with_place(precision(relative));
-  if (p.along + p.reference_square < 0.5 * std::sqrt(p.device_square * p.reference_square)) return with_place("unrelated values");
+  if (p.along + p.reference_square < 0.5 * std::sqrt(p.device_square * p.reference_square))
+    return with_place("unrelated values");
   return place.empty() ? "everywhere" : place;
 }
 

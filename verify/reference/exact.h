@@ -17,30 +17,35 @@ namespace lenscpp {
 struct Point {
   TensorId id;
   Op op;
-  std::int64_t compared = 0;     // elements
-  std::int64_t failed = 0;       // elements beyond their tolerance; NaN always is
-  double worst_ratio = 0;        // error / tolerance, infinite where the tolerance is 0 or the error NaN
-  double rms_ratio = 0;          // rms of errors / rms of expected rounding errors; 0 where there is no such test
+  std::int64_t compared = 0;  // elements
+  std::int64_t failed = 0;    // elements beyond their tolerance; NaN always is
+  double worst_ratio = 0;  // error / tolerance, infinite where the tolerance is 0 or the error NaN
+  double rms_ratio =
+      0;  // rms of errors / rms of expected rounding errors; 0 where there is no such test
   std::int64_t worst_index = 0;  // flat
   double device_value = 0;       // at the worst index
   double reference_value = 0;
   Shape shape;
-  std::string why;               // what failed, where it is not elements: "never computed", "shape [..]"
-  std::string hint;              // what the error looks like, where something failed
+  std::string why;   // what failed, where it is not elements: "never computed", "shape [..]"
+  std::string hint;  // what the error looks like, where something failed
 
-  bool passed() const { return why.empty() && compared > 0 && failed == 0 && rms_ratio <= kRmsLimit; }
+  bool passed() const {
+    return why.empty() && compared > 0 && failed == 0 && rms_ratio <= kRmsLimit;
+  }
 };
 
 /// Checks `output` against the link recomputed from `inputs` (the recorded values of link.inputs).
-/// Never throws on wrong numbers: they are in the Point. Throws std::invalid_argument on shapes that
-/// cannot be an input of the operation.
-/// `extra` (float64, shaped as the output) widens every tolerance where inputs were not recorded.
+/// Never throws on wrong numbers: they are in the Point. Throws std::invalid_argument on shapes
+/// that cannot be an input of the operation. `extra` (float64, shaped as the output) widens every
+/// tolerance where inputs were not recorded.
 Point check_exact(const Link& link, const std::vector<Array>& inputs, const Array& output,
                   const Contract& contract, const ParallelFor& parallel, const Array& extra = {});
 /// The tolerance of every element, as check_exact applies it: float64, shaped as the output.
-Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output, const Contract& contract);
+Array tolerances(const Link& link, const std::vector<Array>& inputs, const Shape& output,
+                 const Contract& contract);
 
-/// What the failing elements of a link look like: "one element", "head 2", "positions from 8 on", ...
+/// What the failing elements of a link look like: "one element", "head 2", "positions from 8 on",
+/// ...
 std::string diagnose(const Link& link, const std::vector<Array>& inputs, const Array& output,
                      const Contract& contract, const Point& point, const Array& extra = {});
 

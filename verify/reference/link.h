@@ -1,5 +1,6 @@
-// One link of the computation: an operation, the recorded tensors and weights that it reads, and the
-// tensor that it makes. A list of links in execution order is all that any checker knows of a model.
+// One link of the computation: an operation, the recorded tensors and weights that it reads, and
+// the tensor that it makes. A list of links in execution order is all that any checker knows of a
+// model.
 #pragma once
 
 #include <optional>
@@ -38,11 +39,12 @@ struct Link {
   Op op;
   TensorId output;
   std::vector<TensorId> inputs = {};
-  std::optional<Matrix> weight = {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
+  std::optional<Matrix> weight =
+      {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
   std::optional<Vector> bias = {};
-  Array given = {};                   // given: the values; gather: the row indices; concat: the base
-  double scalar = 0;                  // norm_scale: eps; scores: divisor
-  std::int64_t first_query = 0;       // scores: the position of query 0 among the keys
+  Array given = {};              // given: the values; gather: the row indices; concat: the base
+  double scalar = 0;             // norm_scale: eps; scores: divisor
+  std::int64_t first_query = 0;  // scores: the position of query 0 among the keys
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};
 };

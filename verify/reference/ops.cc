@@ -9,7 +9,8 @@
 namespace lenscpp {
 namespace {
 
-constexpr std::int64_t kBlockElements = 16384;  // 128 KiB of doubles: a block and its slack stay in L2
+constexpr std::int64_t kBlockElements =
+    16384;  // 128 KiB of doubles: a block and its slack stay in L2
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 void require(bool holds, const Link& link, const char* what) {
@@ -17,13 +18,16 @@ void require(bool holds, const Link& link, const char* what) {
 }
 
 // Rows of an array, widened: `rows` runs of `cols` elements, `stride` apart.
-Mat widened(const Array& array, std::int64_t offset, std::int64_t stride, std::int64_t rows, std::int64_t cols) {
+Mat widened(const Array& array, std::int64_t offset, std::int64_t stride, std::int64_t rows,
+            std::int64_t cols) {
   Mat m(rows, cols);
   for (Index r = 0; r < rows; ++r)
     array.widen(offset + r * stride, {m.data() + r * cols, static_cast<std::size_t>(cols)});
   return m;
 }
-Mat widened(const Array& array, const Block& b) { return widened(array, b.offset, b.row_stride, b.rows, b.cols); }
+Mat widened(const Array& array, const Block& b) {
+  return widened(array, b.offset, b.row_stride, b.rows, b.cols);
+}
 
 // [rows, last axis] in blocks of whole rows.
 std::vector<Block> row_blocks(const Shape& shape) {
@@ -85,7 +89,8 @@ class Gather : public Kernel {
 class Copy : public Kernel {
  public:
   Copy(const Link& link, Array in, const Shape& out) : in_(std::move(in)) {
-    require(in_.size(-1) == out.back() && numel(out) % in_.numel() == 0, link, "a copy of another width");
+    require(in_.size(-1) == out.back() && numel(out) % in_.numel() == 0, link,
+            "a copy of another width");
     repeats_ = numel(out) / in_.numel();
     blocks_ = row_blocks(out);
   }
@@ -106,13 +111,15 @@ class Copy : public Kernel {
 class Concat : public Kernel {
  public:
   Concat(const Link& link, Array in, const Shape& out) : base_(link.given), in_(std::move(in)) {
-    require(base_.size(1) + in_.size(1) == out[1], link, "base and computed positions do not add up");
+    require(base_.size(1) + in_.size(1) == out[1], link,
+            "base and computed positions do not add up");
     std::int64_t row = out[2] * out[3];
     for (std::int64_t b = 0; b < out[0]; ++b)
       blocks_.push_back({b * out[1] * row, row, out[1], row});
   }
   Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.cols), base = base_.size(1), computed = in_.size(1);
+    std::int64_t prompt = b.offset / (b.rows * b.cols), base = base_.size(1),
+                 computed = in_.size(1);
     Mat value(b.rows, b.cols);
     value.topRows(base) = widened(base_, prompt * base * b.cols, b.cols, base, b.cols);
     value.bottomRows(computed) = widened(in_, prompt * computed * b.cols, b.cols, computed, b.cols);
@@ -130,7 +137,8 @@ class Add : public Kernel {
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    return {.value = widened(a_, b) + widened(b_, b), .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
+    return {
+        .value = widened(a_, b) + widened(b_, b), .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
   }
 
  private:
@@ -143,7 +151,8 @@ class NormScale : public Kernel {
       : x_(std::move(x)), c_(c), eps_(link.scalar), d_(x_.size(-1)) {
     require(numel(out) * d_ == x_.numel(), link, "one scale a row is needed");
     std::int64_t rows = numel(out), step = std::max<std::int64_t>(1, kBlockElements / d_);
-    for (std::int64_t r = 0; r < rows; r += step) blocks_.push_back({r, 1, std::min(step, rows - r), 1});
+    for (std::int64_t r = 0; r < rows; r += step)
+      blocks_.push_back({r, 1, std::min(step, rows - r), 1});
   }
   Expectation expect(const Block& b) const override {
     Mat x = widened(x_, b.offset * d_, d_, b.rows, d_);
@@ -151,7 +160,8 @@ class NormScale : public Kernel {
     Eigen::VectorXd centred = (x.colwise() - mean).array().square().rowwise().mean();
     Eigen::VectorXd before = (x.cwiseAbs().colwise() + mean_abs).array().square().rowwise().mean();
     Expectation e{.value = (centred.array() + eps_).sqrt(), .slack = Mat(b.rows, 1), .refine = {}};
-    for (Index r = 0; r < b.rows; ++r) e.slack(r, 0) = norm_scale_slack(c_, std::sqrt(before[r] + eps_));
+    for (Index r = 0; r < b.rows; ++r)
+      e.slack(r, 0) = norm_scale_slack(c_, std::sqrt(before[r] + eps_));
     return e;
   }
 
@@ -166,14 +176,16 @@ class Normalize : public Kernel {
  public:
   Normalize(const Link& link, Array x, Array scale, const Shape& out, const Contract& c)
       : x_(std::move(x)), scale_(std::move(scale)), c_(c) {
-    require(x_.shape() == out && scale_.numel() * out.back() == x_.numel(), link, "one scale a row is needed");
+    require(x_.shape() == out && scale_.numel() * out.back() == x_.numel(), link,
+            "one scale a row is needed");
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
     Mat x = widened(x_, b), s = widened(scale_, b.offset / b.cols, 1, b.rows, 1);
     Eigen::VectorXd mean = x.rowwise().mean(), mean_abs = x.cwiseAbs().rowwise().mean();
     Expectation e{.value = (x.colwise() - mean).array().colwise() / s.col(0).array(),
-                  .slack = Mat(b.rows, b.cols), .refine = {}};
+                  .slack = Mat(b.rows, b.cols),
+                  .refine = {}};
     for (Index r = 0; r < b.rows; ++r)
       for (Index j = 0; j < b.cols; ++j)
         e.slack(r, j) = normalize_slack(c_, (std::abs(x(r, j)) + mean_abs[r]) / std::abs(s(r, 0)));
@@ -188,16 +200,22 @@ class Normalize : public Kernel {
 class Affine : public Kernel {
  public:
   Affine(const Link& link, Array x, const Shape& out, const Contract& c)
-      : x_(std::move(x)), w_(link.weight->storage.to_doubles()), b_(link.bias->storage.to_doubles()), c_(c) {
-    require(x_.shape() == out && static_cast<std::int64_t>(w_.size()) == out.back() && w_.size() == b_.size(),
+      : x_(std::move(x)),
+        w_(link.weight->storage.to_doubles()),
+        b_(link.bias->storage.to_doubles()),
+        c_(c) {
+    require(x_.shape() == out && static_cast<std::int64_t>(w_.size()) == out.back() &&
+                w_.size() == b_.size(),
             link, "a weight and a bias a column are needed");
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
     Mat product = widened(x_, b);
     product.array().rowwise() *= Eigen::Map<const Eigen::RowVectorXd>(w_.data(), b.cols).array();
-    Expectation e{.value = product.rowwise() + Eigen::Map<const Eigen::RowVectorXd>(b_.data(), b.cols),
-                  .slack = std::move(product), .refine = {}};
+    Expectation e{
+        .value = product.rowwise() + Eigen::Map<const Eigen::RowVectorXd>(b_.data(), b.cols),
+        .slack = std::move(product),
+        .refine = {}};
     e.slack = e.slack.unaryExpr([this](double xw) { return affine_slack(c_, xw); });
     return e;
   }
@@ -219,7 +237,8 @@ class Product : public Kernel {
     terms_ = form == Form::per_head_rows ? w_.in / heads_ : w_.in;
     width_ = form == Form::per_head_input ? w_.out / heads_ : w_.out;
     rows_ = numel(out) / (heads_ * width_);
-    require(x_.numel() == rows_ * terms_ * (form == Form::whole ? 1 : heads_) && numel(out) == rows_ * heads_ * width_,
+    require(x_.numel() == rows_ * terms_ * (form == Form::whole ? 1 : heads_) &&
+                numel(out) == rows_ * heads_ * width_,
             link, "the input does not fit the weight");
     if (form == Form::whole) x_all_ = widened(x_, 0, terms_, rows_, terms_);
     // A weight block of about half a megabyte stays in L2 while all rows pass over it.
@@ -231,18 +250,22 @@ class Product : public Kernel {
 
   Expectation expect(const Block& b) const override {
     std::int64_t h = b.offset / width_, first = b.offset % width_;
-    auto x_head = std::make_shared<const Mat>(form_ == Form::whole ? Mat() : widened(x_, h * terms_, heads_ * terms_, rows_, terms_));
+    auto x_head = std::make_shared<const Mat>(
+        form_ == Form::whole ? Mat() : widened(x_, h * terms_, heads_ * terms_, rows_, terms_));
     const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
     std::int64_t column = form_ == Form::per_head_input ? b.offset : first;
-    auto w = std::make_shared<Mat>(weight_block(w_, form_ == Form::per_head_rows ? h * terms_ : 0, terms_, column, b.cols));
+    auto w = std::make_shared<Mat>(
+        weight_block(w_, form_ == Form::per_head_rows ? h * terms_ : 0, terms_, column, b.cols));
     Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
-    if (bias_) bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
+    if (bias_)
+      bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
 
     Expectation e{.value = x * *w, .slack = Mat(b.rows, b.cols), .refine = {}};
     e.value.rowwise() += bias;
     Eigen::VectorXd x_square = x.rowwise().squaredNorm();
     Eigen::RowVectorXd w_square = w->colwise().squaredNorm();
-    e.expected_square = expected_square(c_, terms_, x_square.sum() * w_square.sum(), e.value.squaredNorm());
+    e.expected_square =
+        expected_square(c_, terms_, x_square.sum() * w_square.sum(), e.value.squaredNorm());
     if (c_.narrow)
       narrow_slack(e, x_square, w_square, bias);
     else
@@ -251,17 +274,19 @@ class Product : public Kernel {
   }
 
  private:
-  void narrow_slack(Expectation& e, const Eigen::VectorXd& x_square, const Eigen::RowVectorXd& w_square,
-                    const Eigen::RowVectorXd& bias) const {
+  void narrow_slack(Expectation& e, const Eigen::VectorXd& x_square,
+                    const Eigen::RowVectorXd& w_square, const Eigen::RowVectorXd& bias) const {
     for (Index r = 0; r < e.value.rows(); ++r)
       for (Index j = 0; j < e.value.cols(); ++j)
-        e.slack(r, j) = narrow_product_slack(c_, terms_, std::sqrt(x_square[r] * w_square[j]) + std::abs(bias[j]));
+        e.slack(r, j) = narrow_product_slack(
+            c_, terms_, std::sqrt(x_square[r] * w_square[j]) + std::abs(bias[j]));
   }
 
-  // sqrt(sum x^2 w^2 + b^2) for every element would cost a second product. Two lower bounds of it are
-  // nearly free, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
+  // sqrt(sum x^2 w^2 + b^2) for every element would cost a second product. Two lower bounds of it
+  // are nearly free, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
   // Cauchy-Schwarz, and the same root over every sixteenth term.
-  void wide_slack(Expectation& e, const std::shared_ptr<const Mat>& x_head, std::shared_ptr<Mat> w, Eigen::RowVectorXd bias) const {
+  void wide_slack(Expectation& e, const std::shared_ptr<const Mat>& x_head, std::shared_ptr<Mat> w,
+                  Eigen::RowVectorXd bias) const {
     const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
     constexpr Index kStride = 16;
     Index kept = (terms_ + kStride - 1) / kStride;
@@ -274,7 +299,9 @@ class Product : public Kernel {
     double by_value = 1 / std::sqrt(static_cast<double>(terms_) + 1);
     for (Index r = 0; r < part.rows(); ++r)
       for (Index j = 0; j < part.cols(); ++j)
-        e.slack(r, j) = product_slack(c_, terms_, std::max(std::abs(e.value(r, j)) * by_value, std::sqrt(part(r, j) + bias[j] * bias[j])));
+        e.slack(r, j) = product_slack(c_, terms_,
+                                      std::max(std::abs(e.value(r, j)) * by_value,
+                                               std::sqrt(part(r, j) + bias[j] * bias[j])));
     e.refine = [this, x_head, w = std::move(w), bias = std::move(bias)](Index r, Index j) {
       const Mat& rows = form_ == Form::whole ? x_all_ : *x_head;
       double square = (rows.row(r).transpose().array() * w->col(j).array()).square().sum();
@@ -326,16 +353,24 @@ Mat head_rows(const Array& x, std::int64_t prompt, std::int64_t head) {
 class Scores : public Kernel {
  public:
   Scores(const Link& link, Array q, Array k, const Shape& out, const Contract& c)
-      : q_(std::move(q)), k_(std::move(k)), c_(c), divisor_(link.scalar), first_query_(link.first_query), heads_(out[1]) {
-    require(q_.size(1) == out[2] && k_.size(1) == out[3] && q_.size(2) == heads_ && heads_ % k_.size(2) == 0 &&
-                q_.size(3) == k_.size(3), link, "queries and keys do not fit the scores");
+      : q_(std::move(q)),
+        k_(std::move(k)),
+        c_(c),
+        divisor_(link.scalar),
+        first_query_(link.first_query),
+        heads_(out[1]) {
+    require(q_.size(1) == out[2] && k_.size(1) == out[3] && q_.size(2) == heads_ &&
+                heads_ % k_.size(2) == 0 && q_.size(3) == k_.size(3),
+            link, "queries and keys do not fit the scores");
     blocks_ = head_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.cols) / heads_, head = b.offset / (b.rows * b.cols) % heads_;
+    std::int64_t prompt = b.offset / (b.rows * b.cols) / heads_,
+                 head = b.offset / (b.rows * b.cols) % heads_;
     Mat q = head_rows(q_, prompt, head), k = head_rows(k_, prompt, head / (heads_ / k_.size(2)));
     Eigen::VectorXd q_square = q.rowwise().squaredNorm(), k_square = k.rowwise().squaredNorm();
-    Expectation e{.value = q * k.transpose() / divisor_, .slack = Mat(b.rows, b.cols), .refine = {}};
+    Expectation e{
+        .value = q * k.transpose() / divisor_, .slack = Mat(b.rows, b.cols), .refine = {}};
     Mat square = q.array().square().matrix() * k.array().square().matrix().transpose();
     for (Index i = 0; i < b.rows; ++i)
       for (Index j = 0; j < b.cols; ++j) {
@@ -347,7 +382,8 @@ class Scores : public Kernel {
         double norms = std::sqrt(q_square[i] * k_square[j]) / divisor_;
         e.slack(i, j) = c_.narrow ? narrow_product_slack(c_, q.cols(), norms)
                                   : scores_slack(c_, q.cols(), std::sqrt(square(i, j)) / divisor_);
-        e.expected_square += expected_square(c_, q.cols(), norms * norms, e.value(i, j) * e.value(i, j));
+        e.expected_square +=
+            expected_square(c_, q.cols(), norms * norms, e.value(i, j) * e.value(i, j));
       }
     return e;
   }
@@ -361,7 +397,8 @@ class Scores : public Kernel {
 
 class Softmax : public Kernel {
  public:
-  Softmax(const Link& link, Array s, const Shape& out, const Contract& c) : s_(std::move(s)), c_(c) {
+  Softmax(const Link& link, Array s, const Shape& out, const Contract& c)
+      : s_(std::move(s)), c_(c) {
     require(s_.shape() == out, link, "scores of another shape");
     blocks_ = head_blocks(out);
   }
@@ -390,14 +427,16 @@ class Mix : public Kernel {
  public:
   Mix(const Link& link, Array pattern, Array v, const Shape& out, const Contract& c)
       : p_(std::move(pattern)), v_(std::move(v)), c_(c), heads_(out[2]) {
-    require(p_.size(1) == heads_ && p_.size(2) == out[1] && p_.size(3) == v_.size(1) && heads_ % v_.size(2) == 0,
+    require(p_.size(1) == heads_ && p_.size(2) == out[1] && p_.size(3) == v_.size(1) &&
+                heads_ % v_.size(2) == 0,
             link, "pattern and values do not fit z");
     for (std::int64_t b = 0; b < out[0]; ++b)
       for (std::int64_t h = 0; h < heads_; ++h)
         blocks_.push_back({(b * out[1] * heads_ + h) * out[3], heads_ * out[3], out[1], out[3]});
   }
   Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.row_stride), head = b.offset % b.row_stride / b.cols;
+    std::int64_t prompt = b.offset / (b.rows * b.row_stride),
+                 head = b.offset % b.row_stride / b.cols;
     std::int64_t keys = p_.size(3);
     Mat p = widened(p_, (prompt * heads_ + head) * b.rows * keys, keys, b.rows, keys);
     Mat v = head_rows(v_, prompt, head / (heads_ / v_.size(2)));
@@ -416,7 +455,8 @@ class Mix : public Kernel {
 
 class Activate : public Kernel {
  public:
-  Activate(const Link& link, Array x, const Shape& out, const Contract& c) : x_(std::move(x)), c_(c), kind_(link.activation) {
+  Activate(const Link& link, Array x, const Shape& out, const Contract& c)
+      : x_(std::move(x)), c_(c), kind_(link.activation) {
     require(x_.shape() == out, link, "an input of another shape");
     blocks_ = row_blocks(out);
   }
@@ -425,8 +465,10 @@ class Activate : public Kernel {
     Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
     auto in = x.array();
     switch (kind_) {
-      case Activation::gelu_tanh:  // tanh u = 1 - 2 / (1 + exp 2u): vectorised, absolute error 2^-52
-        e.value = in * (1 - 1 / (1 + (2 * std::sqrt(2 / M_PI) * (in + 0.044715 * in.cube())).exp()));
+      case Activation::gelu_tanh:  // tanh u = 1 - 2 / (1 + exp 2u): vectorised, absolute error
+                                   // 2^-52
+        e.value =
+            in * (1 - 1 / (1 + (2 * std::sqrt(2 / M_PI) * (in + 0.044715 * in.cube())).exp()));
         e.slack = x.unaryExpr([this](double v) { return gelu_slack(c_, v); });
         break;
       case Activation::gelu_erf:
@@ -439,7 +481,8 @@ class Activate : public Kernel {
         break;
       case Activation::silu:
         e.value = in / (1 + (-in).exp());
-        e.slack = x.binaryExpr(e.value, [this](double v, double y) { return silu_slack(c_, v, y); });
+        e.slack =
+            x.binaryExpr(e.value, [this](double v, double y) { return silu_slack(c_, v, y); });
         break;
     }
     return e;
@@ -455,7 +498,11 @@ class Activate : public Kernel {
 class EditKernel : public Kernel {
  public:
   EditKernel(const Link& link, Array before, const Shape& out, const Contract& c)
-      : before_(std::move(before)), edit_(*link.edit), shape_(out), c_(c), touched_(touched(edit_, out)) {
+      : before_(std::move(before)),
+        edit_(*link.edit),
+        shape_(out),
+        c_(c),
+        touched_(touched(edit_, out)) {
     require(before_.shape() == out, link, "an input of another shape");
     if (edit_.kind == EditKind::mean) find_means();
     blocks_ = row_blocks(out);
@@ -471,8 +518,12 @@ class EditKernel : public Kernel {
  private:
   void write(std::int64_t i, double& value, double& slack) const {
     switch (edit_.kind) {
-      case EditKind::zero: value = 0; return;
-      case EditKind::patch: value = round_to(c_.stored, source_value(edit_, shape_, i)); return;
+      case EditKind::zero:
+        value = 0;
+        return;
+      case EditKind::patch:
+        value = round_to(c_.stored, source_value(edit_, shape_, i));
+        return;
       case EditKind::add:
         value += round_to(c_.stored, edit_.factor * source_value(edit_, shape_, i));
         slack = 0;
@@ -514,34 +565,54 @@ class EditKernel : public Kernel {
 
 }  // namespace
 
-Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count) {
+Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first,
+                 std::int64_t count) {
   std::int64_t leading = w.storage.size(-1);
   if (!w.outputs_are_rows)
     return widened(w.storage, row * leading + w.first_output + first, leading, rows, count);
-  return widened(w.storage, (w.first_output + first) * leading + row, leading, count, rows).transpose();
+  return widened(w.storage, (w.first_output + first) * leading + row, leading, count, rows)
+      .transpose();
 }
 
-std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, const Shape& out, const Contract& c) {
+std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, const Shape& out,
+                                    const Contract& c) {
   for (const Array& input : in) require(!input.empty(), link, "an empty input");
   require(numel(out) > 0, link, "an empty output");
   switch (link.op) {
-    case Op::given: return std::make_unique<Given>(link, out);
-    case Op::gather: return std::make_unique<Gather>(link, out);
-    case Op::add: return std::make_unique<Add>(link, in.at(0), in.at(1), out);
-    case Op::copy: return std::make_unique<Copy>(link, in.at(0), out);
-    case Op::concat: return std::make_unique<Concat>(link, in.at(0), out);
-    case Op::norm_scale: return std::make_unique<NormScale>(link, in.at(0), out, c);
-    case Op::normalize: return std::make_unique<Normalize>(link, in.at(0), in.at(1), out, c);
-    case Op::affine: return std::make_unique<Affine>(link, in.at(0), out, c);
-    case Op::linear: return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::whole);
-    case Op::head_linear: return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::per_head_input);
-    case Op::head_result: return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::per_head_rows);
-    case Op::scores: return std::make_unique<Scores>(link, in.at(0), in.at(1), out, c);
-    case Op::softmax: return std::make_unique<Softmax>(link, in.at(0), out, c);
-    case Op::mix: return std::make_unique<Mix>(link, in.at(0), in.at(1), out, c);
-    case Op::sum_heads: return std::make_unique<SumHeads>(link, in.at(0), out, c);
-    case Op::activation: return std::make_unique<Activate>(link, in.at(0), out, c);
-    case Op::edit: return std::make_unique<EditKernel>(link, in.at(0), out, c);
+    case Op::given:
+      return std::make_unique<Given>(link, out);
+    case Op::gather:
+      return std::make_unique<Gather>(link, out);
+    case Op::add:
+      return std::make_unique<Add>(link, in.at(0), in.at(1), out);
+    case Op::copy:
+      return std::make_unique<Copy>(link, in.at(0), out);
+    case Op::concat:
+      return std::make_unique<Concat>(link, in.at(0), out);
+    case Op::norm_scale:
+      return std::make_unique<NormScale>(link, in.at(0), out, c);
+    case Op::normalize:
+      return std::make_unique<Normalize>(link, in.at(0), in.at(1), out, c);
+    case Op::affine:
+      return std::make_unique<Affine>(link, in.at(0), out, c);
+    case Op::linear:
+      return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::whole);
+    case Op::head_linear:
+      return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::per_head_input);
+    case Op::head_result:
+      return std::make_unique<Product>(link, in.at(0), out, c, Product::Form::per_head_rows);
+    case Op::scores:
+      return std::make_unique<Scores>(link, in.at(0), in.at(1), out, c);
+    case Op::softmax:
+      return std::make_unique<Softmax>(link, in.at(0), out, c);
+    case Op::mix:
+      return std::make_unique<Mix>(link, in.at(0), in.at(1), out, c);
+    case Op::sum_heads:
+      return std::make_unique<SumHeads>(link, in.at(0), out, c);
+    case Op::activation:
+      return std::make_unique<Activate>(link, in.at(0), out, c);
+    case Op::edit:
+      return std::make_unique<EditKernel>(link, in.at(0), out, c);
   }
   throw std::logic_error("[reference] not an Op");
 }

@@ -1,5 +1,5 @@
-// Every operation in float64, a block of its output at a time, with what rounding may do to it. Eigen
-// only; recomputed from the arrays that the device itself recorded.
+// Every operation in float64, a block of its output at a time, with what rounding may do to it.
+// Eigen only; recomputed from the arrays that the device itself recorded.
 #pragma once
 
 #include <Eigen/Core>
@@ -17,15 +17,16 @@ namespace lenscpp {
 using Mat = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Index = Eigen::Index;
 
-/// Part of an output: `rows` runs of `cols` elements, `row_stride` elements apart, from `offset` on.
+/// Part of an output: `rows` runs of `cols` elements, `row_stride` elements apart, from `offset`
+/// on.
 struct Block {
   std::int64_t offset, row_stride, rows, cols;
 };
 
 /// What a block should be.
 struct Expectation {
-  Mat value;   // [rows, cols]: the operation in float64
-  Mat slack;   // [rows, cols]: kExact, or what bounds.h allows beyond the store's rounding
+  Mat value;  // [rows, cols]: the operation in float64
+  Mat slack;  // [rows, cols]: kExact, or what bounds.h allows beyond the store's rounding
   /// Where set, `slack` is only a cheap lower bound, and this is the slack itself.
   std::function<double(Index row, Index col)> refine;
   /// Sum over the block of the squares of the expected rounding errors; 0: no RMS test.
@@ -44,11 +45,12 @@ class Kernel {
 };
 
 /// Rows [row, row + rows) and outputs [first, first + count) of a weight, as [rows, count].
-Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count);
+Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first,
+                 std::int64_t count);
 
 /// `inputs` are the recorded values of link.inputs in order; `output` is the shape of what the link
 /// makes. Throws std::invalid_argument when the shapes do not fit the operation.
-std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> inputs, const Shape& output,
-                                    const Contract& contract);
+std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> inputs,
+                                    const Shape& output, const Contract& contract);
 
 }  // namespace lenscpp

@@ -25,7 +25,8 @@ Array array_of(const Mat& m, const Shape& shape) {
   return std::move(result).freeze();
 }
 
-// sqrt(mean((x - mean x)^2) + eps) is the norm of a projection of x over sqrt(D): Lipschitz in that norm.
+// sqrt(mean((x - mean x)^2) + eps) is the norm of a projection of x over sqrt(D): Lipschitz in that
+// norm.
 Mat norm_scale(const Mat& e) { return e.array().square().rowwise().mean().sqrt(); }
 
 Mat normalize(const Mat& x, const Mat& s, const Mat& e, const Mat& e_s) {
@@ -34,15 +35,18 @@ Mat normalize(const Mat& x, const Mat& s, const Mat& e, const Mat& e_s) {
   Mat out(x.rows(), x.cols());
   for (Index r = 0; r < x.rows(); ++r)
     for (Index j = 0; j < x.cols(); ++j)
-      out(r, j) = (e(r, j) + mean_e[r] + y(r, j) * e_s(r, 0)) / std::max(std::abs(s(r, 0)) - e_s(r, 0), 0.0);
+      out(r, j) = (e(r, j) + mean_e[r] + y(r, j) * e_s(r, 0)) /
+                  std::max(std::abs(s(r, 0)) - e_s(r, 0), 0.0);
   return out;
 }
 
 // |E| |W| for the three forms of a product.
-Mat product(const Link& link, const Mat& e, std::int64_t heads, std::int64_t in, std::int64_t out, bool head_rows) {
+Mat product(const Link& link, const Mat& e, std::int64_t heads, std::int64_t in, std::int64_t out,
+            bool head_rows) {
   Mat result(e.rows(), heads * out);
   for (std::int64_t h = 0; h < heads; ++h) {
-    Mat w = head_rows ? weight_block(*link.weight, h * in, in, 0, out) : weight_block(*link.weight, 0, in, h * out, out);
+    Mat w = head_rows ? weight_block(*link.weight, h * in, in, 0, out)
+                      : weight_block(*link.weight, 0, in, h * out, out);
     result.middleCols(h * out, out) = e.middleCols(h * in, in) * w.cwiseAbs();
   }
   return result;
@@ -53,11 +57,13 @@ Mat head_rows(const Mat& m, const Array& shaped, std::int64_t prompt, std::int64
   std::int64_t pos = shaped.size(1), heads = shaped.size(2), d = shaped.size(3);
   Mat rows(pos, d);
   for (Index p = 0; p < pos; ++p)
-    rows.row(p) = Eigen::Map<const Eigen::RowVectorXd>(m.data() + ((prompt * pos + p) * heads + head) * d, d);
+    rows.row(p) =
+        Eigen::Map<const Eigen::RowVectorXd>(m.data() + ((prompt * pos + p) * heads + head) * d, d);
   return rows;
 }
 
-Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, const Mat& e_k, const Shape& out) {
+Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, const Mat& e_k,
+             const Shape& out) {
   Mat mq = matrix(q, q.size(-1)).cwiseAbs(), mk = matrix(k, k.size(-1)).cwiseAbs();
   MutableArray result(out, DType::f64);
   std::int64_t group = out[1] / k.size(2);
@@ -67,8 +73,10 @@ Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, c
       Mat bq = head_rows(e_q, q, b, h), bk = head_rows(e_k, k, b, h / group);
       Mat e = (aq * bk.transpose() + bq * (ak + bk).transpose()) / link.scalar;
       for (Index i = 0; i < e.rows(); ++i)
-        for (Index j = i + 1 + link.first_query; j < e.cols(); ++j) e(i, j) = 0;  // masked for certain
-      result.store((b * out[1] + h) * out[2] * out[3], {e.data(), static_cast<std::size_t>(e.size())});
+        for (Index j = i + 1 + link.first_query; j < e.cols(); ++j)
+          e(i, j) = 0;  // masked for certain
+      result.store((b * out[1] + h) * out[2] * out[3],
+                   {e.data(), static_cast<std::size_t>(e.size())});
     }
   return std::move(result).freeze();
 }
@@ -94,7 +102,8 @@ Array mix(const Array& pattern, const Array& v, const Mat& e_p, const Mat& e_v, 
       Mat bv = head_rows(e_v, v, b, h / group), values = head_rows(av, v, b, h / group);
       Mat e = e_p.middleRows(first, out[1]) * (values + bv) + p.middleRows(first, out[1]) * bv;
       for (Index i = 0; i < e.rows(); ++i)
-        result.store(((b * out[1] + i) * heads + h) * d, {e.data() + i * d, static_cast<std::size_t>(d)});
+        result.store(((b * out[1] + i) * heads + h) * d,
+                     {e.data() + i * d, static_cast<std::size_t>(d)});
     }
   return std::move(result).freeze();
 }
@@ -102,33 +111,42 @@ Array mix(const Array& pattern, const Array& v, const Mat& e_p, const Mat& e_v, 
 double lipschitz(Activation kind) {
   switch (kind) {
     case Activation::gelu_tanh:
-    case Activation::gelu_erf: return 1.13;
-    case Activation::silu: return 1.1;
-    case Activation::relu: return 1;
+    case Activation::gelu_erf:
+      return 1.13;
+    case Activation::silu:
+      return 1.1;
+    case Activation::relu:
+      return 1;
   }
   throw std::logic_error("[spans] not an Activation");
 }
 
 }  // namespace
 
-Array propagate(const Link& link, const std::vector<Array>& in, const std::vector<Array>& errors, const Shape& out) {
+Array propagate(const Link& link, const std::vector<Array>& in, const std::vector<Array>& errors,
+                const Shape& out) {
   if (std::ranges::all_of(errors, [](const Array& e) { return e.empty(); })) return {};
   std::int64_t cols = in[0].size(-1);
   Mat e = error_matrix(errors[0], in[0], cols);
   auto second = [&](std::int64_t width) { return error_matrix(errors.at(1), in.at(1), width); };
   switch (link.op) {
     case Op::given:
-    case Op::gather: return {};
-    case Op::add: return array_of(e + second(cols), out);
+    case Op::gather:
+      return {};
+    case Op::add:
+      return array_of(e + second(cols), out);
     case Op::copy: {
       Mat repeated(numel(out) / cols, cols);
       Index times = repeated.rows() / e.rows();
       for (Index r = 0; r < repeated.rows(); ++r) repeated.row(r) = e.row(r / times);
       return array_of(repeated, out);
     }
-    case Op::norm_scale: return array_of(norm_scale(e), out);
-    case Op::normalize: return array_of(normalize(matrix(in[0], cols), matrix(in[1], 1), e, second(1)), out);
-    case Op::affine: return array_of(e * matrix(link.weight->storage, cols).row(0).cwiseAbs().asDiagonal(), out);
+    case Op::norm_scale:
+      return array_of(norm_scale(e), out);
+    case Op::normalize:
+      return array_of(normalize(matrix(in[0], cols), matrix(in[1], 1), e, second(1)), out);
+    case Op::affine:
+      return array_of(e * matrix(link.weight->storage, cols).row(0).cwiseAbs().asDiagonal(), out);
     case Op::linear: {
       Mat rows = error_matrix(errors[0], in[0], link.weight->in);
       return array_of(product(link, rows, 1, link.weight->in, link.weight->out, false), out);
@@ -136,25 +154,34 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
     case Op::head_linear: {
       std::int64_t heads = out[out.size() - 2];
       Mat rows = error_matrix(errors[0], in[0], heads * link.weight->in);
-      return array_of(product(link, rows, heads, link.weight->in, link.weight->out / heads, false), out);
+      return array_of(product(link, rows, heads, link.weight->in, link.weight->out / heads, false),
+                      out);
     }
     case Op::head_result: {
       std::int64_t heads = out[out.size() - 2];
       Mat rows = error_matrix(errors[0], in[0], link.weight->in);
-      return array_of(product(link, rows, heads, link.weight->in / heads, link.weight->out, true), out);
+      return array_of(product(link, rows, heads, link.weight->in / heads, link.weight->out, true),
+                      out);
     }
-    case Op::scores: return scores(link, in[0], in[1], e, second(cols), out);
-    case Op::softmax: return array_of(softmax(matrix(in[0], cols), e), out);
-    case Op::mix: return mix(in[0], in[1], e, second(in[1].size(-1)), out);
-    case Op::activation: return array_of(lipschitz(link.activation) * e, out);
+    case Op::scores:
+      return scores(link, in[0], in[1], e, second(cols), out);
+    case Op::softmax:
+      return array_of(softmax(matrix(in[0], cols), e), out);
+    case Op::mix:
+      return mix(in[0], in[1], e, second(in[1].size(-1)), out);
+    case Op::activation:
+      return array_of(lipschitz(link.activation) * e, out);
     case Op::sum_heads: {
       std::int64_t heads = in[0].size(-2);
       Mat sums(e.rows() / heads, cols);
-      for (Index r = 0; r < sums.rows(); ++r) sums.row(r) = e.middleRows(r * heads, heads).colwise().sum();
+      for (Index r = 0; r < sums.rows(); ++r)
+        sums.row(r) = e.middleRows(r * heads, heads).colwise().sum();
       return array_of(sums, out);
     }
     case Op::concat:
-    case Op::edit: throw std::invalid_argument("[spans] " + to_string(link.output) + ": edits and base keys cannot stand in a recorded run");
+    case Op::edit:
+      throw std::invalid_argument("[spans] " + to_string(link.output) +
+                                  ": edits and base keys cannot stand in a recorded run");
   }
   throw std::logic_error("[spans] not an Op");
 }

@@ -17,7 +17,9 @@ class Graph {
   TensorId gather(TensorId out, const Array& table, const std::vector<std::int64_t>& ids) {
     Matrix rows{.storage = table, .in = table.size(0), .out = table.size(1)};
     auto count = static_cast<std::int64_t>(ids.size());
-    return append({.op = Op::gather, .output = out, .weight = rows,
+    return append({.op = Op::gather,
+                   .output = out,
+                   .weight = rows,
                    .given = Array::of(std::span<const std::int64_t>(ids), {count})});
   }
   TensorId add(TensorId out, TensorId a, TensorId b) {
@@ -30,13 +32,18 @@ class Graph {
     return append({.op = Op::concat, .output = out, .inputs = {in}, .given = std::move(base)});
   }
   TensorId linear(TensorId out, TensorId in, const Matrix& weight, const Vector& bias) {
-    return append({.op = Op::linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
+    return append(
+        {.op = Op::linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
   }
   TensorId head_linear(TensorId out, TensorId in, const Matrix& weight, const Vector& bias) {
-    return append({.op = Op::head_linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
+    return append(
+        {.op = Op::head_linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
   }
   TensorId scores(TensorId out, TensorId q, TensorId k, double divisor) {
-    return append({.op = Op::scores, .output = out, .inputs = {q, k}, .scalar = divisor,
+    return append({.op = Op::scores,
+                   .output = out,
+                   .inputs = {q, k},
+                   .scalar = divisor,
                    .first_query = request_.rows.first_pos});
   }
   TensorId softmax(TensorId out, TensorId in) {
@@ -55,18 +62,23 @@ class Graph {
     return append({.op = Op::activation, .output = out, .inputs = {in}, .activation = kind});
   }
 
-  // LayerNorm in the steps that have names: scale, normalized and, unless folded, the affine output.
+  // LayerNorm in the steps that have names: scale, normalized and, unless folded, the affine
+  // output.
   struct Norm {
     TensorId scale, normalized, out;
     const Array &weight, &bias;
     double eps;
   };
   TensorId norm(const Norm& n, TensorId x) {
-    TensorId scale = append({.op = Op::norm_scale, .output = n.scale, .inputs = {x}, .scalar = n.eps});
-    TensorId normalized = append({.op = Op::normalize, .output = n.normalized, .inputs = {x, scale}});
+    TensorId scale =
+        append({.op = Op::norm_scale, .output = n.scale, .inputs = {x}, .scalar = n.eps});
+    TensorId normalized =
+        append({.op = Op::normalize, .output = n.normalized, .inputs = {x, scale}});
     if (n.weight.empty()) return normalized;
     std::int64_t d = n.weight.numel();
-    return append({.op = Op::affine, .output = n.out, .inputs = {normalized},
+    return append({.op = Op::affine,
+                   .output = n.out,
+                   .inputs = {normalized},
                    .weight = Matrix{.storage = n.weight, .in = 1, .out = d},
                    .bias = Vector{.storage = n.bias, .size = d}});
   }
@@ -131,7 +143,8 @@ class Block {
     for (Site site : {Site::attn_in, Site::q_input, Site::k_input, Site::v_input})
       if (request.computes(site, l)) g.copy(at(site), x);
     TensorId n = g.norm({at(Site::ln1_scale), at(Site::ln1_normalized), at(Site::ln1_out),
-                         layer.ln1_w, layer.ln1_b, w.config.norm_eps}, x);
+                         layer.ln1_w, layer.ln1_b, w.config.norm_eps},
+                        x);
     return {g.linear(at(Site::q), n, w.W_Q(l), w.b_Q(l)),
             g.linear(at(Site::k), n, w.W_K(l), w.b_K(l)),
             g.linear(at(Site::v), n, w.W_V(l), w.b_V(l))};
@@ -143,7 +156,8 @@ class Block {
     TensorId k_in = g.copy(at(Site::k_input), in);
     TensorId v_in = g.copy(at(Site::v_input), in);
     auto norm = [&](Site scale, Site normalized, Site out, TensorId input) {
-      return g.norm({at(scale), at(normalized), at(out), layer.ln1_w, layer.ln1_b, w.config.norm_eps}, input);
+      return g.norm(
+          {at(scale), at(normalized), at(out), layer.ln1_w, layer.ln1_b, w.config.norm_eps}, input);
     };
     norm(Site::ln1_scale, Site::ln1_normalized, Site::ln1_out, x);  // for looking at
     TensorId qn = norm(Site::q_scale, Site::q_normalized, Site::q_ln_out, q_in);
@@ -157,7 +171,8 @@ class Block {
   TensorId mlp(TensorId x) {
     TensorId in = request.computes(Site::mlp_in, l) ? g.copy(at(Site::mlp_in), x) : x;
     TensorId n = g.norm({at(Site::ln2_scale), at(Site::ln2_normalized), at(Site::ln2_out),
-                         layer.ln2_w, layer.ln2_b, w.config.norm_eps}, in);
+                         layer.ln2_w, layer.ln2_b, w.config.norm_eps},
+                        in);
     TensorId pre = g.linear(at(Site::mlp_pre), n, w.W_in(l), whole(layer.b_in));
     TensorId post = g.activation(at(Site::mlp_post), pre, w.config.activation);
     return g.linear(at(Site::mlp_out), post, w.W_out(l), whole(layer.b_out));
@@ -175,7 +190,8 @@ class Block {
 TensorId embed(Graph& g, const Weights& w, const Request& request) {
   const Rows& rows = request.rows;
   if (request.computes(Site::tokens, 0))
-    g.given({Site::tokens}, Array::of(std::span<const std::int64_t>(rows.tokens), {rows.batch, rows.pos}));
+    g.given({Site::tokens},
+            Array::of(std::span<const std::int64_t>(rows.tokens), {rows.batch, rows.pos}));
   TensorId embed = g.gather({Site::embed}, w.W_E, rows.tokens);
   switch (w.config.positions) {
     case PositionKind::learned: {
@@ -190,23 +206,40 @@ TensorId embed(Graph& g, const Weights& w, const Request& request) {
 
 std::string_view name_of(Op op) {
   switch (op) {
-    case Op::given: return "given";
-    case Op::gather: return "gather";
-    case Op::add: return "add";
-    case Op::copy: return "copy";
-    case Op::concat: return "concat";
-    case Op::norm_scale: return "norm_scale";
-    case Op::normalize: return "normalize";
-    case Op::affine: return "affine";
-    case Op::linear: return "linear";
-    case Op::head_linear: return "head_linear";
-    case Op::scores: return "scores";
-    case Op::softmax: return "softmax";
-    case Op::mix: return "mix";
-    case Op::head_result: return "head_result";
-    case Op::sum_heads: return "sum_heads";
-    case Op::activation: return "activation";
-    case Op::edit: return "edit";
+    case Op::given:
+      return "given";
+    case Op::gather:
+      return "gather";
+    case Op::add:
+      return "add";
+    case Op::copy:
+      return "copy";
+    case Op::concat:
+      return "concat";
+    case Op::norm_scale:
+      return "norm_scale";
+    case Op::normalize:
+      return "normalize";
+    case Op::affine:
+      return "affine";
+    case Op::linear:
+      return "linear";
+    case Op::head_linear:
+      return "head_linear";
+    case Op::scores:
+      return "scores";
+    case Op::softmax:
+      return "softmax";
+    case Op::mix:
+      return "mix";
+    case Op::head_result:
+      return "head_result";
+    case Op::sum_heads:
+      return "sum_heads";
+    case Op::activation:
+      return "activation";
+    case Op::edit:
+      return "edit";
   }
   throw std::logic_error("[wiring] not an Op");
 }
@@ -214,18 +247,26 @@ std::string_view name_of(Op op) {
 std::vector<Link> wire(const Weights& w, const Request& request) {
   const Rows& rows = request.rows;
   Graph g(request);
-  TensorId x = rows.start_residual ? g.given({Site::resid_pre, rows.first_layer}, *rows.start_residual)
-                                   : embed(g, w, request);
+  TensorId x = rows.start_residual
+                   ? g.given({Site::resid_pre, rows.first_layer}, *rows.start_residual)
+                   : embed(g, w, request);
   for (std::int64_t l = rows.first_layer; l < rows.end_layer; ++l) {
     if (l > rows.first_layer) x = g.copy({Site::resid_pre, l}, x);
     switch (w.config.topology) {
-      case Topology::sequential: x = Block(g, w, request, l).run(x); break;
+      case Topology::sequential:
+        x = Block(g, w, request, l).run(x);
+        break;
     }
   }
   if (!rows.unembeds) return std::move(g).take();
   // The final norm's output is a hook point of its own, folded or not.
-  TensorId n = g.norm({{Site::ln_final_scale}, {Site::ln_final_normalized}, {Site::unembed_in},
-                       w.ln_final_w, w.ln_final_b, w.config.norm_eps}, x);
+  TensorId n = g.norm({{Site::ln_final_scale},
+                       {Site::ln_final_normalized},
+                       {Site::unembed_in},
+                       w.ln_final_w,
+                       w.ln_final_b,
+                       w.config.norm_eps},
+                      x);
   if (w.ln_final_w.empty()) n = g.copy({Site::unembed_in}, n);
   g.linear({Site::unembed_out}, n, w.unembedding(), {.storage = w.b_U, .size = w.b_U.numel()});
   return std::move(g).take();

@@ -1,5 +1,5 @@
-// What the computation should be, from weights and request alone: the reference's own wiring. It shares
-// no code with the device pass on purpose: one wiring would share every mistake.
+// What the computation should be, from weights and request alone: the reference's own wiring. It
+// shares no code with the device pass on purpose: one wiring would share every mistake.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,5 @@
-// Everything that experiments in C++ use: HookedTransformer, verified caches, plans, analyses, faults.
+// Everything that experiments in C++ use: HookedTransformer, verified caches, plans, analyses,
+// faults.
 #pragma once
 
 #include "hooks/hook_point.h"

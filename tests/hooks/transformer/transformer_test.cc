@@ -16,8 +16,10 @@ Recorder record(const std::shared_ptr<const Weights>& weights, const Array& toke
   return recorder;
 }
 
-std::shared_ptr<const Weights> load(const std::string& name, DType dtype, const Processing& processing) {
-  return std::make_shared<const Weights>(process(load_weights(golden::folder(name), dtype), processing));
+std::shared_ptr<const Weights> load(const std::string& name, DType dtype,
+                                    const Processing& processing) {
+  return std::make_shared<const Weights>(
+      process(load_weights(golden::folder(name), dtype), processing));
 }
 
 class GoldenCase : public testing::TestWithParam<std::string> {};
@@ -29,14 +31,26 @@ TEST_P(GoldenCase, EqualsTransformersEagerAttention) {
     auto weights = load(GetParam(), dtype, Processing::none());
     for (std::string i : {"0", "1"}) {
       Recorder run = record(weights, hf.tensor("tokens." + i));
-      EXPECT_LT(golden::normalized_error(run.tensors().at({Site::unembed_out}), hf.tensor("logits." + i)), limit);
+      EXPECT_LT(
+          golden::normalized_error(run.tensors().at({Site::unembed_out}), hf.tensor("logits." + i)),
+          limit);
       for (std::int64_t l = 0; l < weights->config.n_layers; ++l) {
-        EXPECT_LT(golden::normalized_error(run.tensors().at({Site::resid_pre, l}), hf.tensor("hidden." + i + "." + std::to_string(l))), limit) << l;
-        EXPECT_LT(golden::normalized_error(run.tensors().at({Site::pattern, l}), hf.tensor("attention." + i + "." + std::to_string(l))), limit) << l;
+        EXPECT_LT(golden::normalized_error(run.tensors().at({Site::resid_pre, l}),
+                                           hf.tensor("hidden." + i + "." + std::to_string(l))),
+                  limit)
+            << l;
+        EXPECT_LT(golden::normalized_error(run.tensors().at({Site::pattern, l}),
+                                           hf.tensor("attention." + i + "." + std::to_string(l))),
+                  limit)
+            << l;
       }
       std::int64_t last = weights->config.n_layers - 1;
-      EXPECT_LT(golden::normalized_error(run.tensors().at({Site::resid_post, last}), hf.tensor("resid_final." + i)), limit);
-      EXPECT_LT(golden::normalized_error(run.tensors().at({Site::unembed_in}), hf.tensor("hidden." + i + "." + std::to_string(last + 1))), limit);
+      EXPECT_LT(golden::normalized_error(run.tensors().at({Site::resid_post, last}),
+                                         hf.tensor("resid_final." + i)),
+                limit);
+      EXPECT_LT(golden::normalized_error(run.tensors().at({Site::unembed_in}),
+                                         hf.tensor("hidden." + i + "." + std::to_string(last + 1))),
+                limit);
     }
   }
 }

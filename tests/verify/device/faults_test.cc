@@ -12,10 +12,23 @@ namespace lenscpp {
 namespace {
 
 Config small() {
-  return {.family = "gpt2", .n_layers = 2, .n_heads = 3, .n_kv_heads = 3, .d_model = 6, .d_head = 2, .d_mlp = 5, .d_vocab = 11,
-          .n_ctx = 8, .norm_eps = 1e-5, .norm = NormKind::layer_norm, .activation = Activation::relu,
-          .positions = PositionKind::learned, .topology = Topology::sequential, .scale_attn_by_inverse_layer = false,
-          .tied_unembedding = true, .stored_dtype = DType::f32};
+  return {.family = "gpt2",
+          .n_layers = 2,
+          .n_heads = 3,
+          .n_kv_heads = 3,
+          .d_model = 6,
+          .d_head = 2,
+          .d_mlp = 5,
+          .d_vocab = 11,
+          .n_ctx = 8,
+          .norm_eps = 1e-5,
+          .norm = NormKind::layer_norm,
+          .activation = Activation::relu,
+          .positions = PositionKind::learned,
+          .topology = Topology::sequential,
+          .scale_attn_by_inverse_layer = false,
+          .tied_unembedding = true,
+          .stored_dtype = DType::f32};
 }
 constexpr Extents kExtents{.batch = 2, .pos = 4, .key = 4};
 
@@ -23,16 +36,21 @@ constexpr Extents kExtents{.batch = 2, .pos = 4, .key = 4};
 Array values(Site site, DType dtype, double first = 1) {
   Shape shape = shape_of(site, small(), kExtents);
   MutableArray x(shape, site == Site::tokens ? DType::i64 : stored_dtype(site, dtype));
-  for (std::int64_t i = 0; i < x.numel(); ++i) x.set(i, first + static_cast<double>(i) / (site == Site::tokens ? 1 : 64));
+  for (std::int64_t i = 0; i < x.numel(); ++i)
+    x.set(i, first + static_cast<double>(i) / (site == Site::tokens ? 1 : 64));
   if (site == Site::attn_scores)
     for (std::int64_t i = 0; i < x.numel(); ++i)
       if (i % 4 > i / 4 % 4) x.set(i, -std::numeric_limits<double>::infinity());
   return std::move(x).freeze();
 }
 
-Array inject(const FaultSpec& spec, const TensorId& id, const Array& value) { return FaultInjector({spec}, small())(id, value); }
+Array inject(const FaultSpec& spec, const TensorId& id, const Array& value) {
+  return FaultInjector({spec}, small())(id, value);
+}
 
-bool same_bits(const Array& a, const Array& b) { return a.nbytes() == b.nbytes() && std::memcmp(a.bytes(), b.bytes(), a.nbytes()) == 0; }
+bool same_bits(const Array& a, const Array& b) {
+  return a.nbytes() == b.nbytes() && std::memcmp(a.bytes(), b.bytes(), a.nbytes()) == 0;
+}
 
 // Flat indices whose values differ.
 std::vector<std::int64_t> changed(const Array& a, const Array& b) {
@@ -42,7 +60,8 @@ std::vector<std::int64_t> changed(const Array& a, const Array& b) {
   return indices;
 }
 // Those elements of [batch, pos, head, d_head] = [2, 4, 3, 2] for which `wrong` holds.
-std::vector<std::int64_t> where(const std::function<bool(std::int64_t batch, std::int64_t pos, std::int64_t head)>& wrong) {
+std::vector<std::int64_t> where(
+    const std::function<bool(std::int64_t batch, std::int64_t pos, std::int64_t head)>& wrong) {
   std::vector<std::int64_t> indices;
   for (std::int64_t i = 0; i < 48; ++i)
     if (wrong(i / 24, i / 6 % 4, i / 2 % 3)) indices.push_back(i);
@@ -54,7 +73,9 @@ void expect_message(const std::function<void()>& call, const std::vector<std::st
     call();
     ADD_FAILURE() << "not refused";
   } catch (const std::exception& e) {
-    for (const std::string& part : parts) EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what() << "\nlacks: " << part;
+    for (const std::string& part : parts)
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos)
+          << e.what() << "\nlacks: " << part;
   }
 }
 
@@ -62,7 +83,8 @@ const TensorId kZ{Site::z, 1};
 const TensorId kScores{Site::attn_scores, 0};
 
 class FaultsOfDType : public testing::TestWithParam<DType> {};
-INSTANTIATE_TEST_SUITE_P(All, FaultsOfDType, testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16),
+INSTANTIATE_TEST_SUITE_P(All, FaultsOfDType,
+                         testing::Values(DType::f32, DType::f64, DType::bf16, DType::f16),
                          [](const auto& param) { return std::string(name_of(param.param)); });
 
 TEST_P(FaultsOfDType, EveryFaultKeepsShapeAndDTypeAndNeverWritesToItsInput) {
@@ -100,7 +122,8 @@ TEST_P(FaultsOfDType, EveryFaultChangesSomethingAtEachOfItsSites) {
 
 TEST_P(FaultsOfDType, OneElementAddsDeltaToOneElement) {
   Array before = values(Site::z, GetParam());
-  Array after = inject({.name = "one_element", .parameters = {{"index", 17}, {"delta", 2}}}, kZ, before);
+  Array after =
+      inject({.name = "one_element", .parameters = {{"index", 17}, {"delta", 2}}}, kZ, before);
   EXPECT_EQ(changed(before, after), std::vector<std::int64_t>{17});
   EXPECT_EQ(after[17], round_to(GetParam(), before[17] + 2));
 }
@@ -108,7 +131,8 @@ TEST_P(FaultsOfDType, OneElementAddsDeltaToOneElement) {
 TEST_P(FaultsOfDType, ScaleMultipliesEverything) {
   Array before = values(Site::z, GetParam());
   Array after = inject({.name = "scale"}, kZ, before);
-  for (std::int64_t i = 0; i < before.numel(); ++i) EXPECT_EQ(after[i], round_to(GetParam(), before[i] * 1.01));
+  for (std::int64_t i = 0; i < before.numel(); ++i)
+    EXPECT_EQ(after[i], round_to(GetParam(), before[i] * 1.01));
 }
 
 TEST_P(FaultsOfDType, RoundBitsKeepsAsManyBitsAndRoundsToNearest) {
@@ -135,7 +159,8 @@ TEST(Faults, NanInfAndSignTouchOneElement) {
   x = inject({.name = "inf", .parameters = {{"index", 4}, {"sign", -1}}}, kZ, before);
   EXPECT_EQ(x[4], -std::numeric_limits<double>::infinity());
   EXPECT_EQ(changed(before, x), std::vector<std::int64_t>{4});
-  EXPECT_EQ(inject({.name = "inf", .parameters = {{"index", 4}}}, kZ, before)[4], std::numeric_limits<double>::infinity());
+  EXPECT_EQ(inject({.name = "inf", .parameters = {{"index", 4}}}, kZ, before)[4],
+            std::numeric_limits<double>::infinity());
   x = inject({.name = "sign", .parameters = {{"index", 5}}}, kZ, before);
   EXPECT_EQ(x[5], -before[5]);
   EXPECT_EQ(changed(before, x), std::vector<std::int64_t>{5});
@@ -149,10 +174,12 @@ TEST(Faults, RowHeadAndZeroFromTouchTheirRegionsOnly) {
     FaultSpec spec;
     std::vector<std::int64_t> region;
   };
-  for (const Case& c : {Case{{.name = "row", .parameters = {{"batch", 1}, {"pos", 2}}}, in_row},
-                        Case{{.name = "head", .parameters = {{"head", 1}}}, in_head},
-                        Case{{.name = "zero_from", .parameters = {{"pos", 3}}}, where([](auto, auto pos, auto) { return pos == 3; })},
-                        Case{{.name = "zero_from"}, where([](auto, auto pos, auto) { return pos >= 2; })}}) {
+  for (const Case& c :
+       {Case{{.name = "row", .parameters = {{"batch", 1}, {"pos", 2}}}, in_row},
+        Case{{.name = "head", .parameters = {{"head", 1}}}, in_head},
+        Case{{.name = "zero_from", .parameters = {{"pos", 3}}},
+             where([](auto, auto pos, auto) { return pos == 3; })},
+        Case{{.name = "zero_from"}, where([](auto, auto pos, auto) { return pos >= 2; })}}) {
     Array zeroed = inject(c.spec, kZ, before);
     EXPECT_EQ(changed(before, zeroed), c.region) << c.spec.name;
     for (std::int64_t i : c.region) EXPECT_EQ(zeroed[i], 0);
@@ -161,7 +188,8 @@ TEST(Faults, RowHeadAndZeroFromTouchTheirRegionsOnly) {
     other.parameters["garbage"] = 1;
     Array garbage = inject(other, kZ, before);
     EXPECT_EQ(changed(before, garbage), c.region) << c.spec.name;
-    for (std::int64_t i : c.region) EXPECT_LT(std::abs(garbage[i]), 4) << "of the tensor's own size";
+    for (std::int64_t i : c.region)
+      EXPECT_LT(std::abs(garbage[i]), 4) << "of the tensor's own size";
     other = c.spec;
     other.parameters["delta"] = 0.5;
     Array shifted = inject(other, kZ, before);
@@ -184,7 +212,8 @@ TEST(Faults, SwappedHeadsChangePlacesAndNothingElseMoves) {
   Array before = values(Site::z, DType::f32);
   Array after = inject({.name = "swap_heads", .parameters = {{"a", 0}, {"b", 2}}}, kZ, before);
   EXPECT_EQ(changed(before, after), where([](auto, auto, auto head) { return head != 1; }));
-  for (std::int64_t i = 0; i < 48; ++i) EXPECT_EQ(after[i], before[i / 2 % 3 == 0 ? i + 4 : i / 2 % 3 == 2 ? i - 4 : i]);
+  for (std::int64_t i = 0; i < 48; ++i)
+    EXPECT_EQ(after[i], before[i / 2 % 3 == 0 ? i + 4 : i / 2 % 3 == 2 ? i - 4 : i]);
   Array drawn = inject({.name = "swap_heads"}, kZ, before);
   EXPECT_EQ(changed(before, drawn).size(), 32) << "two different heads are drawn";
 }
@@ -192,7 +221,8 @@ TEST(Faults, SwappedHeadsChangePlacesAndNothingElseMoves) {
 TEST(Faults, RowsShiftWithinTheirPrompt) {
   Array before = values(Site::z, DType::f32);
   for (std::int64_t by : {1, -1, 5}) {
-    Array after = inject({.name = "shift_rows", .parameters = {{"by", static_cast<double>(by)}}}, kZ, before);
+    Array after =
+        inject({.name = "shift_rows", .parameters = {{"by", static_cast<double>(by)}}}, kZ, before);
     for (std::int64_t i = 0; i < 48; ++i) {
       std::int64_t batch = i / 24, pos = (i / 6 % 4 - by + 8) % 4;
       EXPECT_EQ(after[i], before[batch * 24 + pos * 6 + i % 6]);
@@ -202,14 +232,17 @@ TEST(Faults, RowsShiftWithinTheirPrompt) {
 
 TEST(Faults, TileIsARectangleAndIsCutAtTheEdges) {
   Array before = values(Site::mlp_pre, DType::f32);  // 8 rows of 5
-  Array after = inject({.name = "tile", .parameters = {{"row", 6}, {"column", 1}, {"height", 4}, {"width", 2}}}, {Site::mlp_pre, 0}, before);
+  Array after = inject(
+      {.name = "tile", .parameters = {{"row", 6}, {"column", 1}, {"height", 4}, {"width", 2}}},
+      {Site::mlp_pre, 0}, before);
   EXPECT_EQ(changed(before, after), (std::vector<std::int64_t>{31, 32, 36, 37}));
   for (std::int64_t i : changed(before, after)) EXPECT_EQ(after[i], 0);
 }
 
 TEST(Faults, StaleIsTheLayerBeforeElseAnythingOfThatShapeElseShiftedRows) {
   Config config = small();
-  Array q0 = values(Site::q, DType::f32, 1), k0 = values(Site::k, DType::f32, 100), q1 = values(Site::q, DType::f32, 200);
+  Array q0 = values(Site::q, DType::f32, 1), k0 = values(Site::k, DType::f32, 100),
+        q1 = values(Site::q, DType::f32, 200);
   FaultInjector injector({{.name = "stale"}}, config);
   Array first = injector({Site::q, 0}, q0);
   EXPECT_TRUE(same_bits(first, inject({.name = "shift_rows"}, {Site::q, 0}, q0)));
@@ -234,7 +267,8 @@ TEST(Faults, MaskOffByOneInBothDirections) {
   Array lost = inject({.name = "mask_off_by_one", .parameters = {{"by", -1}}}, kScores, before);
   for (std::int64_t i = 0; i < before.numel(); ++i) {
     std::int64_t query = i / 4 % 4, key = i % 4;
-    EXPECT_EQ(future[i], key == query + 1 ? before[i - 1] : before[i]) << "query " << query << " key " << key;
+    EXPECT_EQ(future[i], key == query + 1 ? before[i - 1] : before[i])
+        << "query " << query << " key " << key;
     bool hidden = key == query && query > 0;
     EXPECT_EQ(lost[i], hidden ? -std::numeric_limits<double>::infinity() : before[i]);
   }
@@ -257,7 +291,9 @@ TEST(Faults, MaskGroupSharesTheMaskOfItsLastQuery) {
   for (std::int64_t h = 0; h < 3; ++h)
     for (std::int64_t i = 0; i < 8; ++i) queries.set(h * 8 + i, late[h * 16 + 8 + i]);
   Array two = std::move(queries).freeze();
-  EXPECT_EQ(changed(two, inject({.name = "mask_group", .parameters = {{"group", 2}}}, kScores, two)), (std::vector<std::int64_t>{3, 11, 19}));
+  EXPECT_EQ(
+      changed(two, inject({.name = "mask_group", .parameters = {{"group", 2}}}, kScores, two)),
+      (std::vector<std::int64_t>{3, 11, 19}));
 }
 
 TEST(FaultInjector, FiresAtTheNamedHookOnly) {
@@ -269,11 +305,17 @@ TEST(FaultInjector, FiresAtTheNamedHookOnly) {
     std::vector<TensorId> fires, leaves;
   };
   TensorId z0{Site::z, 0}, z1{Site::z, 1}, q1{Site::q, 1}, logits{Site::unembed_out};
-  for (const Case& c : {Case{"attn.hook_z", {}, {z0, z1}, {q1}}, Case{"z", {}, {z0, z1}, {q1}}, Case{"blocks.1.attn.hook_z", {}, {z1}, {z0, q1}},
-                        Case{"attn.hook_z", 1, {z1}, {z0}}, Case{"attn.hook_z", -2, {z0}, {z1}}, Case{"blocks.1.attn.hook_z", 1, {z1}, {z0}},
-                        Case{{}, 1, {z1, q1}, {z0, logits}}, Case{{}, {}, {z0, q1, logits}, {}},
-                        Case{"ln1.out", {}, {{Site::ln1_out, 1}}, {z1}}, Case{"ln_final.hook_normalized", {}, {{Site::ln_final_normalized}}, {z1}}}) {
-    for (const TensorId& id : c.fires) EXPECT_FALSE(same_bits(inject({.name = "one_element", .hook = c.hook, .layer = c.layer}, id, x), x)) << to_string(id);
+  for (const Case& c :
+       {Case{"attn.hook_z", {}, {z0, z1}, {q1}}, Case{"z", {}, {z0, z1}, {q1}},
+        Case{"blocks.1.attn.hook_z", {}, {z1}, {z0, q1}}, Case{"attn.hook_z", 1, {z1}, {z0}},
+        Case{"attn.hook_z", -2, {z0}, {z1}}, Case{"blocks.1.attn.hook_z", 1, {z1}, {z0}},
+        Case{{}, 1, {z1, q1}, {z0, logits}}, Case{{}, {}, {z0, q1, logits}, {}},
+        Case{"ln1.out", {}, {{Site::ln1_out, 1}}, {z1}},
+        Case{"ln_final.hook_normalized", {}, {{Site::ln_final_normalized}}, {z1}}}) {
+    for (const TensorId& id : c.fires)
+      EXPECT_FALSE(
+          same_bits(inject({.name = "one_element", .hook = c.hook, .layer = c.layer}, id, x), x))
+          << to_string(id);
     for (const TensorId& id : c.leaves) {
       FaultInjector injector({{.name = "one_element", .hook = c.hook, .layer = c.layer}}, config);
       EXPECT_FALSE(injector.wants(id));
@@ -309,7 +351,9 @@ TEST(FaultInjector, WhatIsDrawnDependsOnSeedAndTensorAlone) {
 
 TEST(FaultInjector, LogsWhatChangedAndNothingElse) {
   Array x = values(Site::z, DType::f32);
-  FaultInjector injector({{.name = "head", .parameters = {{"head", 0}}, .hook = "z"}, {.name = "scale", .parameters = {{"factor", 1}}}}, small());
+  FaultInjector injector({{.name = "head", .parameters = {{"head", 0}}, .hook = "z"},
+                          {.name = "scale", .parameters = {{"factor", 1}}}},
+                         small());
   EXPECT_FALSE(same_bits(injector(kZ, x), x));
   EXPECT_EQ(injector({Site::q, 0}, x).bytes(), x.bytes()) << "times 1 is the same handle";
   ASSERT_EQ(injector.fired(), 1);
@@ -328,22 +372,34 @@ TEST(FaultInjector, FaultsOfOneTensorAddUp) {
 TEST(FaultInjector, RefusesWhatItDoesNotKnow) {
   auto make = [](FaultSpec spec) { return [spec] { FaultInjector({spec}, small()); }; };
   EXPECT_THROW(make({.name = "swap_head"})(), std::invalid_argument);
-  expect_message(make({.name = "swap_head"}), {"[faults]", "\"swap_head\"", "nearest: \"swap_heads\"", "mask_group"});
-  expect_message(make({.name = "row", .parameters = {{"position", 1}}}), {"no parameter \"position\"", "pos, batch, garbage, delta"});
-  expect_message(make({.name = "row", .parameters = {{"pos", 1.5}}}), {"pos is 1.5", "whole number"});
-  expect_message(make({.name = "scale", .parameters = {{"factor", std::nan("")}}}), {"factor is not finite"});
-  for (const char* name : {"height", "width"}) expect_message(make({.name = "tile", .parameters = {{name, 0}}}), {name, "1 or more"});
-  expect_message(make({.name = "mask_group", .parameters = {{"group", 0}}}), {"group is 0", "1 or more"});
-  expect_message(make({.name = "round_bits", .parameters = {{"bits", -3}}}), {"bits is -3", "1 or more"});
+  expect_message(make({.name = "swap_head"}),
+                 {"[faults]", "\"swap_head\"", "nearest: \"swap_heads\"", "mask_group"});
+  expect_message(make({.name = "row", .parameters = {{"position", 1}}}),
+                 {"no parameter \"position\"", "pos, batch, garbage, delta"});
+  expect_message(make({.name = "row", .parameters = {{"pos", 1.5}}}),
+                 {"pos is 1.5", "whole number"});
+  expect_message(make({.name = "scale", .parameters = {{"factor", std::nan("")}}}),
+                 {"factor is not finite"});
+  for (const char* name : {"height", "width"})
+    expect_message(make({.name = "tile", .parameters = {{name, 0}}}), {name, "1 or more"});
+  expect_message(make({.name = "mask_group", .parameters = {{"group", 0}}}),
+                 {"group is 0", "1 or more"});
+  expect_message(make({.name = "round_bits", .parameters = {{"bits", -3}}}),
+                 {"bits is -3", "1 or more"});
   expect_message(make({.name = "row", .stage = -1}), {"stage -1 is negative"});
-  expect_message(make({.name = "row", .hook = "attn.hook_y"}), {"no hook point \"attn.hook_y\"", "\"attn.hook_q\""});
+  expect_message(make({.name = "row", .hook = "attn.hook_y"}),
+                 {"no hook point \"attn.hook_y\"", "\"attn.hook_q\""});
   expect_message(make({.name = "row", .hook = "blocks.x.attn.hook_z"}), {"no hook point"});
   expect_message(make({.name = "row", .hook = "blocks."}), {"no hook point"});
   expect_message(make({.name = "row", .hook = ""}), {"no hook point"});
-  expect_message(make({.name = "row", .hook = "hook_embed", .layer = 0}), {"no hook point \"hook_embed\" in a layer"});
-  expect_message(make({.name = "row", .hook = "blocks.0.attn.hook_z", .layer = 1}), {"not of layer 1"});
-  expect_message(make({.name = "head", .hook = "hook_attn_out"}), {"cannot occur at \"hook_attn_out\""});
-  expect_message(make({.name = "mask_group", .hook = "attn.hook_pattern"}), {"cannot occur", "attn.hook_attn_scores"});
+  expect_message(make({.name = "row", .hook = "hook_embed", .layer = 0}),
+                 {"no hook point \"hook_embed\" in a layer"});
+  expect_message(make({.name = "row", .hook = "blocks.0.attn.hook_z", .layer = 1}),
+                 {"not of layer 1"});
+  expect_message(make({.name = "head", .hook = "hook_attn_out"}),
+                 {"cannot occur at \"hook_attn_out\""});
+  expect_message(make({.name = "mask_group", .hook = "attn.hook_pattern"}),
+                 {"cannot occur", "attn.hook_attn_scores"});
   expect_message(make({.name = "nan", .hook = "hook_tokens"}), {"cannot occur"});
   EXPECT_THROW(make({.name = "row", .layer = 2})(), std::out_of_range);
   EXPECT_THROW(make({.name = "row", .layer = -3})(), std::out_of_range);
@@ -359,12 +415,15 @@ TEST(FaultInjector, RefusesWhatTheTensorHasNot) {
     double value;
     const char* allowed;
   };
-  for (const Case& c : {Case{"row", "pos", 4, "0..3"}, Case{"row", "batch", -1, "0..1"}, Case{"head", "head", 3, "0..2"}, Case{"swap_heads", "b", 3, "0..2"},
-                        Case{"one_element", "index", 48, "0..47"}, Case{"tile", "row", 24, "0..23"}, Case{"tile", "column", 2, "0..1"},
-                        Case{"zero_from", "pos", 4, "0..3"}, Case{"nan", "index", 1e15, "0..47"}}) {
+  for (const Case& c : {Case{"row", "pos", 4, "0..3"}, Case{"row", "batch", -1, "0..1"},
+                        Case{"head", "head", 3, "0..2"}, Case{"swap_heads", "b", 3, "0..2"},
+                        Case{"one_element", "index", 48, "0..47"}, Case{"tile", "row", 24, "0..23"},
+                        Case{"tile", "column", 2, "0..1"}, Case{"zero_from", "pos", 4, "0..3"},
+                        Case{"nan", "index", 1e15, "0..47"}}) {
     FaultSpec spec{.name = c.fault, .parameters = {{c.parameter, c.value}}};
     EXPECT_THROW(call(spec)(), std::out_of_range) << c.fault;
-    expect_message(call(spec), {c.fault, c.parameter, "out of range", "blocks.1.attn.hook_z", c.allowed});
+    expect_message(call(spec),
+                   {c.fault, c.parameter, "out of range", "blocks.1.attn.hook_z", c.allowed});
   }
 }
 

@@ -79,7 +79,8 @@ TEST_P(HonestArithmetic, InFloatPasses) {
 
 // If the operation's own slack were not there, honest float arithmetic would be refused.
 TEST_P(HonestArithmetic, NeedsItsSlack) {
-  Array output = honest_output(c), tolerance_with = tolerances(c.link, c.inputs, c.output, contract);
+  Array output = honest_output(c),
+        tolerance_with = tolerances(c.link, c.inputs, c.output, contract);
   Array exact = compute(c.link, c.inputs, c.output, serial_for);
   bool beyond = false;
   for (std::int64_t i = 0; i < output.numel(); ++i)
@@ -87,7 +88,8 @@ TEST_P(HonestArithmetic, NeedsItsSlack) {
   EXPECT_EQ(beyond, named.needs_slack) << c.name;
 }
 
-// Nothing hides below a bound that is far wider than rounding: a change of 1e-4 of the output's size is seen.
+// Nothing hides below a bound that is far wider than rounding: a change of 1e-4 of the output's
+// size is seen.
 TEST_P(HonestArithmetic, LeavesNoRoomForAVisibleError) {
   Array allowed = tolerances(c.link, c.inputs, c.output, contract);
   Array exact = compute(c.link, c.inputs, c.output, serial_for);
@@ -100,7 +102,8 @@ TEST_P(HonestArithmetic, LeavesNoRoomForAVisibleError) {
   EXPECT_LT(widest, 1e-4 * scale) << c.name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Bounds, HonestArithmetic, testing::Range(0, static_cast<int>(all_cases().size())),
+INSTANTIATE_TEST_SUITE_P(Bounds, HonestArithmetic,
+                         testing::Range(0, static_cast<int>(all_cases().size())),
                          [](const auto& info) { return all_cases()[info.param].test.name; });
 
 }  // namespace

@@ -90,14 +90,20 @@ TEST_P(EveryOperation, ReportsTheTrueRatioOfTheWorstElement) {
 
 TEST_P(EveryOperation, RefusesInputsThatDoNotFit) {
   if (c.inputs.size() == 2) {
-    EXPECT_THROW(check_exact(c.link, {c.inputs[0], Array()}, honest_output(c), contract, serial_for), std::invalid_argument);
+    EXPECT_THROW(
+        check_exact(c.link, {c.inputs[0], Array()}, honest_output(c), contract, serial_for),
+        std::invalid_argument);
   }
-  EXPECT_THROW(check_exact(c.link, {Array()}, honest_output(c), contract, serial_for), std::exception);
+  EXPECT_THROW(check_exact(c.link, {Array()}, honest_output(c), contract, serial_for),
+               std::exception);
   Array short_output = random_array({1, 1, 1}, DType::f32, 1);
-  EXPECT_THROW(check_exact(c.link, {random_array({1, 2, 3}, DType::f32, 1)}, short_output, contract, serial_for), std::exception);
+  EXPECT_THROW(check_exact(c.link, {random_array({1, 2, 3}, DType::f32, 1)}, short_output, contract,
+                           serial_for),
+               std::exception);
 }
 
-INSTANTIATE_TEST_SUITE_P(Exact, EveryOperation, testing::Range(0, static_cast<int>(all_cases().size())),
+INSTANTIATE_TEST_SUITE_P(Exact, EveryOperation,
+                         testing::Range(0, static_cast<int>(all_cases().size())),
                          [](const auto& info) { return all_cases()[info.param].test.name; });
 
 // An honest store overflows to the infinity of the right sign, and only that.
@@ -112,7 +118,8 @@ TEST(Exact, AcceptsAnHonestOverflowOfFloat16AndNothingElse) {
   Array big = one(60000, DType::f16);
   EXPECT_TRUE(check_exact(link, {big, big}, one(kInf, DType::f16), half, serial_for).passed());
   EXPECT_FALSE(check_exact(link, {big, big}, one(-kInf, DType::f16), half, serial_for).passed());
-  EXPECT_FALSE(check_exact(link, {big, one(1, DType::f16)}, one(kInf, DType::f16), half, serial_for).passed());
+  EXPECT_FALSE(check_exact(link, {big, one(1, DType::f16)}, one(kInf, DType::f16), half, serial_for)
+                   .passed());
 }
 
 TEST(Exact, MaskedScoresAreExactlyMinusInfinityAndNoOthersAre) {
@@ -131,7 +138,10 @@ TEST(Exact, AProbabilityBeyondTheMaskIsRefusedHoweverSmall) {
   Case c = softmax_case();
   MutableArray changed(honest_output(c));
   changed.set(1, 1e-38);
-  EXPECT_EQ(check_exact(c.link, c.inputs, std::move(changed).freeze(), contract_of(Site::pattern, DType::f32), serial_for).failed, 1);
+  EXPECT_EQ(check_exact(c.link, c.inputs, std::move(changed).freeze(),
+                        contract_of(Site::pattern, DType::f32), serial_for)
+                .failed,
+            1);
 }
 
 // Below the bound of every element, but together far from what float rounding makes: the RMS test.
@@ -139,12 +149,17 @@ TEST(Exact, ALowerPrecisionBelowEveryBoundIsRefusedByTheRmsTest) {
   constexpr std::int64_t in = 4096, out = 32;
   Array w = random_array({in, out}, DType::f32, 1), x = random_array({1, 8, in}, DType::f32, 2);
   Array b = MutableArray({out}, DType::f32).freeze();
-  Link link{.op = Op::linear, .output = {Site::mlp_pre}, .inputs = {{Site::ln2_normalized}},
-            .weight = Matrix{.storage = w, .in = in, .out = out}, .bias = Vector{.storage = b, .size = out}};
+  Link link{.op = Op::linear,
+            .output = {Site::mlp_pre},
+            .inputs = {{Site::ln2_normalized}},
+            .weight = Matrix{.storage = w, .in = in, .out = out},
+            .bias = Vector{.storage = b, .size = out}};
   Contract contract = contract_of(Site::mlp_pre, DType::f32);
-  Array exact = compute(link, {x}, {1, 8, out}, serial_for), allowed = tolerances(link, {x}, {1, 8, out}, contract);
+  Array exact = compute(link, {x}, {1, 8, out}, serial_for),
+        allowed = tolerances(link, {x}, {1, 8, out}, contract);
   MutableArray noisy({1, 8, out}, DType::f32);
-  for (std::int64_t i = 0; i < exact.numel(); ++i) noisy.set(i, exact[i] + (i % 2 == 0 ? 0.9 : -0.9) * allowed[i]);
+  for (std::int64_t i = 0; i < exact.numel(); ++i)
+    noisy.set(i, exact[i] + (i % 2 == 0 ? 0.9 : -0.9) * allowed[i]);
   Point p = check_exact(link, {x}, std::move(noisy).freeze(), contract, serial_for);
   EXPECT_EQ(p.failed, 0);
   EXPECT_GT(p.rms_ratio, kRmsLimit);
@@ -179,7 +194,8 @@ TEST(Exact, TheVerdictDoesNotDependOnHowWorkIsSplit) {
   changed.set(17, 1e3);
   changed.set(150, 1e3);
   Array output = std::move(changed).freeze();
-  Point a = check_exact(c.link, c.inputs, output, contract, serial_for), b = check_exact(c.link, c.inputs, output, contract, backwards);
+  Point a = check_exact(c.link, c.inputs, output, contract, serial_for),
+        b = check_exact(c.link, c.inputs, output, contract, backwards);
   EXPECT_EQ(a.worst_index, b.worst_index);
   EXPECT_EQ(a.worst_ratio, b.worst_ratio);
   EXPECT_EQ(a.failed, b.failed);

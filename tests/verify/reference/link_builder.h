@@ -13,7 +13,8 @@
 
 namespace lenscpp::testing_links {
 
-inline Array random_array(Shape shape, DType dtype, std::uint64_t seed, double scale = 1, double offset = 0) {
+inline Array random_array(Shape shape, DType dtype, std::uint64_t seed, double scale = 1,
+                          double offset = 0) {
   std::mt19937_64 generator(seed);
   std::normal_distribution<double> normal(offset, scale);
   MutableArray a(std::move(shape), dtype);
@@ -21,8 +22,8 @@ inline Array random_array(Shape shape, DType dtype, std::uint64_t seed, double s
   return std::move(a).freeze();
 }
 
-/// An operation, its inputs, the shape of its output and a plain float32 implementation of it: loops in
-/// the order of the formula, every intermediate a float. It stands for an honest device.
+/// An operation, its inputs, the shape of its output and a plain float32 implementation of it:
+/// loops in the order of the formula, every intermediate a float. It stands for an honest device.
 struct Case {
   std::string name;
   Link link;
@@ -36,15 +37,23 @@ inline const float* floats(const Array& a) { return a.as<float>().data(); }
 inline Case linear_case() {
   constexpr std::int64_t rows = 5, in = 96, out = 40;
   Array w = random_array({in, out}, DType::f32, 1), b = random_array({out}, DType::f32, 2);
-  Link link{.op = Op::linear, .output = {Site::mlp_pre}, .inputs = {{Site::ln2_normalized}},
-            .weight = Matrix{.storage = w, .in = in, .out = out}, .bias = Vector{.storage = b, .size = out}};
+  Link link{.op = Op::linear,
+            .output = {Site::mlp_pre},
+            .inputs = {{Site::ln2_normalized}},
+            .weight = Matrix{.storage = w, .in = in, .out = out},
+            .bias = Vector{.storage = b, .size = out}};
   // A large offset makes partial sums large beside the result, so that rounding shows.
-  return {"linear", link, {random_array({1, rows, in}, DType::f32, 3, 1, 4)}, {1, rows, out}, [=](const auto& x) {
+  return {"linear",
+          link,
+          {random_array({1, rows, in}, DType::f32, 3, 1, 4)},
+          {1, rows, out},
+          [=](const auto& x) {
             std::vector<float> y(rows * out);
             for (int r = 0; r < rows; ++r)
               for (int j = 0; j < out; ++j) {
                 float sum = 0;
-                for (int k = 0; k < in; ++k) sum += floats(x[0])[r * in + k] * floats(w)[k * out + j];
+                for (int k = 0; k < in; ++k)
+                  sum += floats(x[0])[r * in + k] * floats(w)[k * out + j];
                 y[r * out + j] = sum + floats(b)[j];
               }
             return y;
@@ -54,16 +63,26 @@ inline Case linear_case() {
 /// W_Q of heads with inputs of their own.
 inline Case head_linear_case() {
   constexpr std::int64_t pos = 4, heads = 3, in = 24, d = 8;
-  Array w = random_array({in, heads * d}, DType::f32, 4), b = random_array({heads * d}, DType::f32, 5);
-  Link link{.op = Op::head_linear, .output = {Site::q}, .inputs = {{Site::q_ln_out}},
-            .weight = Matrix{.storage = w, .in = in, .out = heads * d}, .bias = Vector{.storage = b, .size = heads * d}};
-  return {"head_linear", link, {random_array({1, pos, heads, in}, DType::f32, 6, 1, 3)}, {1, pos, heads, d}, [=](const auto& x) {
+  Array w = random_array({in, heads * d}, DType::f32, 4),
+        b = random_array({heads * d}, DType::f32, 5);
+  Link link{.op = Op::head_linear,
+            .output = {Site::q},
+            .inputs = {{Site::q_ln_out}},
+            .weight = Matrix{.storage = w, .in = in, .out = heads * d},
+            .bias = Vector{.storage = b, .size = heads * d}};
+  return {"head_linear",
+          link,
+          {random_array({1, pos, heads, in}, DType::f32, 6, 1, 3)},
+          {1, pos, heads, d},
+          [=](const auto& x) {
             std::vector<float> y(pos * heads * d);
             for (int p = 0; p < pos; ++p)
               for (int h = 0; h < heads; ++h)
                 for (int j = 0; j < d; ++j) {
                   float sum = 0;
-                  for (int k = 0; k < in; ++k) sum += floats(x[0])[(p * heads + h) * in + k] * floats(w)[k * heads * d + h * d + j];
+                  for (int k = 0; k < in; ++k)
+                    sum += floats(x[0])[(p * heads + h) * in + k] *
+                           floats(w)[k * heads * d + h * d + j];
                   y[(p * heads + h) * d + j] = sum + floats(b)[h * d + j];
                 }
             return y;
@@ -73,15 +92,22 @@ inline Case head_linear_case() {
 inline Case head_result_case() {
   constexpr std::int64_t pos = 4, heads = 3, d = 8, out = 20;
   Array w = random_array({heads * d, out}, DType::f32, 7);
-  Link link{.op = Op::head_result, .output = {Site::result}, .inputs = {{Site::z}},
+  Link link{.op = Op::head_result,
+            .output = {Site::result},
+            .inputs = {{Site::z}},
             .weight = Matrix{.storage = w, .in = heads * d, .out = out}};
-  return {"head_result", link, {random_array({1, pos, heads, d}, DType::f32, 8, 1, 3)}, {1, pos, heads, out}, [=](const auto& x) {
+  return {"head_result",
+          link,
+          {random_array({1, pos, heads, d}, DType::f32, 8, 1, 3)},
+          {1, pos, heads, out},
+          [=](const auto& x) {
             std::vector<float> y(pos * heads * out);
             for (int p = 0; p < pos; ++p)
               for (int h = 0; h < heads; ++h)
                 for (int j = 0; j < out; ++j) {
                   float sum = 0;
-                  for (int k = 0; k < d; ++k) sum += floats(x[0])[(p * heads + h) * d + k] * floats(w)[(h * d + k) * out + j];
+                  for (int k = 0; k < d; ++k)
+                    sum += floats(x[0])[(p * heads + h) * d + k] * floats(w)[(h * d + k) * out + j];
                   y[(p * heads + h) * out + j] = sum;
                 }
             return y;
@@ -91,8 +117,15 @@ inline Case head_result_case() {
 inline Case sum_heads_case() {
   constexpr std::int64_t pos = 6, heads = 12, d = 10;
   Array b = random_array({d}, DType::f32, 9);
-  Link link{.op = Op::sum_heads, .output = {Site::attn_out}, .inputs = {{Site::result}}, .bias = Vector{.storage = b, .size = d}};
-  return {"sum_heads", link, {random_array({1, pos, heads, d}, DType::f32, 10, 1, 5)}, {1, pos, d}, [=](const auto& x) {
+  Link link{.op = Op::sum_heads,
+            .output = {Site::attn_out},
+            .inputs = {{Site::result}},
+            .bias = Vector{.storage = b, .size = d}};
+  return {"sum_heads",
+          link,
+          {random_array({1, pos, heads, d}, DType::f32, 10, 1, 5)},
+          {1, pos, d},
+          [=](const auto& x) {
             std::vector<float> y(pos * d);
             for (int p = 0; p < pos; ++p)
               for (int j = 0; j < d; ++j) {
@@ -107,15 +140,24 @@ inline Case sum_heads_case() {
 inline Case scores_case() {
   constexpr std::int64_t pos = 7, heads = 2, d = 12;
   const float divisor = std::sqrt(12.0f);
-  Link link{.op = Op::scores, .output = {Site::attn_scores}, .inputs = {{Site::q}, {Site::k}}, .scalar = std::sqrt(12.0)};
-  return {"scores", link, {random_array({1, pos, heads, d}, DType::f32, 11, 1, 3), random_array({1, pos, heads, d}, DType::f32, 12)},
-          {1, heads, pos, pos}, [=](const auto& x) {
+  Link link{.op = Op::scores,
+            .output = {Site::attn_scores},
+            .inputs = {{Site::q}, {Site::k}},
+            .scalar = std::sqrt(12.0)};
+  return {"scores",
+          link,
+          {random_array({1, pos, heads, d}, DType::f32, 11, 1, 3),
+           random_array({1, pos, heads, d}, DType::f32, 12)},
+          {1, heads, pos, pos},
+          [=](const auto& x) {
             std::vector<float> y(heads * pos * pos, -std::numeric_limits<float>::infinity());
             for (int h = 0; h < heads; ++h)
               for (int i = 0; i < pos; ++i)
                 for (int j = 0; j <= i; ++j) {
                   float sum = 0;
-                  for (int k = 0; k < d; ++k) sum += floats(x[0])[(i * heads + h) * d + k] * floats(x[1])[(j * heads + h) * d + k];
+                  for (int k = 0; k < d; ++k)
+                    sum += floats(x[0])[(i * heads + h) * d + k] *
+                           floats(x[1])[(j * heads + h) * d + k];
                   y[(h * pos + i) * pos + j] = sum / divisor;
                 }
             return y;
@@ -146,12 +188,17 @@ inline Case mix_case() {
   for (int i = 0; i < pos; ++i)
     for (int j = 0; j <= i; ++j) p.set(i * pos + j, 1.0 / (i + 1));
   Link link{.op = Op::mix, .output = {Site::z}, .inputs = {{Site::pattern}, {Site::v}}};
-  return {"mix", link, {std::move(p).freeze(), random_array({1, pos, 1, d}, DType::f32, 14, 1, 2)}, {1, pos, 1, d}, [=](const auto& x) {
+  return {"mix",
+          link,
+          {std::move(p).freeze(), random_array({1, pos, 1, d}, DType::f32, 14, 1, 2)},
+          {1, pos, 1, d},
+          [=](const auto& x) {
             std::vector<float> y(pos * d);
             for (int i = 0; i < pos; ++i)
               for (int k = 0; k < d; ++k) {
                 float sum = 0;
-                for (int j = 0; j < pos; ++j) sum += floats(x[0])[i * pos + j] * floats(x[1])[j * d + k];
+                for (int j = 0; j < pos; ++j)
+                  sum += floats(x[0])[i * pos + j] * floats(x[1])[j * d + k];
                 y[i * d + k] = sum;
               }
             return y;
@@ -160,8 +207,15 @@ inline Case mix_case() {
 
 inline Case norm_scale_case() {
   constexpr std::int64_t pos = 40, d = 64;
-  Link link{.op = Op::norm_scale, .output = {Site::ln1_scale}, .inputs = {{Site::resid_pre}}, .scalar = 1e-5};
-  return {"norm_scale", link, {random_array({1, pos, d}, DType::f32, 15, 1, 8)}, {1, pos, 1}, [=](const auto& x) {
+  Link link{.op = Op::norm_scale,
+            .output = {Site::ln1_scale},
+            .inputs = {{Site::resid_pre}},
+            .scalar = 1e-5};
+  return {"norm_scale",
+          link,
+          {random_array({1, pos, d}, DType::f32, 15, 1, 8)},
+          {1, pos, 1},
+          [=](const auto& x) {
             std::vector<float> y(pos);
             for (int r = 0; r < pos; ++r) {
               const float* row = floats(x[0]) + r * d;
@@ -177,8 +231,14 @@ inline Case norm_scale_case() {
 inline Case normalize_case() {
   constexpr std::int64_t pos = 12, d = 48;
   Array x = random_array({1, pos, d}, DType::f32, 16, 1, 9);
-  Link link{.op = Op::normalize, .output = {Site::ln1_normalized}, .inputs = {{Site::resid_pre}, {Site::ln1_scale}}};
-  return {"normalize", link, {x, Array::of(std::span<const float>(std::vector<float>(pos, 1.7f)), {1, pos, 1})}, {1, pos, d}, [=](const auto& in) {
+  Link link{.op = Op::normalize,
+            .output = {Site::ln1_normalized},
+            .inputs = {{Site::resid_pre}, {Site::ln1_scale}}};
+  return {"normalize",
+          link,
+          {x, Array::of(std::span<const float>(std::vector<float>(pos, 1.7f)), {1, pos, 1})},
+          {1, pos, d},
+          [=](const auto& in) {
             std::vector<float> y(pos * d);
             for (int r = 0; r < pos; ++r) {
               const float* row = floats(in[0]) + r * d;
@@ -193,25 +253,36 @@ inline Case normalize_case() {
 inline Case affine_case() {
   constexpr std::int64_t pos = 20, d = 32;
   Array w = random_array({d}, DType::f32, 17), b = random_array({d}, DType::f32, 18);
-  Link link{.op = Op::affine, .output = {Site::ln1_out}, .inputs = {{Site::ln1_normalized}},
-            .weight = Matrix{.storage = w, .in = 1, .out = d}, .bias = Vector{.storage = b, .size = d}};
-  return {"affine", link, {random_array({1, pos, d}, DType::f32, 19)}, {1, pos, d}, [=](const auto& x) {
-            std::vector<float> y(pos * d);
-            for (int r = 0; r < pos; ++r)
-              for (int j = 0; j < d; ++j) {
-                float product = floats(x[0])[r * d + j] * floats(w)[j];
-                y[r * d + j] = product + floats(b)[j];
-              }
-            return y;
-          }};
+  Link link{.op = Op::affine,
+            .output = {Site::ln1_out},
+            .inputs = {{Site::ln1_normalized}},
+            .weight = Matrix{.storage = w, .in = 1, .out = d},
+            .bias = Vector{.storage = b, .size = d}};
+  return {
+      "affine", link, {random_array({1, pos, d}, DType::f32, 19)}, {1, pos, d}, [=](const auto& x) {
+        std::vector<float> y(pos * d);
+        for (int r = 0; r < pos; ++r)
+          for (int j = 0; j < d; ++j) {
+            float product = floats(x[0])[r * d + j] * floats(w)[j];
+            y[r * d + j] = product + floats(b)[j];
+          }
+        return y;
+      }};
 }
 
 inline Case activation_case(Activation kind, const std::string& name) {
   constexpr std::int64_t n = 600;
   std::vector<float> x(n);
   for (int i = 0; i < n; ++i) x[i] = -9.0f + 0.03f * static_cast<float>(i);
-  Link link{.op = Op::activation, .output = {Site::mlp_post}, .inputs = {{Site::mlp_pre}}, .activation = kind};
-  return {name, link, {Array::of(std::span<const float>(x), {1, 1, n})}, {1, 1, n}, [=](const auto& in) {
+  Link link{.op = Op::activation,
+            .output = {Site::mlp_post},
+            .inputs = {{Site::mlp_pre}},
+            .activation = kind};
+  return {name,
+          link,
+          {Array::of(std::span<const float>(x), {1, 1, n})},
+          {1, 1, n},
+          [=](const auto& in) {
             std::vector<float> y(n);
             for (int i = 0; i < n; ++i) {
               float v = floats(in[0])[i];
@@ -219,9 +290,15 @@ inline Case activation_case(Activation kind, const std::string& name) {
                 case Activation::gelu_tanh:
                   y[i] = 0.5f * v * (1.0f + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
                   break;
-                case Activation::gelu_erf: y[i] = 0.5f * v * (1.0f + std::erf(v * 0.70710678f)); break;
-                case Activation::relu: y[i] = v > 0 ? v : 0; break;
-                case Activation::silu: y[i] = v / (1.0f + std::exp(-v)); break;
+                case Activation::gelu_erf:
+                  y[i] = 0.5f * v * (1.0f + std::erf(v * 0.70710678f));
+                  break;
+                case Activation::relu:
+                  y[i] = v > 0 ? v : 0;
+                  break;
+                case Activation::silu:
+                  y[i] = v / (1.0f + std::exp(-v));
+                  break;
               }
             }
             return y;
@@ -230,8 +307,13 @@ inline Case activation_case(Activation kind, const std::string& name) {
 
 inline Case add_case() {
   constexpr std::int64_t n = 256;
-  Link link{.op = Op::add, .output = {Site::resid_mid}, .inputs = {{Site::resid_pre}, {Site::attn_out}}};
-  return {"add", link, {random_array({1, 1, n}, DType::f32, 20), random_array({1, 1, n}, DType::f32, 21)}, {1, 1, n}, [=](const auto& x) {
+  Link link{
+      .op = Op::add, .output = {Site::resid_mid}, .inputs = {{Site::resid_pre}, {Site::attn_out}}};
+  return {"add",
+          link,
+          {random_array({1, 1, n}, DType::f32, 20), random_array({1, 1, n}, DType::f32, 21)},
+          {1, 1, n},
+          [=](const auto& x) {
             std::vector<float> y(n);
             for (int i = 0; i < n; ++i) y[i] = floats(x[0])[i] + floats(x[1])[i];
             return y;
@@ -244,11 +326,21 @@ struct Named {
   bool needs_slack;
 };
 inline std::vector<Named> all_cases() {
-  return {{linear_case(), true}, {head_linear_case(), true}, {head_result_case(), true}, {sum_heads_case(), true},
-          {scores_case(), true}, {softmax_case(), true}, {mix_case(), true}, {norm_scale_case(), true},
-          {normalize_case(), true}, {affine_case(), true},
-          {activation_case(Activation::gelu_tanh, "gelu_tanh"), true}, {activation_case(Activation::gelu_erf, "gelu_erf"), true},
-          {activation_case(Activation::silu, "silu"), true}, {activation_case(Activation::relu, "relu"), false}, {add_case(), false}};
+  return {{linear_case(), true},
+          {head_linear_case(), true},
+          {head_result_case(), true},
+          {sum_heads_case(), true},
+          {scores_case(), true},
+          {softmax_case(), true},
+          {mix_case(), true},
+          {norm_scale_case(), true},
+          {normalize_case(), true},
+          {affine_case(), true},
+          {activation_case(Activation::gelu_tanh, "gelu_tanh"), true},
+          {activation_case(Activation::gelu_erf, "gelu_erf"), true},
+          {activation_case(Activation::silu, "silu"), true},
+          {activation_case(Activation::relu, "relu"), false},
+          {add_case(), false}};
 }
 
 inline Array honest_output(const Case& c) {

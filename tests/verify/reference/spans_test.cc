@@ -1,4 +1,5 @@
-// Propagated bounds hold: perturbed inputs never move an output further than promised, and not much less.
+// Propagated bounds hold: perturbed inputs never move an output further than promised, and not much
+// less.
 #include "verify/reference/spans.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +19,8 @@ TEST_P(Propagated, BoundsEveryPerturbationAndIsReachedWithinAFactor) {
   std::vector<Array> errors;
   for (const Array& input : c.inputs) {
     MutableArray e(input.shape(), DType::f64);
-    for (std::int64_t i = 0; i < e.numel(); ++i) e.set(i, std::isinf(input[i]) ? 0 : kSize * std::abs(input[i]));
+    for (std::int64_t i = 0; i < e.numel(); ++i)
+      e.set(i, std::isinf(input[i]) ? 0 : kSize * std::abs(input[i]));
     errors.push_back(std::move(e).freeze());
   }
   Array bound = propagate(c.link, c.inputs, errors, c.output);
@@ -31,7 +33,8 @@ TEST_P(Propagated, BoundsEveryPerturbationAndIsReachedWithinAFactor) {
       MutableArray m(c.inputs[k].to(DType::f64));
       // All one way, and at random: sums and differences both reach their worst.
       for (std::int64_t i = 0; i < m.numel(); ++i)
-        if (errors[k][i] > 0) m.set(i, m.get(i) + errors[k][i] * (seed == 0 || random() % 2 == 0 ? 1 : -1));
+        if (errors[k][i] > 0)
+          m.set(i, m.get(i) + errors[k][i] * (seed == 0 || random() % 2 == 0 ? 1 : -1));
       moved.push_back(std::move(m).freeze());
     }
     Array output = compute(c.link, moved, c.output, serial_for);
