@@ -122,8 +122,8 @@ std::string Verdict::summary() const {
       const Point* first = first_failure();
       return "INVALID: " +
              (first == nullptr ? std::string("nothing was compared") : describe(*first)) +
-             ". These activations are not the model's: do not use them; run on the CPU or in "
-             "another dtype.";
+             ". These activations are not the model's: do not use them; see what "
+             "another device or dtype gives.";
     }
     case Status::unverified:
       return "UNVERIFIED: nothing was checked, so nothing may be concluded";
