@@ -2,6 +2,7 @@
 #include "hooks/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -122,6 +123,12 @@ void Plan::validate(const Config& config, const Extents& extents) const {
     if (edit.kind == EditKind::mean && edit.site == Site::attn_scores)
       refuse(edit, "masked scores have no mean; use pattern");
     check_source(edit, shape);
+    if (edit.kind == EditKind::scale && edit.site == Site::attn_scores && !(edit.factor > 0))
+      refuse(edit, "masked scores are -inf, which only a positive factor leaves as they are");
+    bool masks = edit.site == Site::attn_scores;
+    for (std::int64_t i = 0; i < edit.source.numel(); ++i)
+      if (double x = edit.source[i]; !std::isfinite(x) && !(masks && x < 0))
+        refuse(edit, "the source is not finite at element " + std::to_string(i));
     if (!(std::abs(edit.factor) <= 1e30)) refuse(edit, "factor is not a finite number below 1e30");
   }
 }

@@ -303,10 +303,16 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
   for (const TensorId& id : selected_hooks(config(), options)) {
     auto stages = static_cast<std::int64_t>(request.plan.at(id.site, id.layer).size());
     auto found = recorder.tensors().find({id.site, id.layer, stages});
-    if (found != recorder.tensors().end()) activations.add(id, found->second);
+    if (found != recorder.tensors().end())
+      activations.add(id, found->second, found->second.digest());
   }
-  activations.set_output({request.rows.unembeds ? Site::unembed_out : Site::resid_post},
-                         snapshot(pass.output));
+  Array output = snapshot(pass.output);
+  std::int64_t end = request.rows.end_layer;
+  TensorId last = request.rows.unembeds     ? TensorId{Site::unembed_out}
+                  : end < config().n_layers ? TensorId{Site::resid_pre, end}
+                                            : TensorId{Site::resid_post, end - 1};
+  std::string digest = output.digest();
+  activations.set_output(last, std::move(output), std::move(digest));
   RunRecord record = record_for(request, pass);
   record.mode = name_of(VerifyMode::off);
   return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record),

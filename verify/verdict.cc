@@ -182,6 +182,7 @@ nlohmann::json to_json(const Verdict& v) {
           {"seconds", v.seconds},
           {"drift", drift},
           {"recomputed", v.recomputed},
+          {"widest_gap", v.widest_gap},
           {"summary", v.summary()}};
 }
 

@@ -43,6 +43,7 @@ struct Verdict {
   double coverage = 0;             // share of the elements of all links that were compared exactly
   double seconds = 0;              // spent checking
   std::optional<Drift> drift = {};
+  double widest_gap = 0;  // verify_recorded: largest widening of a bound, as a share of the tensor
   std::vector<std::string> recomputed = {};  // verify_recorded: links that were not recorded
 
   const Point* first_failure() const;

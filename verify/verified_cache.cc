@@ -18,11 +18,6 @@ static_assert(!std::is_aggregate_v<VerifiedCache>);
 
 namespace {
 
-Activations::Entry entry_of(const TensorId& id, Array value) {
-  std::string digest = value.digest();
-  return {hook_name(id.site, id.layer), id, std::move(value), std::move(digest)};
-}
-
 const Array& unchanged(const Activations::Entry& entry) {
   if (entry.name.empty()) throw NotVerified("[cache] the output of this run was not recorded");
   if (entry.value.digest() != entry.digest)
@@ -34,11 +29,11 @@ const Array& unchanged(const Activations::Entry& entry) {
 
 }  // namespace
 
-void Activations::add(const TensorId& id, Array value) {
-  entries_.push_back(entry_of(id, std::move(value)));
+void Activations::add(const TensorId& id, Array value, std::string digest) {
+  entries_.push_back({hook_name(id.site, id.layer), id, std::move(value), std::move(digest)});
 }
-void Activations::set_output(const TensorId& id, Array value) {
-  output_ = entry_of(id, std::move(value));
+void Activations::set_output(const TensorId& id, Array value, std::string digest) {
+  output_ = {hook_name(id.site, id.layer), id, std::move(value), std::move(digest)};
 }
 
 const Activations::Entry* Activations::find(std::string_view name) const {

@@ -22,10 +22,11 @@ class Activations {
     std::string digest;  // of `value` when it was checked
   };
 
-  void add(const TensorId& id, Array value);
+  /// `digest`: of the value before it was checked.
+  void add(const TensorId& id, Array value, std::string digest);
   /// What the run returned: logits [batch, pos, d_vocab], or the residual where it stopped. Kept
   /// whatever else was.
-  void set_output(const TensorId& id, Array value);
+  void set_output(const TensorId& id, Array value, std::string digest);
   const Entry& output() const { return output_; }
   const std::vector<Entry>& entries() const { return entries_; }
   const Entry* find(std::string_view name) const;

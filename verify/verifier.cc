@@ -91,6 +91,7 @@ void Verifier::skip_to(std::size_t link) {
 void Verifier::check(const Link& link, const Array& value) {
   Contract contract = contract_of(link.output.site, options_.dtype);
   Shape shape = shape_of_link(link);
+  std::string digest = value.digest();  // before the check: what is written later shows
   Point point{.id = link.output, .op = link.op, .shape = shape};
   DType stored = link.output.site == Site::tokens ? DType::i64 : contract.stored;
   std::vector<Array> inputs;
@@ -110,16 +111,20 @@ void Verifier::check(const Link& link, const Array& value) {
   points_.push_back(std::move(point));
 
   if (auto readers = readers_.find(link.output); readers != readers_.end())
-    live_[link.output] = {value, readers->second, !shaped};
+    live_[link.output] = {value, digest, readers->second, !shaped};
   auto stages =
       static_cast<std::int64_t>(request_.plan.at(link.output.site, link.output.layer).size());
-  if (link.output.stage == stages && shaped) keep(link.output, value);
-  if (&link == &links_.back() && shaped) kept_.set_output(link.output, value);
+  if (link.output.stage == stages && shaped) keep(link.output, value, digest);
+  if (&link == &links_.back() && shaped) kept_.set_output(link.output, value, digest);
 }
 
 void Verifier::follow_in_float64(const Link& link, const Array& value) {
   std::vector<Array> inputs;
-  for (const TensorId& input : link.inputs) inputs.push_back(exact_.at(input));
+  for (const TensorId& input : link.inputs) {
+    auto known = exact_.find(input);
+    if (known == exact_.end()) return;  // behind a tensor that the device never computed
+    inputs.push_back(known->second);
+  }
   Array exact = compute(link, inputs, shape_of_link(link), options_.parallel);
   drift_.points.push_back(drift_row(to_string(link.output), value, exact));
   if (readers_.contains(link.output)) exact_[link.output] = exact;
@@ -128,16 +133,22 @@ void Verifier::follow_in_float64(const Link& link, const Array& value) {
 void Verifier::retire_inputs(const Link& link) {
   for (const TensorId& input : link.inputs)
     if (auto live = live_.find(input); live != live_.end() && --live->second.readers == 0) {
+      // The device read this very memory until now: had it changed, both sides would have read on.
+      if (live->second.value.digest() != live->second.digest)
+        points_.push_back(
+            {.id = input, .op = link.op, .why = "was overwritten after it was checked"});
       live_.erase(live);
       exact_.erase(input);
     }
 }
 
-void Verifier::keep(const TensorId& id, const Array& value) {
+void Verifier::keep(const TensorId& id, const Array& value, const std::string& digest) {
   if (info(id.site).presence == Presence::internal || !options_.keep ||
       !options_.keep(id.site, id.layer))
     return;
-  kept_.add(id, options_.pos_slice ? sliced(value, id.site, *options_.pos_slice) : value);
+  if (!options_.pos_slice) return kept_.add(id, value, digest);
+  Array part = sliced(value, id.site, *options_.pos_slice);
+  kept_.add(id, part, part.digest());
 }
 
 VerifiedCache Verifier::finish(RunRecord record) && {
@@ -177,6 +188,29 @@ Array sum(const Array& a, const Array& b) {
   return std::move(result).freeze();
 }
 
+// How far what was not recorded may have moved a tensor, as a share of its size (root mean
+// squares). Throws where that is so far that the comparison would mean nothing.
+double gap_before(const Link& link, const Array& reached, const std::vector<Array>& inputs,
+                  const std::vector<Array>& errors) {
+  if (reached.empty()) return 0;
+  Array exact = compute(link, inputs, reached.shape(), serial_for);
+  double widening = 0, size = 0;
+  for (std::int64_t i = 0; i < reached.numel(); ++i) {
+    widening += reached[i] * reached[i];
+    if (std::isfinite(exact[i])) size += exact[i] * exact[i];
+  }
+  double share = std::sqrt(widening / size);
+  if (share <= kWidestGap) return share;
+  std::string missing;
+  for (std::size_t k = 0; k < errors.size(); ++k)
+    if (!errors[k].empty()) missing += (missing.empty() ? "" : ", ") + to_string(link.inputs[k]);
+  throw std::invalid_argument(
+      "[verify] " + to_string(link.output) +
+      " cannot be checked from what was recorded: the roundings in between may reach " +
+      std::to_string(100 * share) + " % of it (allowed: " + std::to_string(100 * kWidestGap) +
+      " %); record more of what it is made from, such as " + missing);
+}
+
 std::map<TensorId, Array> by_id(const Weights& weights, Request& request,
                                 const std::map<std::string, Array>& recorded, DType dtype) {
   std::map<TensorId, Array> tensors;
@@ -195,7 +229,9 @@ std::map<TensorId, Array> by_id(const Weights& weights, Request& request,
                                   std::to_string(request.rows.end_layer));
     if (info(id.site).presence == Presence::on_demand)
       request.on_demand.insert({id.site, id.layer});
-    tensors[id] = value;
+    if (!tensors.emplace(id, value).second)
+      throw std::invalid_argument("[verify] " + hook_name(id.site, id.layer) +
+                                  " is recorded twice, as " + name + " and otherwise");
   }
   if (tensors.empty())
     throw std::invalid_argument("[verify] nothing was recorded: there is nothing to check");
@@ -230,11 +266,13 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
     Array reached =
         propagate(link, inputs, errors, shape);  // by the roundings of what was not recorded
     if (auto found = tensors.find(link.output); found != tensors.end()) {
+      verdict.widest_gap = std::max(verdict.widest_gap, gap_before(link, reached, inputs, errors));
+      std::string digest = found->second.digest();
       verdict.points.push_back(
           check_exact(link, inputs, found->second, contract, options.parallel, reached));
       known[link.output] = {found->second, {}};
-      kept.add(link.output, found->second);
-      if (&link == &links.back()) kept.set_output(link.output, found->second);
+      kept.add(link.output, found->second, digest);
+      if (&link == &links.back()) kept.set_output(link.output, found->second, digest);
     } else {
       verdict.recomputed.push_back(to_string(link.output));
       Array own = tolerances(link, inputs, shape, contract);

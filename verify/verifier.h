@@ -52,6 +52,7 @@ class Verifier : public Sink {
 
   struct Live {
     Array value;
+    std::string digest;  // when it arrived
     std::int64_t readers;
     bool failed;
   };
@@ -60,7 +61,7 @@ class Verifier : public Sink {
   void check(const Link& link, const Array& value);
   void follow_in_float64(const Link& link, const Array& value);
   void retire_inputs(const Link& link);
-  void keep(const TensorId& id, const Array& value);
+  void keep(const TensorId& id, const Array& value, const std::string& digest);
   Shape shape_of_link(const Link& link) const;
 
   std::shared_ptr<const Weights> weights_;
@@ -76,6 +77,9 @@ class Verifier : public Sink {
   Activations kept_;
   double seconds_ = 0;
 };
+
+/// Largest share of a recorded tensor (root mean squares) by which gaps before it may widen its bounds.
+inline constexpr double kWidestGap = 0.01;
 
 /// Checks activations recorded elsewhere (full hook name -> value). Links that were not recorded
 /// are recomputed in float64 inside the link that spans them, with its bound widened by how far

@@ -7,7 +7,9 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include <memory>
+#include <functional>
+#include <mutex>
+#include <vector>
 
 namespace lenscpp {
 namespace {
@@ -57,39 +59,101 @@ std::map<std::string, std::string> read_ambient(c10::Device device) {
   return flags;
 }
 
-AmbientGuard::AmbientGuard(c10::Device device) {
-  auto hold = [this](auto guard) { restore_.push_back([guard]() mutable { guard.reset(); }); };
-  // Python's dispatch modes and functorch's transforms see, and may change, every operator.
-  hold(std::make_shared<c10::impl::ExcludeDispatchKeyGuard>(c10::DispatchKeySet(
-      {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
-       c10::DispatchKey::PythonDispatcher, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-       c10::DispatchKey::FuncTorchDynamicLayerBackMode})));
-  hold(std::make_shared<c10::InferenceMode>(true));
-  for (c10::DeviceType type : {c10::DeviceType::CPU, device.type()}) {
-    bool before = at::autocast::is_autocast_enabled(type);
-    at::autocast::set_autocast_enabled(type, false);
-    restore_.push_back([type, before] { at::autocast::set_autocast_enabled(type, before); });
-  }
-  at::Context& context = at::globalContext();
-  for (const Precision& p : kPrecisions) {
-    at::Float32Precision before = context.float32Precision(p.backend, p.op);
-    if (before != at::Float32Precision::TF32 && before != at::Float32Precision::BF16) continue;
-    context.setFloat32Precision(p.backend, p.op, at::Float32Precision::IEEE);
-    restore_.push_back(
-        [&context, p, before] { context.setFloat32Precision(p.backend, p.op, before); });
-  }
-  if (context.allowFP16ReductionCPU()) {
-    context.setAllowFP16ReductionCPU(false);
-    restore_.push_back([&context] { context.setAllowFP16ReductionCPU(true); });
-  }
-  flags_ = read_ambient(device);
-}
+namespace {
 
-AmbientGuard::~AmbientGuard() {
-  while (!restore_.empty()) {
-    restore_.back()();
-    restore_.pop_back();
+// Flags of the whole process: the first of several runs at a time pins them, the last one restores
+// them.
+class ProcessPins {
+ public:
+  ProcessPins() {
+    std::lock_guard lock(mutex());
+    if (users()++ == 0) pin();
   }
-}
+  ~ProcessPins() {
+    std::lock_guard lock(mutex());
+    if (--users() > 0) return;
+    for (auto& restore : restores()) restore();
+    restores().clear();
+  }
+  ProcessPins(const ProcessPins&) = delete;
+  ProcessPins& operator=(const ProcessPins&) = delete;
+
+ private:
+  static void pin() {
+    at::Context& context = at::globalContext();
+    for (const Precision& p : kPrecisions) {
+      at::Float32Precision before = context.float32Precision(p.backend, p.op);
+      if (before != at::Float32Precision::TF32 && before != at::Float32Precision::BF16) continue;
+      context.setFloat32Precision(p.backend, p.op, at::Float32Precision::IEEE);
+      restores().push_back(
+          [&context, p, before] { context.setFloat32Precision(p.backend, p.op, before); });
+    }
+    if (context.allowFP16ReductionCPU()) {
+      context.setAllowFP16ReductionCPU(false);
+      restores().push_back([&context] { context.setAllowFP16ReductionCPU(true); });
+    }
+    using Option = at::CuBLASReductionOption;
+    Option fp16 = context.allowFP16ReductionCuBLAS(), bf16 = context.allowBF16ReductionCuBLAS();
+    context.setAllowFP16ReductionCuBLAS(false, false);
+    context.setAllowBF16ReductionCuBLAS(false, false);
+    restores().push_back([&context, fp16, bf16] {
+      auto reduced = [](Option o) { return o == Option::AllowReducedPrecisionWithSplitK; };
+      auto split = [](Option o) { return o != Option::DisallowReducedPrecisionDisallowSplitK; };
+      context.setAllowFP16ReductionCuBLAS(reduced(fp16), split(fp16));
+      context.setAllowBF16ReductionCuBLAS(reduced(bf16), split(bf16));
+    });
+  }
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static int& users() {
+    static int count = 0;
+    return count;
+  }
+  static std::vector<std::function<void()>>& restores() {
+    static std::vector<std::function<void()>> list;
+    return list;
+  }
+};
+
+// Autocast is a flag of the thread.
+class NoAutocast {
+ public:
+  explicit NoAutocast(c10::DeviceType type)
+      : type_(type), before_(at::autocast::is_autocast_enabled(type)) {
+    at::autocast::set_autocast_enabled(type_, false);
+  }
+  ~NoAutocast() { at::autocast::set_autocast_enabled(type_, before_); }
+  NoAutocast(const NoAutocast&) = delete;
+  NoAutocast& operator=(const NoAutocast&) = delete;
+
+ private:
+  c10::DeviceType type_;
+  bool before_;
+};
+
+// Python's dispatch modes and functorch's transforms see, and may change, every operator.
+const c10::DispatchKeySet kModes({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+                                  c10::DispatchKey::PythonDispatcher,
+                                  c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                  c10::DispatchKey::FuncTorchDynamicLayerBackMode});
+
+}  // namespace
+
+// Members are restored last to first, also when a later one throws.
+struct AmbientGuard::Pins {
+  explicit Pins(c10::Device device) : cpu(c10::DeviceType::CPU), device(device.type()) {}
+
+  c10::impl::ExcludeDispatchKeyGuard modes{kModes};
+  c10::InferenceMode inference{true};
+  NoAutocast cpu, device;
+  ProcessPins process;
+};
+
+AmbientGuard::AmbientGuard(c10::Device device)
+    : pins_(std::make_unique<Pins>(device)), flags_(read_ambient(device)) {}
+
+AmbientGuard::~AmbientGuard() = default;
 
 }  // namespace lenscpp

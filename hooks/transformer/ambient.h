@@ -2,10 +2,9 @@
 // numbers.
 #pragma once
 
-#include <functional>
 #include <map>
+#include <memory>
 #include <string>
-#include <vector>
 
 #include <c10/core/Device.h>
 
@@ -27,7 +26,8 @@ class AmbientGuard {
   const std::map<std::string, std::string>& flags() const { return flags_; }
 
  private:
-  std::vector<std::function<void()>> restore_;  // run last to first
+  struct Pins;
+  std::unique_ptr<Pins> pins_;
   std::map<std::string, std::string> flags_;
 };
 

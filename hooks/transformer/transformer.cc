@@ -275,6 +275,17 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
 PassResult Transformer::run(const Request& request, Sink* sink,
                             const Interference& interference) const {
   request.validate(weights_->config);
+  auto require_dtype = [this](const Array& given, const char* what) {
+    if (given.dtype() != weights_->dtype)
+      throw std::invalid_argument(std::string("[run] ") + what + " of " +
+                                  std::string(name_of(given.dtype())) + "; the model is " +
+                                  std::string(name_of(weights_->dtype)));
+  };
+  if (request.rows.start_residual) require_dtype(*request.rows.start_residual, "a start residual");
+  for (const BaseKeysValues& base : request.rows.base) {
+    require_dtype(base.keys, "base keys");
+    require_dtype(base.values, "base values");
+  }
   AmbientGuard ambient(device_);
   Tap tap(request, sink, interference);
   return {.output = Pass(*this, tap).run(), .ambient = ambient.flags()};

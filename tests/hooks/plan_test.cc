@@ -103,6 +103,16 @@ const std::vector<Refused> kRefused{
      {.kind = EditKind::scale,
       .site = Site::z,
       .factor = std::numeric_limits<double>::quiet_NaN()}},
+    {"scores_times_zero",
+     "only a positive factor",
+     {.kind = EditKind::scale, .site = Site::attn_scores, .factor = 0}},
+    {"source_not_finite",
+     "not finite at element 0",
+     {.kind = EditKind::add,
+      .site = Site::resid_pre,
+      .source = Array::of(
+          std::span<const float>(std::vector<float>(6, std::numeric_limits<float>::quiet_NaN())),
+          {6})}},
     {"mean_of_scores", "no mean", {.kind = EditKind::mean, .site = Site::attn_scores}},
 };
 INSTANTIATE_TEST_SUITE_P(Plan, BadEdit, testing::ValuesIn(kRefused),

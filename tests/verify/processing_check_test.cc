@@ -52,6 +52,20 @@ TEST_P(Processed, IsRefusedWhenAnyArrayIsWrong) {
   EXPECT_NO_THROW(check_processing(raw, processed, serial_for));
 }
 
+// Rows that the probe's few tokens and positions do not reach are compared all the same.
+TEST_P(Processed, IsRefusedWhenOneRowOfATableIsWrong) {
+  Weights processed = process(raw, {});
+  for (Array* table : {&processed.W_E, &processed.W_pos}) {
+    Array before = *table;
+    MutableArray changed(before);
+    std::int64_t index = before.numel() - before.size(1) - 1;  // in the last row but one
+    changed.set(index, changed.get(index) + 0.01);
+    *table = std::move(changed).freeze();
+    EXPECT_THROW(check_processing(raw, processed, serial_for), std::runtime_error);
+    *table = before;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Golden, Processed,
                          testing::Values("three_layers", "odd_heads", "untied", "square"),
                          [](const auto& info) { return info.param; });

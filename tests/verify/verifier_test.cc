@@ -396,15 +396,69 @@ TEST_F(Recorded, AnErrorBehindAGapIsStillSeen) {
   EXPECT_EQ(to_string(verdict.first_failure()->id), "blocks.1.hook_attn_out");
 }
 
-TEST_F(Recorded, AFilledGapHasNoWiderBound) {
-  Verdict full = verdict_of(all), gaps = verdict_of(only({"resid_pre", "unembed.hook_out"}));
-  auto worst = [](const Verdict& v, const std::string& name) {
-    for (const Point& p : v.points)
-      if (to_string(p.id) == name) return p.worst_ratio;
-    return -1.0;
-  };
-  EXPECT_GT(worst(full, "blocks.1.hook_resid_pre"), -1);
-  EXPECT_LT(worst(gaps, "unembed.hook_out"), 1);
+TEST_F(Recorded, OnlyAGapWidensABoundAndByHowMuchIsSaid) {
+  Verdict full = verdict_of(all),
+          gaps = verdict_of(only({"resid_pre", "attn_out", "unembed.hook_out"}));
+  EXPECT_GT(gaps.widest_gap, full.widest_gap);
+  EXPECT_LE(gaps.widest_gap, kWidestGap);
+  EXPECT_LT(full.widest_gap, 1e-5);  // the affine outputs of norms, which have no public name
+}
+
+TEST_F(Recorded, AGapTooWideToCheckAnythingIsRefusedSayingWhatToRecord) {
+  try {
+    verdict_of(only({"resid_pre"}));
+    FAIL();
+  } catch (const std::invalid_argument& e) {
+    EXPECT_NE(std::string(e.what()).find("record more"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("blocks.0.hook_resid_post"), std::string::npos)
+        << e.what();
+  }
+}
+
+// Numbers that nothing leads to must not pass because a gap's bound allows everything.
+TEST(RecordedIn, NoDtypeIsGarbageBehindAGapVerified) {
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+    auto weights = honest::weights("three_layers", dtype);
+    Request request = honest::request(*weights);
+    Recorder recorder;
+    honest::run(*weights, request, recorder);
+    for (std::int64_t layer : {0, 1, 2}) {
+      MutableArray garbage(recorder.tensors().at({Site::resid_post, layer}));
+      for (std::int64_t i = 0; i < garbage.numel(); ++i)
+        garbage.set(i, 100.0 * ((i * 7919) % 13) - 600);
+      std::map<std::string, Array> recorded;
+      for (std::int64_t l = 0; l < layer; ++l)
+        recorded[hook_name(Site::resid_post, l)] = recorder.tensors().at({Site::resid_post, l});
+      recorded[hook_name(Site::resid_post, layer)] = std::move(garbage).freeze();
+      EXPECT_THROW(verify_recorded(weights, request, recorded, {}, {.dtype = dtype}),
+                   std::exception)
+          << name_of(dtype) << " " << layer;
+    }
+  }
+}
+
+TEST_F(VerifierTest, ABufferThatIsOverwrittenBetweenItsCheckAndItsUseIsNoticed) {
+  // The device's memory is the recorded memory, so what follows is computed from the changed values
+  // too.
+  std::optional<Array> victim;
+  Outcome outcome = check(
+      weights, request,
+      [&](const TensorId& id, const Array& value) {
+        if (id == TensorId{Site::mlp_pre, 1}) victim = Array(value);
+        if (id == TensorId{Site::mlp_post, 1}) {
+          // Computed and checked from the clean values; overwritten before its reader retires it.
+          auto* first = reinterpret_cast<float*>(const_cast<std::byte*>(victim->bytes()));
+          first[0] = -20;  // GELU of it is as good as zero
+          return honest::with(value, 0, 0.5f * -20 * (1 + std::tanh(-1e3f)));
+        }
+        return value;
+      },
+      VerifierOptions{.dtype = DType::f32});
+  ASSERT_FALSE(outcome.cache);
+  bool named = std::ranges::any_of(outcome.verdict.points, [](const Point& p) {
+    return p.id == TensorId{Site::mlp_pre, 1} && p.why == "was overwritten after it was checked";
+  });
+  EXPECT_TRUE(named) << outcome.verdict.summary();
 }
 
 TEST_F(Recorded, BadRecordsAreRefusedByName) {

@@ -27,14 +27,15 @@ double expected_square(const Contract& c, std::int64_t terms, double walk, doubl
          c.u_s * c.u_s / 3 * y_square;
 }
 
-double product_slack(const Contract& c, std::int64_t terms, double rms) {
-  return c.reference * 6 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms;
+double product_slack(const Contract& c, std::int64_t terms, double rms, double y) {
+  return c.reference * std::sqrt(static_cast<double>(terms)) * c.u_a * (6 * rms + 2 * std::abs(y));
 }
 double narrow_product_slack(const Contract& c, std::int64_t terms, double magnitude) {
   return 2 * static_cast<double>(terms) * c.u_a * magnitude;
 }
-double scores_slack(const Contract& c, std::int64_t terms, double rms) {
-  return c.reference * 10 * std::sqrt(static_cast<double>(terms)) * c.u_a * rms;
+double scores_slack(const Contract& c, std::int64_t terms, double rms, double score) {
+  return c.reference * std::sqrt(static_cast<double>(terms)) * c.u_a *
+         (10 * rms + 2 * std::abs(score));
 }
 double mix_slack(const Contract& c, std::int64_t terms, double magnitude) {
   return (c.narrow ? 2 : c.reference) * static_cast<double>(terms) * c.u_a * magnitude;

@@ -43,13 +43,15 @@ double expected_square(const Contract& c, std::int64_t terms, double walk, doubl
 
 // Slacks. `terms` is the length of the sum (K).
 
-/// Product stored as accumulated: 6 sqrt(K) u_a sqrt(sum x^2 w^2 + b^2). `rms` is that last root.
-double product_slack(const Contract& c, std::int64_t terms, double rms);
+/// Product stored as accumulated: sqrt(K) u_a (6 sqrt(sum x^2 w^2 + b^2) + 2 |y|). `rms` is that
+/// root: partial sums that walk at random. |y|: terms of one sign, whose partial sums run like y k
+/// / K, so that u sqrt(sum S_k^2) is u |y| sqrt(K / 3), 3.5 times which is allowed.
+double product_slack(const Contract& c, std::int64_t terms, double rms, double y);
 /// Product stored narrower: 2 K u_a (||x|| ||w|| + |b|), products of narrow numbers being exact.
 double narrow_product_slack(const Contract& c, std::int64_t terms, double magnitude);
-/// Scores: 10 sqrt(K) u_a sqrt(sum q^2 k^2) / divisor: short sums, with a division. `rms` includes
-/// it.
-double scores_slack(const Contract& c, std::int64_t terms, double rms);
+/// Scores: sqrt(K) u_a (10 sqrt(sum q^2 k^2) / divisor + 2 |s|): short sums, with a division. `rms`
+/// includes it.
+double scores_slack(const Contract& c, std::int64_t terms, double rms, double score);
 /// pattern V: K u_a sum p |v| (2 K when narrow): same-sign terms, so roundings do not cancel.
 double mix_slack(const Contract& c, std::int64_t terms, double magnitude);
 /// Norm scale: 8 u_a sqrt(mean((|x| + mean|x|)^2) + eps): magnitudes taken before the mean cancels.

@@ -299,13 +299,15 @@ class Product : public Kernel {
     double by_value = 1 / std::sqrt(static_cast<double>(terms_) + 1);
     for (Index r = 0; r < part.rows(); ++r)
       for (Index j = 0; j < part.cols(); ++j)
-        e.slack(r, j) = product_slack(c_, terms_,
-                                      std::max(std::abs(e.value(r, j)) * by_value,
-                                               std::sqrt(part(r, j) + bias[j] * bias[j])));
+        e.slack(r, j) = product_slack(
+            c_, terms_,
+            std::max(std::abs(e.value(r, j)) * by_value, std::sqrt(part(r, j) + bias[j] * bias[j])),
+            e.value(r, j));
     e.refine = [this, x_head, w = std::move(w), bias = std::move(bias)](Index r, Index j) {
       const Mat& rows = form_ == Form::whole ? x_all_ : *x_head;
-      double square = (rows.row(r).transpose().array() * w->col(j).array()).square().sum();
-      return product_slack(c_, terms_, std::sqrt(square + bias[j] * bias[j]));
+      Eigen::ArrayXd products = rows.row(r).transpose().array() * w->col(j).array();
+      double rms = std::sqrt(products.square().sum() + bias[j] * bias[j]);
+      return product_slack(c_, terms_, rms, products.sum() + bias[j]);
     };
   }
 
@@ -381,7 +383,8 @@ class Scores : public Kernel {
         }
         double norms = std::sqrt(q_square[i] * k_square[j]) / divisor_;
         e.slack(i, j) = c_.narrow ? narrow_product_slack(c_, q.cols(), norms)
-                                  : scores_slack(c_, q.cols(), std::sqrt(square(i, j)) / divisor_);
+                                  : scores_slack(c_, q.cols(), std::sqrt(square(i, j)) / divisor_,
+                                                 e.value(i, j));
         e.expected_square +=
             expected_square(c_, q.cols(), norms * norms, e.value(i, j) * e.value(i, j));
       }
@@ -535,7 +538,9 @@ class EditKernel : public Kernel {
       case EditKind::mean: {
         std::int64_t group = i % group_;
         value = mean_[group];
-        slack = edit_.source.empty() ? sum_slack(c_, count_, mean_abs_[group]) : 0;
+        // Both sides average a source in float64, each in its own order.
+        slack = edit_.source.empty() ? sum_slack(c_, count_, mean_abs_[group])
+                                     : 2 * static_cast<double>(count_) * 0x1p-53 * mean_abs_[group];
         return;
       }
     }

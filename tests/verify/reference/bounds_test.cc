@@ -47,10 +47,10 @@ TEST(Tolerance, IsOneRoundingOfTheStorePlusSlackPlusTheFloor) {
 TEST(Tolerance, OfAnExactOperationIsZero) { EXPECT_EQ(tolerance(kFloat, 1e6, kExact), 0); }
 
 TEST(Slack, IsTheFormulaOfTheOperation) {
-  EXPECT_DOUBLE_EQ(product_slack(kFloat, 64, 2), 6 * 8 * u32 * 2);
-  EXPECT_DOUBLE_EQ(product_slack(kDouble, 64, 2), 2 * 6 * 8 * u64 * 2);
+  EXPECT_DOUBLE_EQ(product_slack(kFloat, 64, 2, -5), 8 * u32 * (6 * 2 + 2 * 5));
+  EXPECT_DOUBLE_EQ(product_slack(kDouble, 64, 2, 0), 2 * 6 * 8 * u64 * 2);
   EXPECT_DOUBLE_EQ(narrow_product_slack(kBrain, 64, 2), 2 * 64 * u32 * 2);
-  EXPECT_DOUBLE_EQ(scores_slack(kFloat, 64, 2), 10 * 8 * u32 * 2);
+  EXPECT_DOUBLE_EQ(scores_slack(kFloat, 64, 2, -5), 8 * u32 * (10 * 2 + 2 * 5));
   EXPECT_DOUBLE_EQ(mix_slack(kFloat, 15, 2), 15 * u32 * 2);
   EXPECT_DOUBLE_EQ(mix_slack(kBrain, 15, 2), 2 * 15 * u32 * 2);
   EXPECT_DOUBLE_EQ(mix_slack(kDouble, 15, 2), 2 * 15 * u64 * 2);
@@ -62,6 +62,39 @@ TEST(Slack, IsTheFormulaOfTheOperation) {
   EXPECT_DOUBLE_EQ(silu_slack(kFloat, -3, 0.5), u32 * (24 + 1.5));
   EXPECT_DOUBLE_EQ(sum_slack(kFloat, 5, 3), 5 * u32 * 3);
   EXPECT_DOUBLE_EQ(scale_slack(kFloat, -3), 2 * u32 * 3);
+}
+
+// Aligned rows and columns, summed one after another: a legal order, of which a bound on random
+// walks alone would refuse a quarter of the elements (K = 3072, cosine 0.5).
+TEST(HonestSum, OfAlignedTermsInSequencePasses) {
+  for (auto [terms, cosine] : {std::pair{768, 0.5}, {3072, 0.2}, {3072, 0.5}, {12288, 0.3}}) {
+    constexpr std::int64_t kRows = 4, kOut = 32;
+    Array noise_x = random_array({1, kRows, terms}, DType::f32, 1);
+    Array noise_w = random_array({terms, kOut}, DType::f32, 2),
+          shared = random_array({terms}, DType::f32, 3);
+    double own = std::sqrt(1 - cosine);
+    MutableArray x_values({1, kRows, terms}, DType::f32), w_values({terms, kOut}, DType::f32);
+    for (std::int64_t i = 0; i < x_values.numel(); ++i)
+      x_values.set(i, own * noise_x[i] + std::sqrt(cosine) * shared[i % terms]);
+    for (std::int64_t i = 0; i < w_values.numel(); ++i)
+      w_values.set(i, own * noise_w[i] + std::sqrt(cosine) * shared[i / kOut]);
+    Array x = std::move(x_values).freeze(), w = std::move(w_values).freeze();
+    Link link{.op = Op::linear,
+              .output = {Site::mlp_out},
+              .inputs = {{Site::mlp_post}},
+              .weight = Matrix{.storage = w, .in = terms, .out = kOut}};
+    MutableArray y({1, kRows, kOut}, DType::f32);
+    for (std::int64_t r = 0; r < kRows; ++r)
+      for (std::int64_t j = 0; j < kOut; ++j) {
+        float sum = 0;
+        for (std::int64_t k = 0; k < terms; ++k)
+          sum = std::fma(floats(x)[r * terms + k], floats(w)[k * kOut + j], sum);
+        y.set(r * kOut + j, sum);
+      }
+    Point p = check_exact(link, {x}, std::move(y).freeze(), kFloat, serial_for);
+    EXPECT_TRUE(p.passed()) << terms << " " << cosine << ": " << p.failed << " failed, worst "
+                            << p.worst_ratio << ", rms " << p.rms_ratio;
+  }
 }
 
 class HonestArithmetic : public testing::TestWithParam<int> {
