@@ -105,7 +105,11 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "2.13.0"' 2>/dev/null \
 	  || $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q -c python/constraints.txt torch
-	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5' 'pytest>=8'
+	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5'
+	@touch $@
+
+build/.test-prepared: build/.prepared
+	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers
 	@touch $@
 
 # Activations recorded by hooks on a transformers model are checked in tests/python/test_recorded.py.
