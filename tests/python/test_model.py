@@ -510,7 +510,8 @@ def test_fault_errors(three, name, options, error, says):
 def test_verify_recorded(three):
     tokens = torch.tensor([[1, 5, 200], [7, 3, 256]])
     logits, whole = three.run_with_cache(tokens)
-    recorded = {name: whole[name] for name in ("hook_embed", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "unembed.hook_out")}
+    gaps = ("hook_scale", "hook_normalized", "hook_attn_scores", "mlp.hook_pre")
+    recorded = {name: whole[name] for name in whole if not name.endswith(gaps)}
     cache = lens.verify_recorded(three, tokens, recorded)
     assert type(cache) is lens.VerifiedCache and set(cache) == set(recorded) and cache.verdict.recomputed
     assert torch.equal(cache["unembed.hook_out"], logits)
@@ -519,6 +520,9 @@ def test_verify_recorded(three):
     wrong["blocks.1.attn.hook_z"][:, :, 1] += 0.1
     with pytest.raises(lens.VerificationFailed, match="blocks.1.attn.hook_z"):
         lens.verify_recorded(three, tokens, wrong)
+    # So little that a bound would allow anything: refused, never verified.
+    with pytest.raises(ValueError, match="record more"):
+        lens.verify_recorded(three, tokens, {"blocks.0.hook_resid_post": torch.randn(2, 3, 36) * 100})
 
 
 @pytest.mark.parametrize(
