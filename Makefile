@@ -45,7 +45,7 @@ test-sanitized: build/.prepared ## readers, reference and verifier under ASan + 
 	ctest --test-dir build/dev --output-on-failure -j $(JOBS) -L torchfree --no-tests=error
 
 .PHONY: test-python
-test-python: build/.installed build/.peer ## Python tests, against the installed package
+test-python: build/.installed build/.test-prepared ## Python tests, against the installed package
 	$(BIN)/python -m pytest -q
 
 .PHONY: mutants
@@ -108,13 +108,9 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5'
 	@touch $@
 
+# transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
 	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers
-	@touch $@
-
-# Activations recorded by hooks on a transformers model are checked in tests/python/test_recorded.py.
-build/.peer: build/.prepared
-	$(BIN)/pip install -q -c python/constraints.txt transformers==5.23.0
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.
