@@ -22,6 +22,13 @@ double tolerance(const Contract& c, double reference, double slack) {
   return c.reference * c.u_s * std::abs(reference) * (1 + 0x1p-20) + slack + c.eta;
 }
 
+void row_tolerances(const Contract& c, std::span<const double> reference,
+                    std::span<const double> slack, std::span<const double> widening,
+                    std::span<double> out) {
+  for (std::size_t j = 0; j < out.size(); ++j)
+    out[j] = tolerance(c, reference[j], slack[j]) + widening[j];
+}
+
 double expected_square(const Contract& c, std::int64_t terms, double walk, double y_square) {
   return c.u_a * c.u_a * (walk / 6 + static_cast<double>(terms) * y_square / 9) +
          c.u_s * c.u_s / 3 * y_square;

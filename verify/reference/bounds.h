@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "hooks/hook_point.h"
 
@@ -34,6 +35,10 @@ inline constexpr double kRmsLimit = 8;
 /// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact. In float64 the reference's
 /// own last rounding is as large as the device's, so that term counts twice.
 double tolerance(const Contract& c, double reference, double slack);
+/// The same for a row, each element's tolerance widened: one call a row, so that it vectorises.
+void row_tolerances(const Contract& c, std::span<const double> reference,
+                    std::span<const double> slack, std::span<const double> widening,
+                    std::span<double> out);
 
 /// The square of the rounding error that a sum of `terms` products is expected to make, for the RMS
 /// test. Each partial sum is rounded once; a sum y of terms whose root sum of squares is m runs

@@ -56,38 +56,68 @@ struct Tally {
   }
 };
 
+// One row of the output beside what it should be.
+struct RowCheck {
+  explicit RowCheck(std::int64_t cols)
+      : device(static_cast<std::size_t>(cols)),
+        widening(device.size(), 0.0),
+        tolerance(device.size()),
+        error(device.size()),
+        suspect(device.size()) {}
+
+  // Which elements decide something: may be beyond their tolerance, or worse than `worst`. Errs
+  // towards suspicion and has no branches, so that it vectorises; comparisons with NaN are false.
+  bool finds_suspects(const double* reference, double worst) {
+    // Below this share of its tolerance an error is below `worst` however the division is rounded.
+    const double limit = std::min(1.0, worst) * (1 - 0x1p-50);
+    std::int64_t count = 0;
+    for (std::size_t j = 0; j < device.size(); ++j) {
+      double e = device[j] == reference[j] ? 0 : std::abs(device[j] - reference[j]);
+      suspect[j] = !((e <= limit * tolerance[j]) & (tolerance[j] < kInfinity));
+      count += suspect[j];
+      error[j] = e < kInfinity ? e : 0;  // for the RMS test
+    }
+    return count > 0;
+  }
+
+  std::vector<double> device, widening, tolerance, error;
+  std::vector<std::uint8_t> suspect;
+};
+
 // Adds one block to `t`. `on_failure(flat index, device, reference)` is called for every element
 // beyond its tolerance.
 template <class OnFailure>
 void compare(const Block& b, const Expectation& e, const Array& output, const Array& extra,
              const Contract& c, Tally& t, const OnFailure& on_failure) {
   t.expected_square += e.expected_square;
-  std::vector<double> device(static_cast<std::size_t>(b.cols)), widening(device.size(), 0.0);
+  RowCheck row(b.cols);
   for (std::int64_t r = 0; r < b.rows; ++r) {
     std::int64_t begin = b.offset + r * b.row_stride;
-    output.widen(begin, device);
-    if (!extra.empty()) extra.widen(begin, widening);
-    for (std::int64_t j = 0; j < b.cols; ++j) {
-      double reference = e.value(r, j);
-      double ratio = error_ratio(device[j], reference,
-                                 tolerance(c, reference, e.slack(r, j)) + widening[j], c);
+    const double* reference = &e.value(r, 0);
+    output.widen(begin, row.device);
+    if (!extra.empty()) extra.widen(begin, row.widening);
+    row_tolerances(c, {reference, row.device.size()}, {&e.slack(r, 0), row.device.size()},
+                   row.widening, row.tolerance);
+    bool suspects = row.finds_suspects(reference, t.worst);
+    t.compared += b.cols;
+    t.error_square += Eigen::Map<const Eigen::VectorXd>(row.error.data(), b.cols).squaredNorm();
+    for (std::int64_t j = 0; suspects && j < b.cols; ++j) {
+      if (!row.suspect[j]) continue;
+      double ratio = error_ratio(row.device[j], reference[j], row.tolerance[j], c);
       // A cheap bound is refined only where it decides: for a failure, or for a new worst element.
       if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
-        ratio = error_ratio(device[j], reference,
-                            tolerance(c, reference, e.refine(r, j)) + widening[j], c);
-      t.compared += 1;
+        ratio = error_ratio(row.device[j], reference[j],
+                            tolerance(c, reference[j], e.refine(r, j)) + row.widening[j], c);
       if (!(ratio <= 1)) {
         t.failed += 1;
-        on_failure(begin + j, device[j], reference);
+        on_failure(begin + j, row.device[j], reference[j]);
       }
       if (ratio > t.worst) {
         t.worst = ratio;
         t.worst_index = begin + j;
-        t.device = device[j];
-        t.reference = reference;
+        t.device = row.device[j];
+        t.reference = reference[j];
       }
-      double error = device[j] - reference;
-      if (std::isfinite(error)) t.error_square += error * error;
     }
   }
 }

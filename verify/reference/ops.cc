@@ -17,12 +17,14 @@ void require(bool holds, const Link& link, const char* what) {
   if (!holds) throw std::invalid_argument("[reference] " + to_string(link.output) + ": " + what);
 }
 
-// Rows of an array, widened: `rows` runs of `cols` elements, `stride` apart.
-Mat widened(const Array& array, std::int64_t offset, std::int64_t stride, std::int64_t rows,
-            std::int64_t cols) {
-  Mat m(rows, cols);
-  for (Index r = 0; r < rows; ++r)
-    array.widen(offset + r * stride, {m.data() + r * cols, static_cast<std::size_t>(cols)});
+// Runs of an array, widened: each `stride` after the one before, a row of a row-major or a column
+// of a column-major matrix.
+template <class M = Mat>
+M widened(const Array& array, std::int64_t offset, std::int64_t stride, std::int64_t runs,
+          std::int64_t length) {
+  M m(M::IsRowMajor ? runs : length, M::IsRowMajor ? length : runs);
+  for (Index r = 0; r < runs; ++r)
+    array.widen(offset + r * stride, {m.data() + r * length, static_cast<std::size_t>(length)});
   return m;
 }
 Mat widened(const Array& array, const Block& b) {
@@ -186,9 +188,8 @@ class Normalize : public Kernel {
     Expectation e{.value = (x.colwise() - mean).array().colwise() / s.col(0).array(),
                   .slack = Mat(b.rows, b.cols),
                   .refine = {}};
-    for (Index r = 0; r < b.rows; ++r)
-      for (Index j = 0; j < b.cols; ++j)
-        e.slack(r, j) = normalize_slack(c_, (std::abs(x(r, j)) + mean_abs[r]) / std::abs(s(r, 0)));
+    e.slack = (x.cwiseAbs().colwise() + mean_abs).array().colwise() / s.col(0).array().abs();
+    e.slack *= normalize_slack(c_, 1);  // linear in the magnitude, as most slacks are
     return e;
   }
 
@@ -216,7 +217,7 @@ class Affine : public Kernel {
         .value = product.rowwise() + Eigen::Map<const Eigen::RowVectorXd>(b_.data(), b.cols),
         .slack = std::move(product),
         .refine = {}};
-    e.slack = e.slack.unaryExpr([this](double xw) { return affine_slack(c_, xw); });
+    e.slack = e.slack.cwiseAbs() * affine_slack(c_, 1);
     return e;
   }
 
@@ -225,6 +226,15 @@ class Affine : public Kernel {
   std::vector<double> w_, b_;
   Contract c_;
 };
+
+// weight_block of a weight whose outputs are rows (M column-major) or columns (M row-major).
+template <class M>
+M weight_as_stored(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first,
+                   std::int64_t count) {
+  std::int64_t leading = w.storage.size(-1), output = w.first_output + first;
+  return M::IsRowMajor ? widened<M>(w.storage, row * leading + output, leading, rows, count)
+                       : widened<M>(w.storage, output * leading + row, leading, count, rows);
+}
 
 // x W + b for a block of columns, in the three forms in which a transformer needs it.
 class Product : public Kernel {
@@ -240,9 +250,10 @@ class Product : public Kernel {
     require(x_.numel() == rows_ * terms_ * (form == Form::whole ? 1 : heads_) &&
                 numel(out) == rows_ * heads_ * width_,
             link, "the input does not fit the weight");
-    if (form == Form::whole) x_all_ = widened(x_, 0, terms_, rows_, terms_);
-    // A weight block of about half a megabyte stays in L2 while all rows pass over it.
-    std::int64_t step = std::clamp<std::int64_t>(65536 / terms_, 16, 256);
+    if (form == Form::whole) whole_ = input_of(0);
+    // Blocks of 768 KiB of weights stay near while all rows pass over them; multiples of 24, since
+    // Eigen's products take so many outputs at a time and what is left over one by one.
+    std::int64_t step = std::clamp<std::int64_t>(98304 / terms_, 96, 240) / 24 * 24;
     for (std::int64_t h = 0; h < heads_; ++h)
       for (std::int64_t j = 0; j < width_; j += step)
         blocks_.push_back({h * width_ + j, heads_ * width_, rows_, std::min(step, width_ - j)});
@@ -250,62 +261,84 @@ class Product : public Kernel {
 
   Expectation expect(const Block& b) const override {
     std::int64_t h = b.offset / width_, first = b.offset % width_;
-    auto x_head = std::make_shared<const Mat>(
-        form_ == Form::whole ? Mat() : widened(x_, h * terms_, heads_ * terms_, rows_, terms_));
-    const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
+    auto in = form_ == Form::whole ? whole_ : input_of(h);
+    std::int64_t row = form_ == Form::per_head_rows ? h * terms_ : 0;
     std::int64_t column = form_ == Form::per_head_input ? b.offset : first;
-    auto w = std::make_shared<Mat>(
-        weight_block(w_, form_ == Form::per_head_rows ? h * terms_ : 0, terms_, column, b.cols));
     Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
     if (bias_)
       bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
-
-    Expectation e{.value = x * *w, .slack = Mat(b.rows, b.cols), .refine = {}};
-    e.value.rowwise() += bias;
-    Eigen::VectorXd x_square = x.rowwise().squaredNorm();
-    Eigen::RowVectorXd w_square = w->colwise().squaredNorm();
-    e.expected_square =
-        expected_square(c_, terms_, x_square.sum() * w_square.sum(), e.value.squaredNorm());
-    if (c_.narrow)
-      narrow_slack(e, x_square, w_square, bias);
-    else
-      wide_slack(e, x_head, std::move(w), bias);
-    return e;
+    // Turning a block would cost as much as multiplying it with few rows.
+    if (w_.outputs_are_rows)
+      return expect(in, weight_as_stored<Eigen::MatrixXd>(w_, row, terms_, column, b.cols), bias);
+    return expect(in, weight_as_stored<Mat>(w_, row, terms_, column, b.cols), bias);
   }
 
  private:
-  void narrow_slack(Expectation& e, const Eigen::VectorXd& x_square,
-                    const Eigen::RowVectorXd& w_square, const Eigen::RowVectorXd& bias) const {
-    for (Index r = 0; r < e.value.rows(); ++r)
-      for (Index j = 0; j < e.value.cols(); ++j)
-        e.slack(r, j) = narrow_product_slack(
-            c_, terms_, std::sqrt(x_square[r] * w_square[j]) + std::abs(bias[j]));
+  static constexpr Index kStride = 4;  // see wide_slack
+  auto every() const {
+    return Eigen::seqN(Index{0}, (terms_ + kStride - 1) / kStride, Eigen::fix<kStride>);
+  }
+
+  struct Input {
+    Mat x;                   // [rows and padding, terms]
+    Mat some_squares;        // [rows and padding, terms / kStride]
+    Eigen::VectorXd square;  // [rows]: sums of squares
+  };
+
+  std::shared_ptr<const Input> input_of(std::int64_t h) const {
+    Input in{.x = widened(x_, h * terms_, x_.numel() / rows_, rows_, terms_)};
+    in.square = in.x.rowwise().squaredNorm();
+    // Eigen multiplies four rows at a time, and what is left over one by one: rows of zeros.
+    Index padding = (4 - rows_ % 4) % 4;
+    in.x.conservativeResize(rows_ + padding, Eigen::NoChange);
+    in.x.bottomRows(padding).setZero();
+    if (!c_.narrow) in.some_squares = in.x(Eigen::all, every()).array().square();
+    return std::make_shared<const Input>(std::move(in));
+  }
+
+  Mat without_padding(Mat product) const {
+    product.conservativeResize(rows_, Eigen::NoChange);
+    return product;
+  }
+
+  template <class M>
+  Expectation expect(const std::shared_ptr<const Input>& in, M w,
+                     const Eigen::RowVectorXd& bias) const {
+    Expectation e{.value = without_padding(in->x * w), .slack = {}, .refine = {}};
+    e.value.rowwise() += bias;
+    e.expected_square =
+        expected_square(c_, terms_, in->square.sum() * w.squaredNorm(), e.value.squaredNorm());
+    if (c_.narrow)
+      narrow_slack(e, *in, w, bias);
+    else
+      wide_slack(e, in, std::move(w), bias);
+    return e;
+  }
+
+  template <class M>
+  void narrow_slack(Expectation& e, const Input& in, const M& w,
+                    const Eigen::RowVectorXd& bias) const {
+    Mat norms = in.square * w.colwise().squaredNorm();
+    e.slack = (norms.cwiseSqrt().rowwise() + bias.cwiseAbs()) *
+              narrow_product_slack(c_, terms_, 1);  // linear in the magnitude
   }
 
   // sqrt(sum x^2 w^2 + b^2) for every element would cost a second product. Two lower bounds of it
-  // are nearly free, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
-  // Cauchy-Schwarz, and the same root over every sixteenth term.
-  void wide_slack(Expectation& e, const std::shared_ptr<const Mat>& x_head, std::shared_ptr<Mat> w,
-                  Eigen::RowVectorXd bias) const {
-    const Mat& x = form_ == Form::whole ? x_all_ : *x_head;
-    constexpr Index kStride = 16;
-    Index kept = (terms_ + kStride - 1) / kStride;
-    Mat x_part(x.rows(), kept), w_part(kept, w->cols());
-    for (Index k = 0; k < kept; ++k) {
-      x_part.col(k) = x.col(k * kStride).array().square();
-      w_part.row(k) = w->row(k * kStride).array().square();
-    }
-    Mat part = x_part * w_part;
+  // are cheap, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
+  // Cauchy-Schwarz, and the same root over every fourth term (fewer: too many to refine).
+  template <class M>
+  void wide_slack(Expectation& e, const std::shared_ptr<const Input>& in, M w,
+                  const Eigen::RowVectorXd& bias) const {
+    M some_squares = w(every(), Eigen::all).array().square();
+    Mat part = without_padding(in->some_squares * some_squares);
+    part.rowwise() += bias.cwiseAbs2();
     double by_value = 1 / std::sqrt(static_cast<double>(terms_) + 1);
-    for (Index r = 0; r < part.rows(); ++r)
-      for (Index j = 0; j < part.cols(); ++j)
-        e.slack(r, j) = product_slack(
-            c_, terms_,
-            std::max(std::abs(e.value(r, j)) * by_value, std::sqrt(part(r, j) + bias[j] * bias[j])),
-            e.value(r, j));
-    e.refine = [this, x_head, w = std::move(w), bias = std::move(bias)](Index r, Index j) {
-      const Mat& rows = form_ == Form::whole ? x_all_ : *x_head;
-      Eigen::ArrayXd products = rows.row(r).transpose().array() * w->col(j).array();
+    // Linear in the root and in |y|: two calls a block instead of one an element.
+    double walk = product_slack(c_, terms_, 1, 0), run = product_slack(c_, terms_, 0, 1);
+    auto size = e.value.cwiseAbs();
+    e.slack = part.cwiseSqrt().cwiseMax(size * by_value) * walk + size * run;
+    e.refine = [this, in, bias, w = std::make_shared<const M>(std::move(w))](Index r, Index j) {
+      auto products = in->x.row(r).transpose().array() * w->col(j).array();
       double rms = std::sqrt(products.square().sum() + bias[j] * bias[j]);
       return product_slack(c_, terms_, rms, products.sum() + bias[j]);
     };
@@ -317,7 +350,7 @@ class Product : public Kernel {
   Contract c_;
   Form form_;
   std::int64_t heads_, terms_, width_, rows_;
-  Mat x_all_;
+  std::shared_ptr<const Input> whole_;
 };
 
 class SumHeads : public Kernel {
@@ -335,7 +368,7 @@ class SumHeads : public Kernel {
       e.value.row(r) = x.colwise().sum() + bias;
       e.slack.row(r) = x.cwiseAbs().colwise().sum() + bias.cwiseAbs();
     }
-    e.slack = e.slack.unaryExpr([this](double m) { return sum_slack(c_, heads_ + 1, m); });
+    e.slack *= sum_slack(c_, heads_ + 1, 1);
     return e;
   }
 
@@ -373,21 +406,21 @@ class Scores : public Kernel {
     Eigen::VectorXd q_square = q.rowwise().squaredNorm(), k_square = k.rowwise().squaredNorm();
     Expectation e{
         .value = q * k.transpose() / divisor_, .slack = Mat(b.rows, b.cols), .refine = {}};
-    Mat square = q.array().square().matrix() * k.array().square().matrix().transpose();
-    for (Index i = 0; i < b.rows; ++i)
-      for (Index j = 0; j < b.cols; ++j) {
-        if (j > i + first_query_) {
-          e.value(i, j) = -kInfinity;
-          e.slack(i, j) = kExact;
-          continue;
-        }
-        double norms = std::sqrt(q_square[i] * k_square[j]) / divisor_;
-        e.slack(i, j) = c_.narrow ? narrow_product_slack(c_, q.cols(), norms)
-                                  : scores_slack(c_, q.cols(), std::sqrt(square(i, j)) / divisor_,
-                                                 e.value(i, j));
-        e.expected_square +=
-            expected_square(c_, q.cols(), norms * norms, e.value(i, j) * e.value(i, j));
-      }
+    Mat square = c_.narrow ? Mat(q_square * k_square.transpose())
+                           : Mat(q.cwiseAbs2() * k.cwiseAbs2().transpose());
+    // Both slacks are linear: two calls a block instead of one an element.
+    double walk =
+        c_.narrow ? narrow_product_slack(c_, q.cols(), 1) : scores_slack(c_, q.cols(), 1, 0);
+    double run = c_.narrow ? 0 : scores_slack(c_, q.cols(), 0, 1);
+    e.slack = square.cwiseSqrt() / divisor_ * walk + e.value.cwiseAbs() * run;
+    for (Index i = 0; i < b.rows; ++i) {
+      Index seen = std::min<Index>(i + first_query_ + 1, b.cols), hidden = b.cols - seen;
+      double squares = q_square[i] * k_square.head(seen).sum() / (divisor_ * divisor_);
+      e.expected_square +=
+          expected_square(c_, q.cols(), squares, e.value.row(i).head(seen).squaredNorm());
+      e.value.row(i).tail(hidden).setConstant(-kInfinity);
+      e.slack.row(i).tail(hidden).setConstant(kExact);
+    }
     return e;
   }
 
@@ -446,7 +479,7 @@ class Mix : public Kernel {
     Expectation e{.value = p * v, .slack = p.cwiseAbs() * v.cwiseAbs(), .refine = {}};
     // Weights of one sign: the partial sums of p |v| stand for those of p v.
     e.expected_square = expected_square(c_, keys, e.slack.squaredNorm(), e.slack.squaredNorm());
-    e.slack = e.slack.unaryExpr([&](double magnitude) { return mix_slack(c_, keys, magnitude); });
+    e.slack *= mix_slack(c_, keys, 1);
     return e;
   }
 
@@ -472,11 +505,11 @@ class Activate : public Kernel {
                                    // 2^-52
         e.value =
             in * (1 - 1 / (1 + (2 * std::sqrt(2 / M_PI) * (in + 0.044715 * in.cube())).exp()));
-        e.slack = x.unaryExpr([this](double v) { return gelu_slack(c_, v); });
+        e.slack = x.cwiseAbs() * gelu_slack(c_, 1);
         break;
       case Activation::gelu_erf:
         e.value = x.unaryExpr([](double v) { return 0.5 * v * std::erfc(-v * M_SQRT1_2); });
-        e.slack = x.unaryExpr([this](double v) { return gelu_slack(c_, v); });
+        e.slack = x.cwiseAbs() * gelu_slack(c_, 1);
         break;
       case Activation::relu:
         e.value = in.max(0.0);
@@ -572,11 +605,8 @@ class EditKernel : public Kernel {
 
 Mat weight_block(const Matrix& w, std::int64_t row, std::int64_t rows, std::int64_t first,
                  std::int64_t count) {
-  std::int64_t leading = w.storage.size(-1);
-  if (!w.outputs_are_rows)
-    return widened(w.storage, row * leading + w.first_output + first, leading, rows, count);
-  return widened(w.storage, (w.first_output + first) * leading + row, leading, count, rows)
-      .transpose();
+  if (w.outputs_are_rows) return weight_as_stored<Eigen::MatrixXd>(w, row, rows, first, count);
+  return weight_as_stored<Mat>(w, row, rows, first, count);
 }
 
 std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, const Shape& out,

@@ -202,5 +202,44 @@ TEST(Exact, TheVerdictDoesNotDependOnHowWorkIsSplit) {
   EXPECT_EQ(a.compared, b.compared);
 }
 
+// Most elements are passed by a cheap bound, a row at a time; the evidence is as if none were.
+TEST(Exact, TheWorstElementIsFoundByTheBoundItself) {
+  constexpr std::int64_t rows = 37, in = 203, out = 517;
+  for (bool outputs_are_rows : {false, true}) {
+    Shape shape = outputs_are_rows ? Shape{out, in} : Shape{in, out};
+    Link link{.op = Op::linear,
+              .output = {Site::mlp_pre},
+              .inputs = {{Site::ln2_normalized}},
+              .weight = Matrix{.storage = random_array(shape, DType::f32, 1),
+                               .in = in,
+                               .out = out,
+                               .outputs_are_rows = outputs_are_rows},
+              .bias = Vector{.storage = random_array({out}, DType::f32, 2), .size = out}};
+    std::vector<Array> inputs{random_array({1, rows, in}, DType::f32, 3)};
+    Contract contract = contract_of(link.output.site, DType::f32);
+    Array allowed = tolerances(link, inputs, {1, rows, out}, contract);
+    Array exact = compute(link, inputs, {1, rows, out}, serial_for);
+    Array noise = random_array({rows, out}, DType::f64, 4, 0.3);
+    MutableArray output({1, rows, out}, DType::f32);
+    for (std::int64_t i = 0; i < output.numel(); ++i)
+      output.set(i, exact[i] + noise[i] * allowed[i]);
+    Array device = std::move(output).freeze();
+    Point expected{.id = link.output, .op = link.op};
+    for (std::int64_t i = 0; i < device.numel(); ++i) {
+      double ratio = std::abs(device[i] - exact[i]) / allowed[i];
+      expected.failed += ratio > 1;
+      if (ratio <= expected.worst_ratio) continue;
+      expected.worst_ratio = ratio;
+      expected.worst_index = i;
+    }
+    EXPECT_GT(expected.failed, 0);
+    Point found = check_exact(link, inputs, device, contract, serial_for);
+    EXPECT_EQ(found.compared, rows * out);
+    EXPECT_EQ(found.failed, expected.failed);
+    EXPECT_EQ(found.worst_index, expected.worst_index);
+    EXPECT_NEAR(found.worst_ratio, expected.worst_ratio, 1e-9);
+  }
+}
+
 }  // namespace
 }  // namespace lenscpp
