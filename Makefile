@@ -15,7 +15,7 @@ prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
 TOOLS := g++:g++ cmake:cmake git:git
 FASTER := ninja:ninja-build ccache:ccache
 LIBRARIES := libeigen3-dev libhdf5-dev libgtest-dev nlohmann-json3-dev libcli11-dev libpcre2-dev \
-             libxxhash-dev libfmt-dev libbenchmark-dev
+             libxxhash-dev libfmt-dev libssl-dev libbenchmark-dev
 
 ##@ Use
 .PHONY: demo
@@ -117,7 +117,7 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 
 # transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
-	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers
+	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers h5py
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.
