@@ -9,4 +9,5 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_hooks(m);
   lenscpp::python::bind_verify(m);
   lenscpp::python::bind_lens(m);
+  lenscpp::python::bind_compare(m);
 }

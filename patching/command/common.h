@@ -47,6 +47,7 @@ using Action = std::function<ExitStatus()>;
 Action add_run(CLI::App& program);
 Action add_lens(CLI::App& program);
 Action add_demo(CLI::App& program);
+Action add_compare(CLI::App& program);
 
 /// No upper limit of its own.
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::max();

@@ -146,7 +146,7 @@ int run_program(int argc, char** argv) {
     program.footer(kFooter);
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
-    for (auto add : {add_demo, add_run, add_lens}) {
+    for (auto add : {add_demo, add_run, add_lens, add_compare}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }
@@ -168,7 +168,7 @@ int run_program(int argc, char** argv) {
       }
     if (argc == 1 && !json) print(help_of(program));
     return end("",
-               {ExitStatus::usage, "a command is needed: demo, run or lens; see lenscpp --help"},
+               {ExitStatus::usage, "a command is needed: demo, run, lens or compare; see lenscpp --help"},
                json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());

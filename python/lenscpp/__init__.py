@@ -16,6 +16,7 @@ import collections.abc as _abc
 import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 
 from . import faults, utils
+from ._compare import CompareRow, Comparison, compare
 from ._config import HookedTransformerConfig
 from ._edits import Ablate, Add, Patch, Scale
 from ._lenscpp import (
@@ -40,6 +41,8 @@ _abc.Mapping.register(UnverifiedCache)
 __all__ = [
     "Ablate",
     "Add",
+    "CompareRow",
+    "Comparison",
     "DeviceError",
     "Edit",
     "HookedTransformer",
@@ -57,6 +60,7 @@ __all__ = [
     "VerificationFailed",
     "VerifiedCache",
     "__version__",
+    "compare",
     "faults",
     "logit_lens",
     "utils",

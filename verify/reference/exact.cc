@@ -30,10 +30,9 @@ double error_ratio(double device, double reference, double tolerance, const Cont
                : kInfinity;
   }
   if (std::isinf(reference)) return kInfinity;
-  double error = std::abs(device - reference);
-  if (!(error <= tolerance))
-    return tolerance > 0 ? std::max(error / tolerance, std::nextafter(1.0, 2.0)) : kInfinity;
-  return error / tolerance;
+  // The rounded quotient exceeds 1 exactly where the error exceeds the tolerance; x / 0 is
+  // infinite.
+  return std::abs(device - reference) / tolerance;
 }
 
 // Sums over the elements of one block or of all of them.

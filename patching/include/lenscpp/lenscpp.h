@@ -5,6 +5,7 @@
 #include "hooks/hook_point.h"
 #include "hooks/plan.h"
 #include "hooks/run_record.h"
+#include "lens/compare.h"
 #include "lens/fault_injection.h"
 #include "lens/hooked_transformer.h"
 #include "lens/logit_lens.h"

@@ -58,6 +58,7 @@ TEST(Slack, IsTheFormulaOfTheOperation) {
   EXPECT_DOUBLE_EQ(normalize_slack(kFloat, 3), 8 * u32 * 3);
   EXPECT_DOUBLE_EQ(affine_slack(kFloat, -3), 2 * u32 * 3);
   EXPECT_DOUBLE_EQ(softmax_slack(kFloat, 0.5, 3), 16 * u32 * 0.5 * 5 + 0x1p-122);
+  EXPECT_DOUBLE_EQ(softmax_slack(kFloat, 0, 100), 0x1p-122);  // an exponent that underflows
   EXPECT_DOUBLE_EQ(gelu_slack(kFloat, -3), 8 * u32 * 3);
   EXPECT_DOUBLE_EQ(silu_slack(kFloat, -3, 0.5), u32 * (24 + 1.5));
   EXPECT_DOUBLE_EQ(sum_slack(kFloat, 5, 3), 5 * u32 * 3);

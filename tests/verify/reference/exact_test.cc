@@ -107,6 +107,21 @@ INSTANTIATE_TEST_SUITE_P(Exact, EveryOperation,
                          [](const auto& info) { return all_cases()[info.param].test.name; });
 
 // An honest store overflows to the infinity of the right sign, and only that.
+TEST(Point, PassesOnlyWhenEveryElementWasComparedAndNoneFailed) {
+  Point p{.id = {Site::z}, .op = Op::mix, .compared = 6, .rms_ratio = kRmsLimit, .shape = {2, 3}};
+  EXPECT_TRUE(p.passed());
+  for (auto spoil :
+       {+[](Point& q) { q.compared = 5; }, +[](Point& q) { q.failed = 1; },
+        +[](Point& q) { q.rms_ratio = 8.1; }, +[](Point& q) { q.rms_ratio = std::nan(""); },
+        +[](Point& q) {
+          q.compared = 0, q.shape = {0, 3};
+        }}) {
+    Point q = p;
+    spoil(q);
+    EXPECT_FALSE(q.passed());
+  }
+}
+
 TEST(Exact, AcceptsAnHonestOverflowOfFloat16AndNothingElse) {
   Link link = add_case().link;
   Contract half = contract_of(Site::resid_mid, DType::f16);
