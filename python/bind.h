@@ -25,6 +25,7 @@ void bind_hooks(py::module_& m);
 void bind_verify(py::module_& m);
 void bind_lens(py::module_& m);
 void bind_compare(py::module_& m);
+void bind_patching(py::module_& m);
 void bind_errors(py::module_& m);
 
 /// Which positions were kept, where not all were.

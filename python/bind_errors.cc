@@ -4,6 +4,7 @@
 
 #include <system_error>
 
+#include "patching/patch_grid.h"
 #include "python/bind.h"
 
 namespace lenscpp::python {
@@ -40,6 +41,9 @@ void raise(const VerificationFailed& error) {
   raised.attr("unverified_cache") =
       py::cast(HeldUnverified{std::make_shared<const UnverifiedCache>(error.unverified_cache()),
                               std::nullopt, std::nullopt});
+  if (const auto* of_grid = dynamic_cast<const GridFailed*>(&error))
+    raised.attr("partial") =
+        py::module_::import("lenscpp._grid").attr("GridResult")(py::cast(of_grid->partial()));
   PyErr_SetObject(verification_failed, raised.ptr());
 }
 

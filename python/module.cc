@@ -10,4 +10,5 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_verify(m);
   lenscpp::python::bind_lens(m);
   lenscpp::python::bind_compare(m);
+  lenscpp::python::bind_patching(m);
 }

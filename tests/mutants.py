@@ -22,6 +22,7 @@ BUILD = WORK / "build"
 BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
+GRID = "patching/patch_grid.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
 # however it is broken into lines.
@@ -118,6 +119,16 @@ MUTANTS = [
     (SPANS, "Mat e = e_p.middleRows(first, out[1]) * (values + bv) +", "Mat e =", "propagation of patterns' errors"),
     (SPANS, "lipschitz(link.activation) * e", "0 * e", "propagation through an activation"),
     (SPANS, "e.middleRows(r * heads, heads).colwise().sum()", "e.middleRows(r * heads, 1).colwise().sum()", "propagation through a sum of heads"),
+    # grids
+    (GRID, "if (!(std::abs(range) > least))", "if (false)", "refusal of a scale within rounding"),
+    (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "if (false) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "refusal of a cell that is no number"),
+    (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" for the \"", "if (false) refuse(\"the metric is \" + short_number(value) + \" for the \"", "refusal of a baseline that is no number"),
+    (GRID, "verdict_.refused_cells.insert(verdict_.refused_cells.end(), cells.begin(), cells.end());", "", "which cells were refused"),
+    (GRID, "if (first_) throw GridFailed(*first_, std::move(grid));", "", "the refusal of a grid"),
+    (GRID, "if (r.model_digest != model.digest() || r.dtype != name_of(model.options().dtype))", "if (false)", "runs of another model as sources"),
+    (GRID, "if (!r.plan.empty() || !r.hooks.empty())", "if (false)", "edited runs as sources"),
+    (GRID, "if (a.batch != b.batch || a.pos != b.pos)", "if (false)", "pairs of unequal lengths"),
+    (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
 ]
 
 

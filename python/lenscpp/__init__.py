@@ -15,7 +15,7 @@ import collections.abc as _abc
 
 import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 
-from . import faults, utils
+from . import faults, patching, utils
 from ._compare import CompareRow, Comparison, compare
 from ._config import HookedTransformerConfig
 from ._edits import Ablate, Add, Patch, Scale
@@ -32,7 +32,9 @@ from ._lenscpp import (
     VerifiedCache,
     __version__,
 )
+from ._grid import GridResult
 from ._logit_lens import LogitLens, TopK, logit_lens
+from ._metrics import KL, LogitDiff, LogProb, Loss, Metric, Prob
 from ._model import HookedTransformer, verify_recorded
 
 _abc.Mapping.register(VerifiedCache)
@@ -45,13 +47,20 @@ __all__ = [
     "Comparison",
     "DeviceError",
     "Edit",
+    "GridResult",
     "HookedTransformer",
     "HookedTransformerConfig",
+    "KL",
+    "LogProb",
+    "LogitDiff",
     "LogitLens",
+    "Loss",
+    "Metric",
     "NotVerified",
     "Patch",
     "Plan",
     "Point",
+    "Prob",
     "Scale",
     "Tokenizer",
     "TopK",
@@ -63,6 +72,7 @@ __all__ = [
     "compare",
     "faults",
     "logit_lens",
+    "patching",
     "utils",
     "verify_recorded",
 ]

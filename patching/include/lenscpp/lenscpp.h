@@ -9,6 +9,8 @@
 #include "lens/fault_injection.h"
 #include "lens/hooked_transformer.h"
 #include "lens/logit_lens.h"
+#include "patching/metrics.h"
+#include "patching/patch_grid.h"
 #include "verify/verdict.h"
 #include "verify/verified_cache.h"
 #include "verify/verifier.h"

@@ -1,0 +1,493 @@
+// The sweep: cells into batches, batches into verified runs, runs into values. Plain: every run
+// goes through all layers and positions.
+#include "patching/patch_grid.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <stdexcept>
+
+#include "hooks/nearest.h"
+#include "lens/torch_parallel.h"
+#include "verify/reference/end_to_end.h"
+
+namespace lenscpp {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::invalid_argument("[patch_grid] " + what);
+}
+
+std::string short_number(double value) {
+  std::array<char, 32> text{};
+  auto end =
+      std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, 3)
+          .ptr;
+  return {text.data(), end};
+}
+
+std::string axis_names(Site site) {
+  std::string names;
+  for (Axis axis : grid_axes(site))
+    names += (names.empty() ? "" : ", ") + std::string(name_of(axis));
+  return names.empty() ? "none" : names;
+}
+
+// What the user calls head is kv_head for keys and values, and pos is query for patterns.
+Axis of_site(Site site, Axis axis) {
+  auto has = [&](Axis one) {
+    return std::ranges::find(info(site).axes, one) != info(site).axes.end();
+  };
+  if (axis == Axis::head && !has(Axis::head) && has(Axis::kv_head)) return Axis::kv_head;
+  if (axis == Axis::pos && !has(Axis::pos) && has(Axis::query)) return Axis::query;
+  return axis;
+}
+
+// The pair must be two plain runs of this very model, over whole prompts of equal length.
+void check_run(const HookedTransformer& model, const RunRecord& r, const std::string& which) {
+  if (r.model_digest != model.digest() || r.dtype != name_of(model.options().dtype))
+    refuse("the " + which + " run is of another model: " + r.model + " in " + r.dtype +
+           " (digest " + r.model_digest.substr(0, 12) + "); needed: " + model.name() + " in " +
+           std::string(name_of(model.options().dtype)) + " (digest " +
+           model.digest().substr(0, 12) + "), processed in the same way");
+  if (!r.plan.empty() || !r.hooks.empty())
+    refuse("the " + which + " run was edited itself (" + std::to_string(r.plan.size()) +
+           " edits, " + std::to_string(r.hooks.size()) + " hooks); needed: a run without a plan");
+  if (r.tokens.empty() || r.first_layer != 0 || r.end_layer != model.config().n_layers)
+    refuse("the " + which + " run is not one from tokens to logits; needed: all layers");
+}
+
+void check_site(Site site, const Config& config) {
+  const SiteInfo& row = info(site);
+  if (row.presence != Presence::internal && row.stored != Stored::ids && exists(site, config))
+    return;
+  std::string allowed;
+  for (const SiteInfo& one : all_sites())
+    if (one.presence != Presence::internal && one.stored != Stored::ids && exists(one.site, config))
+      allowed += (allowed.empty() ? "" : ", ") + short_name(one.site);
+  refuse(short_name(site) + " cannot be patched in this model; allowed: " + allowed);
+}
+
+std::vector<Axis> checked_axes(Site site, const std::vector<Axis>& over) {
+  std::vector<Axis> axes;
+  auto allowed = grid_axes(site);
+  for (Axis axis : over) {
+    axes.push_back(of_site(site, axis));
+    if (std::ranges::find(allowed, axes.back()) == allowed.end())
+      refuse(short_name(site) + " has no axis " + std::string(name_of(axis)) +
+             "; allowed: " + axis_names(site));
+    if (std::ranges::count(axes, axes.back()) > 1)
+      refuse("the axis " + std::string(name_of(axis)) + " is given twice");
+  }
+  if (info(site).per_layer && std::ranges::find(axes, Axis::layer) == axes.end())
+    refuse("over: layer is missing; " + short_name(site) + " has " + axis_names(site));
+  if (axes.empty()) refuse("over is empty; " + short_name(site) + " has " + axis_names(site));
+  return axes;
+}
+
+// The one token that all prompts have at a position, as text.
+std::optional<std::string> shared_token(const HookedTransformer& model, const RunRecord& run,
+                                        std::int64_t pos) {
+  std::int64_t id = run.tokens[static_cast<std::size_t>(pos)];
+  for (std::int64_t b = 1; b < run.batch; ++b)
+    if (run.tokens[static_cast<std::size_t>(b * run.pos + pos)] != id) return {};
+  if (!model.has_tokenizer() || !model.tokenizer().contains(id))
+    return "<id " + std::to_string(id) + ">";
+  return model.tokenizer().token(id);
+}
+
+std::string position_label(const HookedTransformer& model, const RunRecord& clean,
+                           const RunRecord& corrupted, std::int64_t pos) {
+  auto of_clean = shared_token(model, clean, pos),
+       of_corrupted = shared_token(model, corrupted, pos);
+  std::string label = std::to_string(pos);
+  if (!of_clean || !of_corrupted) return label;
+  label += ": " + *of_clean;
+  return *of_clean == *of_corrupted ? label : label + "/" + *of_corrupted;
+}
+
+bool is_position(Axis axis) {
+  return axis == Axis::pos || axis == Axis::query || axis == Axis::key;
+}
+
+// Each edit at a hook point is one more tensor to compute and check: beyond so many, a further run
+// is cheaper.
+constexpr std::int64_t kEditsAtAPoint = 16;
+
+// About what a copy of a prompt takes while a run is checked, in float64.
+std::size_t bytes_of_prompt(const Config& c, std::int64_t pos) {
+  std::int64_t wide = std::max({c.d_vocab + c.d_model, 4 * c.d_mlp, 10 * c.d_model});
+  return sizeof(double) * static_cast<std::size_t>(pos * wide + 4 * c.n_heads * pos * pos);
+}
+
+}  // namespace
+
+std::string_view name_of(Direction direction) {
+  switch (direction) {
+    case Direction::denoise:
+      return "denoise";
+    case Direction::noise:
+      return "noise";
+  }
+  throw std::logic_error("[patch_grid] not a Direction");
+}
+
+Direction direction_from_name(std::string_view name) {
+  if (name == "denoise") return Direction::denoise;
+  if (name == "noise") return Direction::noise;
+  refuse("direction " + in_quotes(name) + "; allowed: denoise, noise");
+}
+
+std::vector<Axis> grid_axes(Site site) {
+  std::vector<Axis> axes;
+  if (info(site).per_layer) axes.push_back(Axis::layer);
+  for (Axis axis : info(site).axes)
+    if (is_position(axis) || axis == Axis::head || axis == Axis::kv_head) axes.push_back(axis);
+  return axes;
+}
+
+std::string short_name(Site site) {
+  auto last_part = [](std::string_view name) {
+    std::string_view part = name.substr(name.rfind('.') + 1);
+    return part.starts_with("hook_") ? part.substr(5) : part;
+  };
+  auto same = [&](const SiteInfo& row) {
+    return last_part(row.name) == last_part(info(site).name);
+  };
+  bool unique = std::ranges::count_if(all_sites(), same) == 1;
+  return std::string(unique ? last_part(info(site).name) : info(site).name);
+}
+
+Site grid_site(std::string_view name, const Config& config) {
+  std::string_view bare = name.starts_with("head_") ? name.substr(5) : name;
+  for (const SiteInfo& row : all_sites())
+    if (row.presence != Presence::internal && (row.name == name || short_name(row.site) == bare))
+      return row.site;
+  return find_hook(name,
+                   name.starts_with("blocks.") ? std::nullopt : std::optional<std::int64_t>(0), "",
+                   config)
+      .site;
+}
+
+std::vector<std::string> grid_hooks(Site site, const Config& config) {
+  std::vector<std::string> names;
+  for (std::int64_t l = 0; l < (info(site).per_layer ? config.n_layers : 1); ++l)
+    names.push_back(hook_name(site, l));
+  return names;
+}
+
+Axis grid_axis(Site site, std::string_view name) {
+  constexpr std::pair<std::string_view, Axis> kNames[] = {
+      {"layer", Axis::layer},     {"pos", Axis::pos},         {"head", Axis::head},
+      {"head_index", Axis::head}, {"kv_head", Axis::kv_head}, {"query", Axis::query},
+      {"dest_pos", Axis::query},  {"key", Axis::key},         {"src_pos", Axis::key}};
+  for (auto [known, axis] : kNames) {
+    if (known != name) continue;
+    auto axes = grid_axes(site);
+    if (std::ranges::find(axes, of_site(site, axis)) != axes.end()) return of_site(site, axis);
+  }
+  refuse(short_name(site) + " has no axis " + in_quotes(name) + "; allowed: " + axis_names(site));
+}
+
+std::string GridVerdict::summary() const {
+  std::string done = std::to_string(cells) + " patches in " + std::to_string(runs) + " runs";
+  std::string status_name(name_of(status));
+  if (status == Status::unverified)
+    return status_name + ": " + done + ", none of them compared with the reference (verify off)";
+  std::string compared = std::to_string(n_compared) + " elements compared";
+  if (status == Status::invalid)
+    return status_name + ": " + std::to_string(refused_cells.size()) + " of " + done +
+           " refused (" + std::to_string(refused_runs) + " runs); the first: " + first_failure;
+  return status_name + ": " + done + ", " + compared + ", the worst error " +
+         short_number(worst_ratio) + " times its bound, at " + worst_name;
+}
+
+nlohmann::json to_json(const GridVerdict& v) {
+  return {{"status", name_of(v.status)},
+          {"mode", name_of(v.mode)},
+          {"cells", v.cells},
+          {"runs", v.runs},
+          {"refused_runs", v.refused_runs},
+          {"refused_cells", v.refused_cells},
+          {"n_compared", v.n_compared},
+          {"worst_ratio", v.worst_ratio},
+          {"worst_name", v.worst_name},
+          {"seconds", v.seconds},
+          {"first_failure", v.first_failure},
+          {"summary", v.summary()}};
+}
+
+Array GridResult::normalized() const {
+  double range = clean() - corrupted();
+  // Rounding of the two ends, and of the values themselves at the metric's own size.
+  double least = 8 * error_bar() + 1e-9 * std::max(std::abs(clean()), std::abs(corrupted()));
+  if (!(std::abs(range) > least))
+    refuse("clean and corrupted are the same to this metric (" + short_number(clean()) + " and " +
+           short_number(corrupted()) + "): their difference " + short_number(range) +
+           " is within rounding (" + short_number(least) +
+           "), so that nothing can be put between them; use values");
+  std::vector<double> scaled = values().to_doubles();
+  for (double& x : scaled) x = (x - corrupted()) / range;
+  return Array::of(std::span<const double>(scaled), values().shape());
+}
+
+GridFailed::GridFailed(const VerificationFailed& first, GridResult partial)
+    : VerificationFailed(first),
+      partial_(std::move(partial)),
+      message_(std::make_shared<const std::string>(partial_.verdict().summary())) {}
+
+/// One sweep over a pair of verified runs.
+class Sweep {
+ public:
+  Sweep(const HookedTransformer& model, const VerifiedCache& clean, const VerifiedCache& corrupted,
+        const GridOptions& options, const Metric& metric)
+      : model_(model), clean_(clean), corrupted_(corrupted), o_(options), metric_(metric) {
+    verify_ = o_.verify.value_or(model.options().verify);
+    check_site(o_.site, model.config());
+    axes_ = checked_axes(o_.site, o_.over);
+    check_pair();
+    for (Axis axis : axes_) shape_.push_back(extent(axis));
+    for (const std::string& name : grid_hooks(o_.site, model.config()))
+      sources_.push_back(source_at(name));
+  }
+
+  GridResult run();
+
+ private:
+  void check_pair() const;
+  Array source_at(const std::string& name) const;
+  std::int64_t extent(Axis axis) const;
+  std::vector<std::int64_t> order() const;
+  std::int64_t cells_of_a_run() const;
+  void add_edits(std::int64_t cell, std::int64_t row, std::vector<Edit>& edits) const;
+  void run_cells(std::span<const std::int64_t> cells);
+  Array logits_of(const Tokens& tokens, const Plan& plan);
+  std::string name_of_cell(std::int64_t cell) const;
+  double error_of(const VerifiedCache& run, double value) const;
+  double of_run(const VerifiedCache& run, const std::string& which) const;
+
+  const RunRecord& base() const { return (denoises() ? corrupted_ : clean_).record(); }
+  const VerifiedCache& source() const { return denoises() ? clean_ : corrupted_; }
+  bool denoises() const { return o_.direction == Direction::denoise; }
+
+  const HookedTransformer& model_;
+  const VerifiedCache &clean_, &corrupted_;
+  const GridOptions& o_;
+  const Metric& metric_;
+  VerifyMode verify_;
+  std::vector<Axis> axes_;
+  Shape shape_;
+  std::vector<Array> sources_;  // one a layer
+  std::vector<double> values_;
+  GridVerdict verdict_;
+  std::optional<VerificationFailed> first_;
+};
+
+void Sweep::check_pair() const {
+  check_run(model_, clean_.record(), "clean");
+  check_run(model_, corrupted_.record(), "corrupted");
+  const RunRecord &a = clean_.record(), &b = corrupted_.record();
+  if (a.batch != b.batch || a.pos != b.pos)
+    refuse("the clean run is " + std::to_string(a.batch) + " prompts of " + std::to_string(a.pos) +
+           " tokens, the corrupted one " + std::to_string(b.batch) + " of " +
+           std::to_string(b.pos) + "; needed: equal numbers");
+}
+
+Array Sweep::source_at(const std::string& name) const {
+  std::string which = denoises() ? "clean" : "corrupted";
+  if (source().activations().find(name) == nullptr)
+    refuse("the " + which + " run does not hold " + name + " (it holds " +
+           std::to_string(source().activations().entries().size()) +
+           " activations); run it with a filter that keeps " + short_name(o_.site) +
+           " in every layer");
+  const Array& value = source()[name];
+  Shape whole = shape_of(o_.site, model_.config(), {base().batch, base().pos, base().pos});
+  if (value.shape() != whole)
+    refuse("the " + which + " run holds " + name + " as " + to_string(value.shape()) +
+           "; needed: every position, " + to_string(whole));
+  return value;
+}
+
+std::int64_t Sweep::extent(Axis axis) const {
+  if (axis == Axis::layer) return model_.config().n_layers;
+  auto all = info(o_.site).axes;
+  auto at = static_cast<std::size_t>(std::ranges::find(all, axis) - all.begin());
+  return shape_of(o_.site, model_.config(), {base().batch, base().pos, base().pos})[at];
+}
+
+// Layers vary fastest, so that a run has few edits at any one hook point: each edit there is one
+// more tensor to check.
+std::vector<std::int64_t> Sweep::order() const {
+  std::vector<std::int64_t> cells(static_cast<std::size_t>(numel(shape_)));
+  std::iota(cells.begin(), cells.end(), 0);
+  auto layer = std::ranges::find(axes_, Axis::layer) - axes_.begin();
+  if (layer == std::ssize(axes_)) return cells;
+  std::int64_t stride = numel({shape_.begin() + layer + 1, shape_.end()});
+  std::int64_t period = stride * shape_[static_cast<std::size_t>(layer)];
+  auto without_layer = [&](std::int64_t cell) { return cell / period * stride + cell % stride; };
+  std::ranges::stable_sort(cells, {}, without_layer);
+  return cells;
+}
+
+std::int64_t Sweep::cells_of_a_run() const {
+  if (o_.max_cells && *o_.max_cells < 1)
+    throw std::out_of_range("[patch_grid] max_cells " + std::to_string(*o_.max_cells) +
+                            " out of range; allowed: 1 and more");
+  std::size_t one =
+      static_cast<std::size_t>(base().batch) * bytes_of_prompt(model_.config(), base().pos);
+  auto fit = static_cast<std::int64_t>(o_.max_bytes / one);
+  fit = std::min(fit, kEditsAtAPoint * std::ssize(sources_) / base().batch);
+  fit = std::max<std::int64_t>(fit, 1);
+  return std::min(fit, o_.max_cells.value_or(fit));
+}
+
+// One edit a prompt: the cell's copies of the prompts are rows [row, row + batch) of the run.
+void Sweep::add_edits(std::int64_t cell, std::int64_t row, std::vector<Edit>& edits) const {
+  Edit edit{.kind = EditKind::patch, .site = o_.site};
+  for (std::size_t d = axes_.size(); d-- > 0;) {
+    std::int64_t index = cell % shape_[d];
+    cell /= shape_[d];
+    if (axes_[d] == Axis::layer) edit.layer = index;
+    if (axes_[d] == Axis::head || axes_[d] == Axis::kv_head) edit.where.head = index;
+    if (axes_[d] == Axis::key) edit.where.key = index;
+    if (axes_[d] == Axis::pos || axes_[d] == Axis::query) edit.where.pos = {index};
+  }
+  for (std::int64_t b = 0; b < base().batch; ++b) {
+    edit.where.batch = row + b;
+    edit.source = sources_[static_cast<std::size_t>(edit.layer)].rows(b, b + 1);
+    edits.push_back(edit);
+  }
+}
+
+Array Sweep::logits_of(const Tokens& tokens, const Plan& plan) {
+  RunOptions run{.verify = verify_,
+                 .names = std::vector<std::string>{},
+                 .plan = plan,
+                 .interference = o_.interference};
+  if (verify_ == VerifyMode::off) return model_.forward(tokens, run);
+  VerifiedCache cache = model_.run_with_cache(tokens, run);
+  verdict_.n_compared += cache.verdict().n_compared();
+  verdict_.seconds += cache.verdict().seconds;
+  for (const Point& point : cache.verdict().points)
+    if (verdict_.worst_name.empty() || point.worst_ratio > verdict_.worst_ratio) {
+      verdict_.worst_ratio = point.worst_ratio;
+      verdict_.worst_name = to_string(point.id);
+    }
+  return cache.output();
+}
+
+void Sweep::run_cells(std::span<const std::int64_t> cells) {
+  std::int64_t batch = base().batch;
+  Tokens tokens{.batch = std::ssize(cells) * batch, .pos = base().pos};
+  std::vector<Edit> edits;
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    add_edits(cells[i], static_cast<std::int64_t>(i) * batch, edits);
+    tokens.ids.insert(tokens.ids.end(), base().tokens.begin(), base().tokens.end());
+  }
+  verdict_.runs += 1;
+  Array logits;  // [cell * batch, pos, d_vocab]
+  try {
+    logits = logits_of(tokens, Plan(std::move(edits)));
+  } catch (const VerificationFailed& e) {
+    verdict_.refused_runs += 1;
+    verdict_.refused_cells.insert(verdict_.refused_cells.end(), cells.begin(), cells.end());
+    verdict_.seconds += e.verdict().seconds;
+    if (!first_) first_ = e;
+    return;
+  }
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    auto row = static_cast<std::int64_t>(i) * batch;
+    double value = metric_.mean(logits.rows(row, row + batch));
+    if (!std::isfinite(value))
+      refuse("the metric is " + short_number(value) + " " + name_of_cell(cells[i]) +
+             "; needed: a finite number");
+    values_[static_cast<std::size_t>(cells[i])] = value;
+  }
+}
+
+std::string Sweep::name_of_cell(std::int64_t cell) const {
+  std::string text;
+  for (std::size_t d = axes_.size(); d-- > 0; cell /= shape_[d])
+    text = std::string(name_of(axes_[d])) + " " + std::to_string(cell % shape_[d]) +
+           (text.empty() ? "" : ", ") + text;
+  return "at " + text;
+}
+
+double Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
+  double value = metric_.mean(run.output());
+  if (!std::isfinite(value))
+    refuse("the metric is " + short_number(value) + " for the " + which +
+           " run; needed: a finite number");
+  return value;
+}
+
+double Sweep::error_of(const VerifiedCache& run, double value) const {
+  const RunRecord& r = run.record();
+  Request request{.rows = Rows::from_tokens(r.tokens, r.batch, model_.config())};
+  return std::abs(value -
+                  metric_.mean(run_in_float64(model_.weights(), request, torch_parallel_for)));
+}
+
+GridResult Sweep::run() {
+  values_.assign(static_cast<std::size_t>(numel(shape_)), std::numeric_limits<double>::quiet_NaN());
+  double clean = of_run(clean_, "clean"), corrupted = of_run(corrupted_, "corrupted");
+  auto cells = order();
+  verdict_.mode = verify_;
+  verdict_.cells = std::ssize(cells);
+  std::int64_t at_once = cells_of_a_run();
+  for (std::int64_t done = 0; done < verdict_.cells; done += at_once) {
+    if (o_.progress) o_.progress(done, verdict_.cells);
+    std::int64_t n = std::min(at_once, verdict_.cells - done);
+    run_cells(
+        std::span(cells).subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(n)));
+  }
+  if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
+  std::ranges::sort(verdict_.refused_cells);
+  if (first_) verdict_.first_failure = first_->what();
+  if (verify_ != VerifyMode::off)
+    verdict_.status = first_ || verdict_.n_compared == 0 ? Status::invalid : Status::verified;
+  double error_bar = std::max(error_of(clean_, clean), error_of(corrupted_, corrupted));
+  std::vector<GridAxis> axes;
+  for (std::size_t d = 0; d < axes_.size(); ++d) {
+    axes.push_back({.axis = axes_[d], .labels = {}});
+    for (std::int64_t i = 0; i < shape_[d]; ++i)
+      axes.back().labels.push_back(
+          is_position(axes_[d]) ? position_label(model_, clean_.record(), corrupted_.record(), i)
+                                : std::to_string(i));
+  }
+  GridResult grid({.site = o_.site,
+                   .direction = o_.direction,
+                   .axes = std::move(axes),
+                   .values = Array::of(std::span<const double>(values_), shape_),
+                   .clean = clean,
+                   .corrupted = corrupted,
+                   .error_bar = error_bar,
+                   .metric = metric_.description(),
+                   .verdict = verdict_,
+                   .clean_record = clean_.record(),
+                   .corrupted_record = corrupted_.record()});
+  if (first_) throw GridFailed(*first_, std::move(grid));
+  return grid;
+}
+
+GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean,
+                      const VerifiedCache& corrupted, const GridOptions& options,
+                      const Metric& metric) {
+  return Sweep(model, clean, corrupted, options, metric).run();
+}
+
+GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean,
+                      const Tokens& corrupted, const GridOptions& options, const Metric& metric) {
+  RunOptions run{.verify = VerifyMode::exact,
+                 .names = std::vector<std::string>{},
+                 .interference = options.interference};
+  check_site(options.site, model.config());
+  if (options.direction == Direction::noise) run.names = grid_hooks(options.site, model.config());
+  return patch_grid(model, clean, model.run_with_cache(corrupted, run), options, metric);
+}
+
+}  // namespace lenscpp

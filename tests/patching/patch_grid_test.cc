@@ -1,0 +1,334 @@
+// Grids against the naive loop, what must hold of any grid, faults in the middle of one, and what
+// is refused.
+#include "patching/patch_grid.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/add.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace lenscpp {
+namespace {
+
+// Tiny runs on busy processors spend their time waking threads: one does here.
+class PatchGrid : public testing::Test {
+ protected:
+  void SetUp() override { at::set_num_threads(1); }
+  void TearDown() override { at::set_num_threads(threads_); }
+
+ private:
+  int threads_ = at::get_num_threads();
+};
+
+const HookedTransformer& tiny() {
+  static HookedTransformer model = HookedTransformer::from_pretrained(
+      std::filesystem::path(LENSCPP_SOURCE_DIR) / "python/lenscpp/models/tiny-ioi");
+  return model;
+}
+constexpr const char* kClean = "When John and Mary went to the store, John gave the bag to";
+constexpr const char* kCorrupted = "When John and Mary went to the store, Mary gave the bag to";
+
+const VerifiedCache& clean() {
+  static VerifiedCache cache = tiny().run_with_cache(tiny().to_tokens(kClean));
+  return cache;
+}
+const VerifiedCache& corrupted() {
+  static VerifiedCache cache = tiny().run_with_cache(tiny().to_tokens(kCorrupted));
+  return cache;
+}
+Tokens corrupted_tokens() { return tiny().to_tokens(kCorrupted); }
+LogitDiff names() { return {tiny().to_single_token(" Mary"), tiny().to_single_token(" John")}; }
+
+// One verified run with this edit, by itself.
+double alone(const Edit& edit, Direction direction = Direction::denoise) {
+  Tokens base = direction == Direction::denoise ? corrupted_tokens() : tiny().to_tokens(kClean);
+  return names()(tiny().forward(base, {.plan = Plan({edit})}))[0];
+}
+
+Edit patch(Site site, std::int64_t layer, const Selection& where,
+           const VerifiedCache& source = clean()) {
+  return {.kind = EditKind::patch,
+          .site = site,
+          .layer = layer,
+          .where = where,
+          .source = source[hook_name(site, layer)]};
+}
+
+Selection at_pos(std::int64_t pos) { return {.pos = std::vector<std::int64_t>{pos}}; }
+
+double range() { return std::abs(names()(clean().output())[0] - names()(corrupted().output())[0]); }
+
+TEST_F(PatchGrid, EqualsTheNaiveLoopPatchByPatch) {
+  for (Site site :
+       {Site::resid_pre, Site::resid_mid, Site::attn_out, Site::mlp_out, Site::resid_post}) {
+    GridResult grid =
+        patch_grid(tiny(), clean(), corrupted_tokens(),
+                   {.site = site, .over = {Axis::layer, Axis::pos}, .max_cells = 7}, names());
+    ASSERT_EQ(grid.values().shape(), (Shape{4, 15}));
+    EXPECT_EQ(grid.verdict().status, Status::verified);
+    EXPECT_EQ(grid.verdict().runs, 9);
+    for (std::int64_t l = 0; l < 4; ++l)
+      for (std::int64_t p : {0, 2, 10, 14})
+        EXPECT_NEAR(grid.values()[l * 15 + p], alone(patch(site, l, at_pos(p))), 1e-4 * range());
+  }
+}
+
+TEST_F(PatchGrid, AxesComeInTheOrderAsked) {
+  GridOptions options{.site = Site::z, .over = {Axis::head, Axis::pos, Axis::layer}};
+  Array turned = patch_grid(tiny(), clean(), corrupted_tokens(), options, names()).values();
+  options.over = {Axis::layer, Axis::pos, Axis::head};
+  Array plain = patch_grid(tiny(), clean(), corrupted_tokens(), options, names()).values();
+  ASSERT_EQ(turned.shape(), (Shape{4, 15, 4}));
+  for (std::int64_t l = 0; l < 4; ++l)
+    for (std::int64_t p = 0; p < 15; ++p)
+      for (std::int64_t h = 0; h < 4; ++h)
+        EXPECT_NEAR(turned[(h * 15 + p) * 4 + l], plain[(l * 15 + p) * 4 + h], 1e-4 * range());
+  Selection where = at_pos(14);
+  where.head = 3;
+  EXPECT_NEAR(plain[(2 * 15 + 14) * 4 + 3], alone(patch(Site::z, 2, where)), 1e-4 * range());
+}
+
+TEST_F(PatchGrid, HeadsAndPatternsEqualTheNaiveLoop) {
+  for (Site site : {Site::q, Site::k, Site::v, Site::z, Site::pattern}) {
+    GridResult grid = patch_grid(tiny(), clean(), corrupted_tokens(),
+                                 {.site = site, .over = {Axis::layer, Axis::head}}, names());
+    for (std::int64_t l = 0; l < 4; ++l)
+      for (std::int64_t h = 0; h < 4; ++h)
+        EXPECT_NEAR(grid.values()[l * 4 + h], alone(patch(site, l, {.head = h})), 1e-4 * range());
+  }
+  GridOptions options{.site = Site::pattern, .over = {Axis::layer, Axis::query, Axis::key}};
+  GridResult grid = patch_grid(tiny(), clean(), corrupted_tokens(), options, names());
+  ASSERT_EQ(grid.values().shape(), (Shape{4, 15, 15}));
+  Selection where = at_pos(11);
+  where.key = 10;
+  EXPECT_NEAR(grid.values()[(1 * 15 + 11) * 15 + 10], alone(patch(Site::pattern, 1, where)),
+              1e-4 * range());
+}
+
+TEST_F(PatchGrid, NoisingPutsTheCorruptedRunIntoTheCleanPrompt) {
+  GridOptions options{
+      .site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .direction = Direction::noise};
+  GridResult grid = patch_grid(tiny(), clean(), corrupted_tokens(), options, names());
+  for (std::int64_t p : {9, 10, 14})
+    EXPECT_NEAR(grid.values()[15 + p],
+                alone(patch(Site::resid_pre, 1, at_pos(p), corrupted()), Direction::noise),
+                1e-4 * range());
+  Array scaled = grid.normalized();
+  EXPECT_NEAR(scaled[10], 0, 1e-4);  // the one token that differs, before anything read it
+  EXPECT_NEAR(scaled[0], 1, 1e-4);
+}
+
+TEST_F(PatchGrid, AllPositionsOfTheResidualStreamAreTheCleanRun) {
+  GridResult grid = patch_grid(tiny(), clean(), corrupted_tokens(),
+                               {.site = Site::resid_pre, .over = {Axis::layer}}, names());
+  Array scaled = grid.normalized();
+  for (std::int64_t l = 0; l < 4; ++l) EXPECT_NEAR(scaled[l], 1, 1e-5);
+}
+
+TEST_F(PatchGrid, ARunPatchedWithItselfIsUnchanged) {
+  GridResult grid = patch_grid(tiny(), clean(), tiny().to_tokens(kClean),
+                               {.site = Site::z, .over = {Axis::layer, Axis::head}}, names());
+  for (std::int64_t i = 0; i < 16; ++i)
+    EXPECT_NEAR(grid.values()[i], grid.clean(), 1e-5 * std::abs(grid.clean()));
+  EXPECT_THROW(grid.normalized(), std::invalid_argument);
+}
+
+TEST_F(PatchGrid, SeveralPairsAreTheMeanOfEach) {
+  std::vector<std::string> good{kClean,
+                                "When Mary and John went to the store, Mary gave the bag to"};
+  std::vector<std::string> bad{kCorrupted,
+                               "When Mary and John went to the store, John gave the bag to"};
+  std::int64_t mary = tiny().to_single_token(" Mary"), john = tiny().to_single_token(" John");
+  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .max_cells = 5};
+  std::vector<std::int64_t> answers{mary, john}, wrongs{john, mary};
+  GridResult both = patch_grid(tiny(), tiny().run_with_cache(tiny().to_tokens(good)),
+                               tiny().to_tokens(bad), options, LogitDiff{answers, wrongs});
+  std::vector<double> mean(60);
+  for (std::size_t i : {0u, 1u}) {
+    GridResult one =
+        patch_grid(tiny(), tiny().run_with_cache(tiny().to_tokens(good[i])),
+                   tiny().to_tokens(bad[i]), options, LogitDiff{answers[i], wrongs[i]});
+    for (std::size_t c = 0; c < 60; ++c) mean[c] += one.values()[static_cast<std::int64_t>(c)] / 2;
+  }
+  for (std::size_t c = 0; c < 60; ++c)
+    EXPECT_NEAR(both.values()[static_cast<std::int64_t>(c)], mean[c], 1e-4 * range());
+  EXPECT_EQ(both.axes()[1].labels[1], "1: When");
+  EXPECT_EQ(both.axes()[1].labels[2], "2");  // the prompts differ there
+}
+
+TEST_F(PatchGrid, SaysWhatItRanAndHowFarRoundingReaches) {
+  int calls = 0;
+  std::int64_t last = -1;
+  GridOptions options{.site = Site::resid_pre,
+                      .over = {Axis::layer, Axis::pos},
+                      .max_cells = 30,
+                      .progress = [&](std::int64_t done, std::int64_t) { ++calls, last = done; }};
+  GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, names());
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(last, 60);
+  EXPECT_GT(grid.verdict().n_compared, 0);
+  EXPECT_GT(grid.verdict().worst_ratio, 0);
+  EXPECT_LE(grid.verdict().worst_ratio, 1);
+  EXPECT_GT(grid.error_bar(), 0);
+  EXPECT_LT(grid.error_bar(), 1e-4);
+  EXPECT_EQ(grid.clean(), names()(clean().output())[0]);
+  EXPECT_EQ(grid.corrupted(), names()(corrupted().output())[0]);
+  EXPECT_EQ(grid.axes()[0].labels, (std::vector<std::string>{"0", "1", "2", "3"}));
+  EXPECT_EQ(grid.axes()[1].labels[10], "10:  John/ Mary");
+  EXPECT_EQ(grid.clean_record().tokens, clean().record().tokens);
+  EXPECT_EQ(grid.corrupted_record().tokens, corrupted_tokens().ids);
+}
+
+TEST_F(PatchGrid, WhatProgressThrowsEndsTheSweep) {
+  GridOptions options{.site = Site::resid_pre,
+                      .over = {Axis::layer, Axis::pos},
+                      .max_cells = 10,
+                      .progress = [](std::int64_t done, std::int64_t) {
+                        if (done == 20) throw std::runtime_error("enough");
+                      }};
+  EXPECT_THROW(patch_grid(tiny(), clean(), corrupted(), options, names()), std::runtime_error);
+}
+
+TEST_F(PatchGrid, UncheckedRunsAreMarked) {
+  GridOptions options{
+      .site = Site::z, .over = {Axis::layer, Axis::head}, .verify = VerifyMode::off};
+  GridResult grid = patch_grid(tiny(), clean(), corrupted_tokens(), options, names());
+  EXPECT_EQ(grid.verdict().status, Status::unverified);
+  EXPECT_EQ(grid.verdict().n_compared, 0);
+  EXPECT_TRUE(grid.verdict().summary().starts_with("UNVERIFIED"));
+}
+
+TEST_F(PatchGrid, AFaultInTheMiddleLosesItsCellsAndNoOthers) {
+  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .max_cells = 8};
+  Array right = patch_grid(tiny(), clean(), corrupted(), options, names()).values();
+  auto run = std::make_shared<int>(-1);
+  options.interference = [run](const TensorId& id, const at::Tensor& x) {
+    if (id == TensorId{Site::embed}) ++*run;
+    return *run == 3 && id == TensorId{Site::z, 2} ? at::add(x, 0.01) : x;
+  };
+  try {
+    patch_grid(tiny(), clean(), corrupted(), options, names());
+    FAIL() << "the faulty run was not refused";
+  } catch (const GridFailed& e) {
+    const GridVerdict& verdict = e.partial().verdict();
+    EXPECT_EQ(verdict.status, Status::invalid);
+    EXPECT_EQ(verdict.refused_runs, 1);
+    ASSERT_EQ(verdict.refused_cells.size(), 8u);
+    EXPECT_NE(std::string(e.what()).find("blocks.2.attn.hook_z"), std::string::npos);
+    EXPECT_EQ(to_string(e.verdict().first_failure()->id), "blocks.2.attn.hook_z");
+    for (std::int64_t i = 0; i < 60; ++i) {
+      if (std::ranges::count(verdict.refused_cells, i) > 0)
+        EXPECT_TRUE(std::isnan(e.partial().values()[i]));
+      else
+        EXPECT_NEAR(e.partial().values()[i], right[i], 1e-12);
+    }
+  }
+}
+
+TEST_F(PatchGrid, AFaultyBaseRunIsRefused) {
+  GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::head}};
+  options.interference = [](const TensorId& id, const at::Tensor& x) {
+    return id == TensorId{Site::z, 2} ? at::add(x, 0.01) : x;
+  };
+  try {
+    patch_grid(tiny(), clean(), corrupted_tokens(), options, names());
+    FAIL() << "the faulty run was not refused";
+  } catch (const GridFailed&) {
+    FAIL() << "a base run is not a patched one";
+  } catch (const VerificationFailed&) {
+  }
+}
+
+// The message of the refusal.
+std::string refusal(const VerifiedCache& good, const VerifiedCache& bad, const GridOptions& options,
+                    const Metric& metric = names()) {
+  try {
+    patch_grid(tiny(), good, bad, options, metric);
+  } catch (const std::invalid_argument& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST_F(PatchGrid, RefusesPairsThatAreNone) {
+  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
+  auto says = [&](const VerifiedCache& good, const VerifiedCache& bad, const std::string& what) {
+    EXPECT_NE(refusal(good, bad, options).find(what), std::string::npos)
+        << refusal(good, bad, options);
+  };
+  VerifiedCache shorter = tiny().run_with_cache(tiny().to_tokens("When John and"));
+  says(clean(), shorter, "1 prompts of 15 tokens, the corrupted one 1 of 4");
+  VerifiedCache edited = tiny().run_with_cache(
+      corrupted_tokens(), {.plan = Plan({Edit{.kind = EditKind::zero, .site = Site::z}})});
+  says(clean(), edited, "the corrupted run was edited itself");
+  says(edited, corrupted(), "the clean run was edited itself");
+  VerifiedCache few = tiny().run_with_cache(
+      tiny().to_tokens(kClean), {.names = std::vector<std::string>{"blocks.0.hook_resid_pre"}});
+  says(few, corrupted(), "does not hold blocks.1.hook_resid_pre");
+  VerifiedCache sliced = tiny().run_with_cache(tiny().to_tokens(kClean),
+                                               {.pos_slice = std::vector<std::int64_t>{1, 2}});
+  says(sliced, corrupted(), "needed: every position, [1, 15, 128]");
+  VerifiedCache stopped = tiny().run_with_cache(
+      tiny().to_tokens(kClean),
+      {.filter = [](const std::string& n) { return n == "hook_embed"; }, .stop_at_layer = 2});
+  says(stopped, corrupted(), "not one from tokens to logits");
+  HookedTransformer raw = HookedTransformer::from_pretrained(
+      std::filesystem::path(LENSCPP_SOURCE_DIR) / "python/lenscpp/models/tiny-ioi",
+      {.processing = Processing::none()});
+  says(raw.run_with_cache(raw.to_tokens(kClean)), corrupted(), "the clean run is of another model");
+}
+
+TEST_F(PatchGrid, RefusesSitesAxesAndMetricsThatAreNone) {
+  auto says = [&](const GridOptions& options, const std::string& what,
+                  const Metric& metric = names()) {
+    std::string message = refusal(clean(), corrupted(), options, metric);
+    EXPECT_NE(message.find(what), std::string::npos) << message;
+  };
+  says({.site = Site::tokens, .over = {Axis::pos}}, "cannot be patched in this model; allowed: ");
+  says({.site = Site::keys, .over = {Axis::layer}}, "cannot be patched");
+  says({.site = Site::resid_pre, .over = {Axis::layer, Axis::head}},
+       "no axis head; allowed: layer, pos");
+  says({.site = Site::pattern, .over = {Axis::layer, Axis::d_model}},
+       "allowed: layer, head, query, key");
+  says({.site = Site::resid_pre, .over = {Axis::pos}}, "layer is missing");
+  says({.site = Site::embed, .over = {}}, "over is empty");
+  says({.site = Site::resid_pre, .over = {Axis::layer, Axis::pos, Axis::pos}}, "given twice");
+  GridOptions fine{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
+  says(fine, "the metric is nan for the clean run",
+       [](const Array&) { return std::vector<double>{NAN}; });
+  auto calls = std::make_shared<int>(0);
+  says(fine, "the metric is inf at layer 0, pos 0",
+       [calls](const Array&) { return std::vector<double>{++*calls > 2 ? INFINITY : 0.5}; });
+  fine.max_cells = 0;
+  EXPECT_THROW(patch_grid(tiny(), clean(), corrupted(), fine, names()), std::out_of_range);
+}
+
+TEST_F(PatchGrid, NamesOfSitesAndAxesAreUnderstood) {
+  const Config& config = tiny().config();
+  for (auto [name, site] : {std::pair<std::string_view, Site>{"resid_pre", Site::resid_pre},
+                            {"head_z", Site::z},
+                            {"z", Site::z},
+                            {"attn.hook_z", Site::z},
+                            {"blocks.1.attn.hook_z", Site::z},
+                            {"hook_embed", Site::embed},
+                            {"embed", Site::embed},
+                            {"attn", Site::pattern},
+                            {"mlp_post", Site::mlp_post},
+                            {"ln1.hook_scale", Site::ln1_scale}})
+    EXPECT_EQ(grid_site(name, config), site) << name;
+  for (const SiteInfo& row : all_sites())
+    if (row.presence != Presence::internal)
+      EXPECT_EQ(grid_site(short_name(row.site), config), row.site);
+  EXPECT_THROW(grid_site("resid_prr", config), std::invalid_argument);
+  EXPECT_EQ(grid_axis(Site::pattern, "dest_pos"), Axis::query);
+  EXPECT_EQ(grid_axis(Site::pattern, "src_pos"), Axis::key);
+  EXPECT_EQ(grid_axis(Site::pattern, "pos"), Axis::query);
+  EXPECT_EQ(grid_axis(Site::k, "head_index"), Axis::kv_head);
+  EXPECT_THROW(grid_axis(Site::resid_pre, "head"), std::invalid_argument);
+  EXPECT_THROW(grid_axis(Site::resid_pre, "posi"), std::invalid_argument);
+  EXPECT_EQ(grid_hooks(Site::z, config).back(), "blocks.3.attn.hook_z");
+}
+
+}  // namespace
+}  // namespace lenscpp
