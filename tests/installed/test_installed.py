@@ -1,0 +1,58 @@
+"""The installed C++ package, used as a stranger would: `cmake --install`, find_package(lenscpp), a program of 30 lines."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lenscpp as lens
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "release"
+MODEL = Path(lens.__file__).parent / "models" / "tiny-ioi"
+
+
+def run(*command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    if not (BUILD / "CMakeCache.txt").exists() or shutil.which("cmake") is None:
+        pytest.skip("nothing to install: build/release is not configured")
+    folder = tmp_path_factory.mktemp("installed")
+    # The program of the command line and the libraries; `make test` has built them.
+    run("cmake", "--build", BUILD, "--target", "lenscpp_command")
+    run("cmake", "--install", BUILD, "--prefix", folder / "prefix", "--component", "cpp")
+    compiler = {"CXX": os.environ.get("CXX", "c++")}
+    run("cmake", "-S", HERE, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={folder}/prefix",
+        f"-DLENSCPP_PYTHON={sys.executable}", env={**os.environ, **compiler})  # fmt: skip
+    run("cmake", "--build", folder / "build")
+    return folder / "build" / "experiment"
+
+
+def test_the_program_is_short():
+    assert len((HERE / "experiment.cc").read_text().splitlines()) <= 32
+
+
+def test_finds_the_head_that_python_finds(experiment):
+    lines = run(experiment, MODEL).splitlines()
+    assert re.fullmatch(r"VERIFIED: \d+ elements at \d+ points compared with float64, all within their bounds", lines[0])
+    model = lens.HookedTransformer.from_pretrained("tiny-ioi")
+    clean, corrupted = ("When John and Mary went to the store, %s gave the bag to" % name for name in ("John", "Mary"))
+    grid = lens.patching.patch_grid(model, clean, corrupted, "z", over=("layer", "head"), metric=lens.LogitDiff(" Mary", " John"))
+    assert lines[1] == f"clean {grid.clean:+.2f}, corrupted {grid.corrupted:+.2f}"
+    wanted = [f"layer {l}, head {h} restores {grid.normalized[l, h]:.2f}" for l, h in (grid.normalized > 0.1).nonzero().tolist()]
+    assert wanted and lines[2:] == wanted
+
+
+def test_a_missing_checkpoint_is_an_exception(experiment, tmp_path):
+    done = subprocess.run([experiment, tmp_path / "none"], capture_output=True, text=True)
+    assert done.returncode != 0 and "none" in done.stderr
