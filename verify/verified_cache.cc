@@ -8,7 +8,8 @@
 
 namespace lenscpp {
 
-// An analysis on unverified numbers does not compile: there is no way to make its argument.
+// An analysis on unverified numbers does not compile: there is no way to make its argument, but for
+// the verifier and for the reader of the files that its caches are saved to.
 static_assert(!std::is_default_constructible_v<VerifiedCache>);
 static_assert(!std::is_constructible_v<VerifiedCache, UnverifiedCache>);
 static_assert(!std::is_constructible_v<VerifiedCache, std::shared_ptr<const Weights>, Activations,
@@ -53,6 +54,13 @@ const Activations::Entry& Activations::at(std::string_view name) const {
 
 const Array& VerifiedCache::operator[](std::string_view name) const {
   return unchanged(state_->activations.at(name));
+}
+const std::shared_ptr<const Weights>& VerifiedCache::shared_weights() const {
+  if (state_->weights) return state_->weights;
+  throw std::invalid_argument(
+      "[cache] this run of \"" + state_->record.model +
+      "\" was loaded without its model, whose weights are needed here; load it with "
+      "lens.load(path, model) (C++: load_run(path, model))");
 }
 const Array& VerifiedCache::output() const { return unchanged(state_->activations.output()); }
 

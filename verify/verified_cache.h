@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -41,13 +42,15 @@ class Activations {
 /// Activations of which nothing is known. Readable; no analysis takes it.
 class UnverifiedCache {
  public:
+  /// `config` is needed where there are no weights: of a run loaded without its model.
   UnverifiedCache(std::shared_ptr<const Weights> weights, Activations activations, RunRecord record,
-                  Verdict verdict)
+                  Verdict verdict, std::optional<Config> config = {})
       : weights_(std::move(weights)),
         activations_(std::move(activations)),
         record_(std::move(record)),
-        verdict_(std::move(verdict)) {}
-  const Weights& weights() const { return *weights_; }
+        verdict_(std::move(verdict)),
+        config_(std::move(config)) {}
+  const Config& config() const { return weights_ ? weights_->config : config_.value(); }
   const Activations& activations() const { return activations_; }
   const Array& operator[](std::string_view name) const { return activations_.at(name).value; }
   const RunRecord& record() const { return record_; }
@@ -58,10 +61,12 @@ class UnverifiedCache {
   Activations activations_;
   RunRecord record_;
   Verdict verdict_;
+  std::optional<Config> config_;
 };
 
 /// Activations that were checked, all of them, against the reference. Only a Verifier can make one,
-/// and the buffers it holds are the very ones that were compared.
+/// and the buffers it holds are the very ones that were compared; and verify/store/run_file, from a
+/// file that a Verifier's was saved to.
 class VerifiedCache {
  public:
   const Activations& activations() const { return state_->activations; }
@@ -72,16 +77,22 @@ class VerifiedCache {
   const Array& output() const;
   const RunRecord& record() const { return state_->record; }
   const Verdict& verdict() const { return state_->verdict; }
-  const Weights& weights() const { return *state_->weights; }
-  std::shared_ptr<const Weights> shared_weights() const { return state_->weights; }
+  const Config& config() const {
+    return state_->weights ? state_->weights->config : state_->config.value();
+  }
+  /// Throw std::invalid_argument for a run that was loaded from a file without its model.
+  const Weights& weights() const { return *shared_weights(); }
+  const std::shared_ptr<const Weights>& shared_weights() const;
 
  private:
   friend class Verifier;
+  friend class RunReader;
   struct State {
     std::shared_ptr<const Weights> weights;
     Activations activations;
     RunRecord record;
     Verdict verdict;
+    std::optional<Config> config = {};  // of a run without weights
   };
   explicit VerifiedCache(State state) : state_(std::make_shared<const State>(std::move(state))) {}
 

@@ -1,0 +1,145 @@
+// Configs, records and verdicts from JSON.
+#include "verify/store/run_json.h"
+
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "verify/store/sealed_file.h"
+
+namespace lenscpp {
+
+using nlohmann::json;
+
+namespace {
+
+// The value of an enumeration whose name this is. name_of throws past the last one.
+template <class Kind>
+Kind kind_from(const json& name) {
+  for (int i = 0;; ++i)
+    if (name_of(static_cast<Kind>(i)) == name) return static_cast<Kind>(i);
+}
+
+// JSON has no infinities: verdict.cc writes them as text.
+double number_from(const json& value) {
+  if (value.is_number()) return value.get<double>();
+  if (value == "inf") return std::numeric_limits<double>::infinity();
+  if (value == "-inf") return -std::numeric_limits<double>::infinity();
+  if (value == "nan") return std::numeric_limits<double>::quiet_NaN();
+  throw std::invalid_argument("a number is " + value.dump());
+}
+
+Site site_from(const json& name) {
+  for (const SiteInfo& row : all_sites())
+    if (row.name == name) return row.site;
+  throw std::invalid_argument("no site is called " + name.dump());
+}
+
+}  // namespace
+
+Config config_from_json(const json& j) {
+  return {.family = j.at("family"),
+          .n_layers = j.at("n_layers"),
+          .n_heads = j.at("n_heads"),
+          .n_kv_heads = j.at("n_kv_heads"),
+          .d_model = j.at("d_model"),
+          .d_head = j.at("d_head"),
+          .d_mlp = j.at("d_mlp"),
+          .d_vocab = j.at("d_vocab"),
+          .n_ctx = j.at("n_ctx"),
+          .norm_eps = j.at("norm_eps"),
+          .norm = kind_from<NormKind>(j.at("norm")),
+          .activation = kind_from<Activation>(j.at("activation")),
+          .positions = kind_from<PositionKind>(j.at("positions")),
+          .topology = kind_from<Topology>(j.at("topology")),
+          .scale_attn_by_sqrt_d_head = j.at("scale_attn_by_sqrt_d_head"),
+          .scale_attn_by_inverse_layer = j.at("scale_attn_by_inverse_layer"),
+          .tied_unembedding = j.at("tied_unembedding"),
+          .stored_dtype = dtype_from_name(j.at("stored_dtype").get<std::string>())};
+}
+
+RunRecord run_record_from_json(const json& j) {
+  RunRecord r;
+  j.at("model").get_to(r.model);
+  j.at("model_digest").get_to(r.model_digest);
+  j.at("tokenizer_digest").get_to(r.tokenizer_digest);
+  j.at("batch").get_to(r.batch);
+  j.at("pos").get_to(r.pos);
+  j.at("tokens").get_to(r.tokens);
+  j.at("first_layer").get_to(r.first_layer);
+  j.at("end_layer").get_to(r.end_layer);
+  r.plan = j.at("plan");
+  j.at("hooks").get_to(r.hooks);
+  r.processing = j.at("processing");
+  j.at("adapter").get_to(r.adapter);
+  j.at("device").get_to(r.device);
+  j.at("device_name").get_to(r.device_name);
+  j.at("dtype").get_to(r.dtype);
+  j.at("ambient").get_to(r.ambient);
+  j.at("libraries").get_to(r.libraries);
+  j.at("build_commit").get_to(r.build_commit);
+  j.at("build_dirty").get_to(r.build_dirty);
+  j.at("threads").get_to(r.threads);
+  if (!j.at("seed").is_null()) r.seed = j.at("seed").get<std::uint64_t>();
+  j.at("fallbacks").get_to(r.fallbacks);
+  j.at("mode").get_to(r.mode);
+  j.at("coverage").get_to(r.coverage);
+  j.at("time").get_to(r.time);
+  return r;
+}
+
+json id_to_json(const TensorId& id) {
+  return {{"site", info(id.site).name}, {"layer", id.layer}, {"stage", id.stage}};
+}
+
+TensorId id_from_json(const json& j) {
+  return {.site = site_from(j.at("site")), .layer = j.at("layer"), .stage = j.at("stage")};
+}
+
+json point_to_json(const Point& point) {
+  json j = to_json(point);
+  j["id"] = id_to_json(point.id);
+  j["shape"] = point.shape;
+  j["worst_flat_index"] = point.worst_index;
+  return j;
+}
+
+Point point_from_json(const json& j) {
+  return {.id = id_from_json(j.at("id")),
+          .op = kind_from<Op>(j.at("op")),
+          .compared = j.at("compared"),
+          .failed = j.at("failed"),
+          .worst_ratio = number_from(j.at("worst_ratio")),
+          .rms_ratio = number_from(j.at("rms_ratio")),
+          .worst_index = j.at("worst_flat_index"),
+          .device_value = number_from(j.at("device_value")),
+          .reference_value = number_from(j.at("reference_value")),
+          .shape = j.at("shape").get<Shape>(),
+          .why = j.at("why"),
+          .hint = j.at("hint")};
+}
+
+json verdict_to_json(const Verdict& verdict) {
+  json j = to_json(verdict);
+  j.erase("points");
+  j.erase("first_failure");
+  return j;
+}
+
+Verdict verdict_from_json(const json& j) {
+  Verdict verdict{.status = status_from_name(j.at("status").get<std::string>()),
+                  .mode = verify_mode_from_name(j.at("mode").get<std::string>()),
+                  .coverage = j.at("coverage"),
+                  .seconds = j.at("seconds"),
+                  .widest_gap = j.at("widest_gap"),
+                  .recomputed = j.at("recomputed").get<std::vector<std::string>>()};
+  if (j.at("drift").is_null()) return verdict;
+  verdict.drift.emplace();
+  for (const json& row : j.at("drift"))
+    verdict.drift->points.push_back({.name = row.at("name"),
+                                     .max_abs = number_from(row.at("max_abs")),
+                                     .relative = number_from(row.at("relative"))});
+  return verdict;
+}
+
+}  // namespace lenscpp
