@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,6 +28,7 @@ void bind_lens(py::module_& m);
 void bind_compare(py::module_& m);
 void bind_patching(py::module_& m);
 void bind_errors(py::module_& m);
+void bind_store(py::module_& m);
 
 /// Which positions were kept, where not all were.
 using Positions = std::optional<std::vector<std::int64_t>>;
@@ -36,13 +38,21 @@ struct HeldVerified {
   VerifiedCache cache;
   std::optional<Tokenizer> tokenizer;
   Positions positions;
+  std::vector<std::string> strings = {};  // of the tokens, where a file said them
 };
 /// What lenscpp.UnverifiedCache holds.
 struct HeldUnverified {
   std::shared_ptr<const UnverifiedCache> cache;
   std::optional<Tokenizer> tokenizer;
   Positions positions;
+  std::vector<std::string> strings = {};
 };
+
+/// cache.save(path) (bind_store.cc).
+void save(const HeldVerified& held, const std::filesystem::path& path);
+void save(const HeldUnverified& held, const std::filesystem::path& path);
+/// A str, bytes or os.PathLike as a path. Throws py::error_already_set (TypeError, ValueError).
+std::filesystem::path to_path(py::handle object);
 
 // --- tensors (bind_tensors.cc) ---
 

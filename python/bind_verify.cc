@@ -162,7 +162,7 @@ std::string full_name(py::handle key, const Config& config) {
 // The name of an entry of this cache. Throws py::key_error.
 template <class Held>
 std::string entry_name(const Held& held, py::handle key) {
-  std::string name = full_name(key, inner(held).weights().config);
+  std::string name = full_name(key, inner(held).config());
   try {
     return activations(held).at(name).name;
   } catch (const std::invalid_argument& error) {
@@ -270,7 +270,19 @@ KeyError for a name that is not here, IndexError for a layer that the model has 
           "list[int]: the positions that pos_slice kept, None where all were.")
       .def_property_readonly(
           "tokenizer", [](Ours<Held> self) { return self->tokenizer; },
-          "The model's Tokenizer, or None.");
+          "The model's Tokenizer, or None.")
+      .def(
+          "save",
+          [](Ours<Held> self, const py::object& path) {
+            std::filesystem::path file = to_path(path);
+            py::gil_scoped_release release;
+            save(*self, file);
+          },
+          py::arg("path"),
+          R"(Saves the run as an HDF5 file with a digest of everything in it, and with its status.
+
+lenscpp.load reads it back; h5py reads it too. What stood at path stays until the new file is complete. NotVerified
+when an activation's bytes are no longer those that were verified, OSError when the disk refuses.)");
 }
 
 void bind_caches(py::module_& m) {

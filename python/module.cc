@@ -8,6 +8,7 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_errors(m);
   lenscpp::python::bind_hooks(m);
   lenscpp::python::bind_verify(m);
+  lenscpp::python::bind_store(m);
   lenscpp::python::bind_lens(m);
   lenscpp::python::bind_compare(m);
   lenscpp::python::bind_patching(m);

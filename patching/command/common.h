@@ -45,6 +45,8 @@ struct CommonOptions {
 using Action = std::function<ExitStatus()>;
 /// One a file. Each adds a subcommand of its name to `program`.
 Action add_run(CLI::App& program);
+Action add_verify(CLI::App& program);
+Action add_show(CLI::App& program);
 Action add_lens(CLI::App& program);
 Action add_demo(CLI::App& program);
 Action add_compare(CLI::App& program);

@@ -17,7 +17,8 @@ using nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(Examples:
   lenscpp demo
-  lenscpp run tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --out run.safetensors
+  lenscpp run tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --out run.h5
+  lenscpp show run.h5
   lenscpp lens tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
   lenscpp lens --help
 
@@ -146,7 +147,7 @@ int run_program(int argc, char** argv) {
     program.footer(kFooter);
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
-    for (auto add : {add_demo, add_run, add_lens, add_compare}) {
+    for (auto add : {add_demo, add_run, add_verify, add_show, add_lens, add_compare}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }
@@ -167,9 +168,10 @@ int run_program(int argc, char** argv) {
         return static_cast<int>(command.action());
       }
     if (argc == 1 && !json) print(help_of(program));
-    return end("",
-               {ExitStatus::usage, "a command is needed: demo, run, lens or compare; see lenscpp --help"},
-               json);
+    return end(
+        "",
+        {ExitStatus::usage, "a command is needed: demo, run, lens or compare; see lenscpp --help"},
+        json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());
     return end(name, ending, json);

@@ -3,23 +3,19 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 
 #include "hooks/build_info.h"
 #include "hooks/checkpoint/safetensors.h"
 #include "hooks/nearest.h"
+#include "lens/saved_run.h"
 #include "patching/command/terminal.h"
 
 namespace lenscpp::command {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
-namespace {
-
-constexpr std::string_view kSuffix = ".safetensors";
-
-}  // namespace
-
 std::string token_text(const HookedTransformer& model, std::int64_t id) {
   return model.tokenizer().contains(id) ? model.tokenizer().token(id)
                                         : "<id " + std::to_string(id) + ">";
@@ -123,12 +119,14 @@ ordered_json lens_to_json(const HookedTransformer& model, const LogitLens& lens,
   return layers;
 }
 
-fs::path checked_output(const std::string& text) {
+fs::path checked_output(const std::string& text, const std::vector<std::string>& suffixes) {
   fs::path path = text;
-  if (path.extension() != kSuffix)
-    throw std::invalid_argument(
-        "[--out] " + in_quotes(text) +
-        ": the suffix says how a run is saved; allowed: " + std::string(kSuffix));
+  if (std::ranges::find(suffixes, path.extension().string()) == suffixes.end()) {
+    std::string allowed;
+    for (const std::string& suffix : suffixes) allowed += (allowed.empty() ? "" : ", ") + suffix;
+    throw std::invalid_argument("[--out] " + in_quotes(text) +
+                                ": the suffix says how it is saved; allowed: " + allowed);
+  }
   if (fs::is_directory(path))
     throw std::invalid_argument("[--out] " + in_quotes(text) + " is a folder; needed: a file");
   fs::path folder = path.has_parent_path() ? path.parent_path() : ".";
@@ -156,6 +154,21 @@ std::uintmax_t save(const fs::path& path, const std::map<std::string, Array>& ac
   write_safetensors(path, tensors, metadata);
   return fs::file_size(path);
 }
+
+template <class Cache>
+std::uintmax_t save_sealed(const fs::path& path, const Cache& cache, const HookedTransformer& model,
+                           nlohmann::json remarks) {
+  Progress progress("saving " + path.string());
+  Uninterrupted until_renamed;
+  save_run(path, cache,
+           {.strings = token_strings(model.tokenizer(), cache.record().tokens),
+            .remarks = std::move(remarks)});
+  return fs::file_size(path);
+}
+template std::uintmax_t save_sealed(const fs::path&, const VerifiedCache&, const HookedTransformer&,
+                                    nlohmann::json);
+template std::uintmax_t save_sealed(const fs::path&, const UnverifiedCache&,
+                                    const HookedTransformer&, nlohmann::json);
 
 std::map<std::string, Array> activations_of(const VerifiedCache& cache) {
   std::map<std::string, Array> all;

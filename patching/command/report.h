@@ -39,9 +39,17 @@ nlohmann::ordered_json lens_to_json(const HookedTransformer& model, const LogitL
                                     std::int64_t followed, std::int64_t k);
 
 /// A file to be written: refuses (std::invalid_argument) what cannot be, before any work is done.
-std::filesystem::path checked_output(const std::string& path);
-/// Writes what the caller vouches for: activations, tokens, and verdict, record and prompt in the
-/// metadata. Returns the file's size in bytes.
+/// The suffix says the format, and must be one of `suffixes`.
+std::filesystem::path checked_output(const std::string& path,
+                                     const std::vector<std::string>& suffixes = {".h5",
+                                                                                 ".safetensors"});
+/// Saves a run as run_file.h has it, with the texts of its tokens; returns the file's size in
+/// bytes.
+template <class Cache>
+std::uintmax_t save_sealed(const std::filesystem::path& path, const Cache& cache,
+                           const HookedTransformer& model, nlohmann::json remarks);
+/// Writes a safetensors file of what the caller vouches for: activations, tokens, and verdict,
+/// record and prompt in the metadata. Returns the file's size in bytes.
 std::uintmax_t save(const std::filesystem::path& path,
                     const std::map<std::string, Array>& activations, const Tokens& tokens,
                     const nlohmann::ordered_json& document);

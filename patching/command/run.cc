@@ -11,11 +11,12 @@ using nlohmann::ordered_json;
 constexpr std::int64_t kPredictions = 5;
 constexpr const char* kFooter = R"(Examples:
   lenscpp run tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
-  lenscpp run path/to/gpt2 --prompt "The Eiffel Tower is in" --out run.safetensors --dtype bfloat16
+  lenscpp run path/to/gpt2 --prompt "The Eiffel Tower is in" --out run.h5 --dtype bfloat16
   lenscpp run tiny-ioi --prompt "John and Mary" --inject nan@blocks.0.attn.hook_q    # refused, status 3
 
-What is saved: a safetensors file with every activation under its hook name and the token ids as "tokens";
-its metadata holds lenscpp.status, lenscpp.verdict, lenscpp.record, lenscpp.prompt and lenscpp.injected, the structured ones as JSON.
+What is saved: FILE.h5 with every activation, the tokens, record and verdict, and a digest of all of it; `lenscpp show`
+and lens.load open it, h5py too. FILE.safetensors is an export for other programs, which nothing seals: activations
+under their hook names, the token ids as "tokens", status, verdict and record in the metadata.
 A run that is INVALID is never saved. With --verify off the activations are saved with the status UNVERIFIED.
 )";
 
@@ -35,7 +36,8 @@ class Run {
  private:
   RunOptions options() const;
   void describe(const Verdict& verdict, const RunRecord& record);
-  void save_if_asked(const std::map<std::string, Array>& activations);
+  template <class Cache>
+  void save_if_asked(const Cache& cache);
   std::string heading() const {
     return model_in_words(model_) + "\n" + tokens_in_words(model_, tokens_) + "\n\n";
   }
@@ -63,11 +65,16 @@ void Run::describe(const Verdict& verdict, const RunRecord& record) {
                {"injected", faults_.to_json()}};
 }
 
-void Run::save_if_asked(const std::map<std::string, Array>& activations) {
+template <class Cache>
+void Run::save_if_asked(const Cache& cache) {
   if (o_.out.empty()) return;
+  bool sealed = std::filesystem::path(o_.out).extension() == ".h5";
+  nlohmann::json remarks{
+      {"prompt", o_.prompt}, {"seed", o_.seed}, {"injected", document_["injected"]}};
   saved_ = {{"path", o_.out},
-            {"activations", activations.size()},
-            {"bytes", save(o_.out, activations, tokens_, document_)}};
+            {"activations", cache.activations().entries().size()},
+            {"bytes", sealed ? save_sealed(o_.out, cache, model_, std::move(remarks))
+                             : save(o_.out, activations_of(cache), tokens_, document_)}};
 }
 
 void Run::report(const Verdict& verdict, const std::vector<RankedToken>& top) const {
@@ -103,7 +110,7 @@ ExitStatus Run::checked() {
     throw;
   }
   describe(cache->verdict(), cache->record());
-  save_if_asked(activations_of(*cache));
+  save_if_asked(*cache);
   report(cache->verdict(),
          as_lens(cache->output()).top_k(0, 0, -1, std::min(kPredictions, model_.config().d_vocab)));
   return ExitStatus::done;
@@ -114,7 +121,7 @@ ExitStatus Run::unchecked() {
   std::optional<UnverifiedCache> cache;
   on_device(o_, [&] { cache.emplace(model_.run_unverified(tokens_, options())); });
   describe(cache->verdict(), cache->record());
-  save_if_asked(activations_of(*cache));
+  save_if_asked(*cache);
   report(cache->verdict(), {});
   return ExitStatus::done;
 }
@@ -135,7 +142,8 @@ Action add_run(CLI::App& program) {
   add_input_options(command, *o, o->prompt);
   command
       .add_option("--out", o->out,
-                  "Save the activations: FILE.safetensors; without it, nothing is saved")
+                  "Save the run: FILE.h5, sealed, or an export as FILE.safetensors;\nwithout it, "
+                  "nothing is saved")
       ->type_name("FILE")
       ->group("Output");
   add_common_options(command, *o);

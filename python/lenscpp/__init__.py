@@ -36,6 +36,7 @@ from ._grid import GridResult
 from ._logit_lens import LogitLens, TopK, logit_lens
 from ._metrics import KL, LogitDiff, LogProb, Loss, Metric, Prob
 from ._model import HookedTransformer, verify_recorded
+from ._store import load, load_unverified
 
 _abc.Mapping.register(VerifiedCache)
 _abc.Mapping.register(UnverifiedCache)
@@ -71,6 +72,8 @@ __all__ = [
     "__version__",
     "compare",
     "faults",
+    "load",
+    "load_unverified",
     "logit_lens",
     "patching",
     "utils",

@@ -43,7 +43,8 @@ void write_verdict(SealedWriter& writer, const Verdict& verdict) {
   for (std::size_t i = 0; i < verdict.points.size(); ++i) {
     json point = point_to_json(verdict.points[i]);
     point["order"] = i;
-    points[to_string(verdict.points[i].id)].push_back(std::move(point));
+    std::string name = point.at("name");
+    points[name].push_back(std::move(point));
   }
   for (const auto& [name, of_name] : points) writer.document("/verify/" + name, of_name);
 }

@@ -435,9 +435,7 @@ struct SealedFile::Open {
   }
 
   [[noreturn]] void refuse(const std::string& what) const {
-    std::string message = "[store] " + origin + ": " + what;
-    if (checked) throw NotVerified(message);
-    throw std::runtime_error(message);
+    throw NotVerified("[store] " + origin + ": " + what);
   }
 
   // HDF5's errors as damage to `name`.

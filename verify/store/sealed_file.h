@@ -71,6 +71,7 @@ class SealedFile {
   /// when it cannot be read.
   static SealedFile open(const std::filesystem::path& path);
   /// Opens whatever can be read, for looking at: no status and no digest is checked, now or later.
+  /// Throws NotVerified for what cannot even be read.
   static SealedFile open_unverified(const std::filesystem::path& path);
   /// The kind that a file says it is of, of a file that may be damaged otherwise. Throws as open()
   /// for what is no file of this library.
@@ -85,9 +86,8 @@ class SealedFile {
   /// The path of the file, for error messages.
   const std::string& origin() const;
 
-  /// Throw NotVerified when the bytes do not match their digest (std::runtime_error through the
-  /// unverified door, when they cannot be read), std::invalid_argument when there is no such
-  /// object.
+  /// Throw NotVerified when the bytes do not match their digest or cannot be read,
+  /// std::invalid_argument when there is no such object.
   nlohmann::json document(const std::string& name) const;
   /// Reads this array alone.
   Array array(const std::string& name) const;

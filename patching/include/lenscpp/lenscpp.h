@@ -11,6 +11,7 @@
 #include "lens/logit_lens.h"
 #include "patching/metrics.h"
 #include "patching/patch_grid.h"
+#include "lens/saved_run.h"
 #include "verify/verdict.h"
 #include "verify/verified_cache.h"
 #include "verify/verifier.h"

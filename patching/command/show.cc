@@ -1,0 +1,177 @@
+// lenscpp show: what is in a saved file, and whether it may be used.
+#include <algorithm>
+
+#include "hooks/checkpoint/json.h"
+#include "hooks/nearest.h"
+#include "patching/command/common.h"
+#include "patching/command/report.h"
+#include "patching/command/terminal.h"
+#include "verify/store/run_file.h"
+#include "verify/store/sealed_file.h"
+
+namespace lenscpp::command {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::size_t kWorstPoints = 5;
+constexpr const char* kFooter = R"(Examples:
+  lenscpp show run.h5
+  lenscpp show run.h5 --json
+
+Every byte is read and compared with its digest. Exit status 3: the file may not be used, and which object says so.
+)";
+
+struct Options {
+  std::string file;
+  bool json = false;
+};
+
+// One file, and what became of the attempt to open it as one that may be used.
+class Shown {
+ public:
+  explicit Shown(const std::string& path) : file_(opened(path)) {}
+  ExitStatus report(const Options& o) const;
+
+ private:
+  SealedFile opened(const std::string& path);
+  ordered_json to_json() const;
+  std::string in_words() const;
+  std::string run_in_words() const;
+
+  std::string refusal_;  // empty: it may be used
+  SealedFile file_;
+  nlohmann::json run_;  // of a run that can be read: {record, verdict, strings, points}
+};
+
+SealedFile Shown::opened(const std::string& path) {
+  auto described = [&](SealedFile file) {
+    if (file.kind() != FileKind::run) return file;
+    LoadedUnverifiedRun run = load_run_unverified(path);
+    run_ = {{"record", lenscpp::to_json(run.cache.record())},
+            {"strings", run.notes.strings},
+            {"remarks", run.notes.remarks},
+            {"verdict", file.document("/verdict")},
+            {"points", nlohmann::json::array()}};
+    for (const auto& [name, entry] : file.entries())
+      if (name.starts_with("/verify/"))
+        for (const nlohmann::json& point : file.document(name)) run_["points"].push_back(point);
+    auto ratio = [](const nlohmann::json& point) {
+      const nlohmann::json& worst = point["worst_ratio"];  // text where it is not finite
+      return worst.is_number() ? worst.get<double>() : kInfinity;
+    };
+    std::ranges::stable_sort(run_["points"], std::greater<>(), ratio);
+    return file;
+  };
+  try {
+    SealedFile file = SealedFile::open(path);
+    file.verify_all();
+    return described(file);
+  } catch (const NotVerified& refused) {
+    refusal_ = refused.what();
+  }
+  SealedFile file = SealedFile::open_unverified(path);
+  try {
+    return described(file);
+  } catch (const std::exception&) {  // damaged: its objects can be listed at least
+    return file;
+  }
+}
+
+// Paths without "/act/", and what they hold.
+std::vector<std::pair<std::string, SealedFile::Entry>> arrays_of(const SealedFile& file) {
+  std::vector<std::pair<std::string, SealedFile::Entry>> arrays;
+  for (const auto& [name, entry] : file.entries())
+    if (entry.dtype) arrays.emplace_back(name.substr(name.starts_with("/act/") ? 5 : 1), entry);
+  return arrays;
+}
+
+ordered_json Shown::to_json() const {
+  bool usable = refusal_.empty();
+  ordered_json document{
+      {"command", "show"},
+      {"exit_status", static_cast<int>(usable ? ExitStatus::done : ExitStatus::refused)},
+      {"kind", name_of(file_.kind())},
+      {"status", name_of(file_.status())},
+      {"usable", usable}};
+  if (!usable) document["error"] = refusal_;
+  document["arrays"] = ordered_json::array();
+  for (const auto& [name, entry] : arrays_of(file_))
+    document["arrays"].push_back(
+        {{"name", name}, {"dtype", name_of(*entry.dtype)}, {"shape", entry.shape}});
+  if (!run_.is_null()) document.update(run_);
+  if (file_.kind() == FileKind::run || !usable) return document;
+  for (const auto& [name, entry] : file_.entries())
+    if (!entry.dtype) document["documents"][name.substr(1)] = file_.document(name);
+  return document;
+}
+
+std::string Shown::run_in_words() const {
+  const nlohmann::json& record = run_["record"];
+  std::string text = record["model"].get<std::string>() + " on " +
+                     record["device"].get<std::string>() + " in " +
+                     record["dtype"].get<std::string>() + ", " + record["batch"].dump() + " x " +
+                     record["pos"].dump() + " tokens, " + record["time"].get<std::string>() + "\n";
+  if (!run_["strings"].empty()) {
+    text += "tokens:";
+    for (const nlohmann::json& string : run_["strings"])
+      text += " " + quoted_token(string.get<std::string>());
+    text += "\n";
+  }
+  text += run_["verdict"]["summary"].get<std::string>() + "\n";
+  Table table(
+      {{"worst points"}, {"op"}, {"compared", true}, {"failed", true}, {"error/bound", true}});
+  for (std::size_t i = 0; i < std::min(kWorstPoints, run_["points"].size()); ++i) {
+    const nlohmann::json& point = run_["points"][i];
+    const nlohmann::json& worst = point["worst_ratio"];
+    table.add({point["name"], point["op"], point["compared"].dump(), point["failed"].dump(),
+               worst.is_number() ? fixed(worst, 3) : worst.get<std::string>()});
+  }
+  return text + (run_["points"].empty() ? "" : "\n" + table.str());
+}
+
+std::string Shown::in_words() const {
+  std::string status(name_of(file_.status()));
+  std::string text =
+      styled(file_.origin(), Style::bold) + ": a " + std::string(name_of(file_.kind())) + ", " +
+      (refusal_.empty() ? with_coloured_status(status) + "; the root digest and those of all " +
+                              std::to_string(file_.entries().size()) + " objects match\n"
+                        : styled("refused", Style::bad) + "\n");
+  if (!run_.is_null()) text += run_in_words();
+  Table table({{"array"}, {"dtype"}, {"shape"}});
+  for (const auto& [name, entry] : arrays_of(file_))
+    table.add({name, std::string(name_of(*entry.dtype)), to_string(entry.shape)});
+  text += "\n" + table.str();
+  if (file_.kind() == FileKind::run || !refusal_.empty()) return text;
+  text += "\n";
+  for (const auto& [name, entry] : file_.entries())
+    if (!entry.dtype) text += name.substr(1) + ": " + show(file_.document(name)) + "\n";
+  return text;
+}
+
+ExitStatus Shown::report(const Options& o) const {
+  if (o.json)
+    print_json(to_json());
+  else
+    print(in_words());
+  if (refusal_.empty()) return ExitStatus::done;
+  complain(refusal_);
+  return ExitStatus::refused;
+}
+
+}  // namespace
+
+Action add_show(CLI::App& program) {
+  auto o = std::make_shared<Options>();
+  CLI::App& command =
+      *program.add_subcommand("show", "What is in a saved file, and whether it may be used");
+  command.add_option("FILE", o->file, "A file that lenscpp saved: run.h5, grid.h5")
+      ->required()
+      ->type_name("");
+  command.add_flag("--json", o->json, "One JSON document on standard output and nothing else")
+      ->group("Output");
+  command.footer(kFooter);
+  return [o] { return Shown(o->file).report(*o); };
+}
+
+}  // namespace lenscpp::command
