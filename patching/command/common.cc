@@ -164,6 +164,14 @@ HookedTransformer load(const CommonOptions& o) {
   return std::move(*model);
 }
 
+void from_disk(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const std::system_error& e) {
+    throw Failure(ExitStatus::usage, e.what());
+  }
+}
+
 void on_device(const CommonOptions& options, const std::function<void()>& body) {
   try {
     body();

@@ -89,6 +89,8 @@ class Faults {
 /// "NAME[:key=value,...][@HOOK]". Throws std::invalid_argument saying what it could not read.
 FaultSpec parse_fault(const std::string& text, std::uint64_t seed);
 
+/// Calls `body`, which reads a file: one that cannot be read is bad input.
+void from_disk(const std::function<void()>& body);
 /// Calls `body`, which uses the device: what LibTorch throws becomes a Failure in one line.
 void on_device(const CommonOptions& options, const std::function<void()>& body);
 VerifiedCache run_checked(const CommonOptions& options, const HookedTransformer& model,

@@ -1,12 +1,12 @@
 // lenscpp show: what is in a saved file, and whether it may be used.
 #include <algorithm>
+#include <limits>
 
 #include "hooks/checkpoint/json.h"
 #include "hooks/nearest.h"
 #include "patching/command/common.h"
 #include "patching/command/report.h"
 #include "patching/command/terminal.h"
-#include "verify/store/run_file.h"
 #include "verify/store/sealed_file.h"
 
 namespace lenscpp::command {
@@ -35,47 +35,54 @@ class Shown {
 
  private:
   SealedFile opened(const std::string& path);
+  void describe(const SealedFile& file);
   ordered_json to_json() const;
   std::string in_words() const;
   std::string run_in_words() const;
 
   std::string refusal_;  // empty: it may be used
+  nlohmann::json run_;   // of a run that can be read: {record, remarks, verdict, strings, points}
+  std::string run_words_;
   SealedFile file_;
-  nlohmann::json run_;  // of a run that can be read: {record, verdict, strings, points}
 };
 
 SealedFile Shown::opened(const std::string& path) {
-  auto described = [&](SealedFile file) {
-    if (file.kind() != FileKind::run) return file;
-    LoadedUnverifiedRun run = load_run_unverified(path);
-    run_ = {{"record", lenscpp::to_json(run.cache.record())},
-            {"strings", run.notes.strings},
-            {"remarks", run.notes.remarks},
-            {"verdict", file.document("/verdict")},
-            {"points", nlohmann::json::array()}};
-    for (const auto& [name, entry] : file.entries())
-      if (name.starts_with("/verify/"))
-        for (const nlohmann::json& point : file.document(name)) run_["points"].push_back(point);
-    auto ratio = [](const nlohmann::json& point) {
-      const nlohmann::json& worst = point["worst_ratio"];  // text where it is not finite
-      return worst.is_number() ? worst.get<double>() : kInfinity;
-    };
-    std::ranges::stable_sort(run_["points"], std::greater<>(), ratio);
-    return file;
-  };
   try {
     SealedFile file = SealedFile::open(path);
     file.verify_all();
-    return described(file);
+    describe(file);
+    return file;
   } catch (const NotVerified& refused) {
     refusal_ = refused.what();
   }
   SealedFile file = SealedFile::open_unverified(path);
   try {
-    return described(file);
+    describe(file);
   } catch (const std::exception&) {  // damaged: its objects can be listed at least
-    return file;
+    run_ = nullptr;
   }
+  return file;
+}
+
+void Shown::describe(const SealedFile& file) {
+  if (file.kind() != FileKind::run) return;
+  nlohmann::json run = file.document("/run");
+  run_["record"] = run.at("record");
+  run_["remarks"] = run.at("remarks");
+  run_["verdict"] = file.document("/verdict");
+  run_["strings"] = nlohmann::json::array();
+  if (file.has("/prompts/strings")) run_["strings"] = file.document("/prompts/strings");
+  std::vector<nlohmann::json> points;
+  for (const auto& [name, entry] : file.entries())
+    if (name.starts_with("/verify/"))
+      for (const nlohmann::json& point : file.document(name)) points.push_back(point);
+  auto ratio = [](const nlohmann::json& point) {
+    const nlohmann::json& worst = point.at("worst_ratio");  // text where it is not finite
+    return worst.is_number() ? worst.get<double>() : std::numeric_limits<double>::infinity();
+  };
+  std::ranges::stable_sort(points, std::greater<>(), ratio);
+  run_["points"] = points;
+  run_words_ = run_in_words();
 }
 
 // Paths without "/act/", and what they hold.
@@ -107,27 +114,29 @@ ordered_json Shown::to_json() const {
 }
 
 std::string Shown::run_in_words() const {
-  const nlohmann::json& record = run_["record"];
-  std::string text = record["model"].get<std::string>() + " on " +
-                     record["device"].get<std::string>() + " in " +
-                     record["dtype"].get<std::string>() + ", " + record["batch"].dump() + " x " +
-                     record["pos"].dump() + " tokens, " + record["time"].get<std::string>() + "\n";
-  if (!run_["strings"].empty()) {
+  const nlohmann::json& record = run_.at("record");
+  std::string text =
+      record.at("model").get<std::string>() + " on " + record.at("device").get<std::string>() +
+      " in " + record.at("dtype").get<std::string>() + ", " + record.at("batch").dump() + " x " +
+      record.at("pos").dump() + " tokens, " + record.at("time").get<std::string>() + "\n";
+  if (!run_.at("strings").empty()) {
     text += "tokens:";
-    for (const nlohmann::json& string : run_["strings"])
+    for (const nlohmann::json& string : run_.at("strings"))
       text += " " + quoted_token(string.get<std::string>());
     text += "\n";
   }
-  text += run_["verdict"]["summary"].get<std::string>() + "\n";
+  text += (refusal_.empty() ? "" : "it says of itself: ") +
+          run_.at("verdict").at("summary").get<std::string>() + "\n";
   Table table(
       {{"worst points"}, {"op"}, {"compared", true}, {"failed", true}, {"error/bound", true}});
-  for (std::size_t i = 0; i < std::min(kWorstPoints, run_["points"].size()); ++i) {
-    const nlohmann::json& point = run_["points"][i];
-    const nlohmann::json& worst = point["worst_ratio"];
-    table.add({point["name"], point["op"], point["compared"].dump(), point["failed"].dump(),
+  for (std::size_t i = 0; i < std::min(kWorstPoints, run_.at("points").size()); ++i) {
+    const nlohmann::json& point = run_.at("points")[i];
+    const nlohmann::json& worst = point.at("worst_ratio");
+    table.add({point.at("name"), point.at("op"), point.at("compared").dump(),
+               point.at("failed").dump(),
                worst.is_number() ? fixed(worst, 3) : worst.get<std::string>()});
   }
-  return text + (run_["points"].empty() ? "" : "\n" + table.str());
+  return text + (run_.at("points").empty() ? "" : "\n" + table.str());
 }
 
 std::string Shown::in_words() const {
@@ -137,7 +146,7 @@ std::string Shown::in_words() const {
       (refusal_.empty() ? with_coloured_status(status) + "; the root digest and those of all " +
                               std::to_string(file_.entries().size()) + " objects match\n"
                         : styled("refused", Style::bad) + "\n");
-  if (!run_.is_null()) text += run_in_words();
+  text += run_words_;
   Table table({{"array"}, {"dtype"}, {"shape"}});
   for (const auto& [name, entry] : arrays_of(file_))
     table.add({name, std::string(name_of(*entry.dtype)), to_string(entry.shape)});
@@ -171,7 +180,11 @@ Action add_show(CLI::App& program) {
   command.add_flag("--json", o->json, "One JSON document on standard output and nothing else")
       ->group("Output");
   command.footer(kFooter);
-  return [o] { return Shown(o->file).report(*o); };
+  return [o] {
+    std::optional<Shown> shown;
+    from_disk([&] { shown.emplace(o->file); });
+    return shown->report(*o);
+  };
 }
 
 }  // namespace lenscpp::command

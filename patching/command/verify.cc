@@ -103,7 +103,8 @@ ordered_json document_of(const Options& o, const HookedTransformer& model, const
 ExitStatus verify(Options o, bool dtype_given) {
   if (!o.out.empty()) checked_output(o.out, {".h5"});
   bool tensors = std::filesystem::path(o.file).extension() == ".safetensors";
-  Recording recording = tensors ? recording_of_tensors(o) : recording_of_run(o);
+  Recording recording;
+  from_disk([&] { recording = tensors ? recording_of_tensors(o) : recording_of_run(o); });
   if (!dtype_given) o.dtype = recording.dtype;
   HookedTransformer model = load(o);
   Tokens tokens = model.tokens_of(recording.ids, recording.batch);

@@ -267,7 +267,7 @@ def test_demo_json():
         ([*LENS, "--threads", "-1"], ["--threads", "0 to 4096"]),
         ([*LENS, "--seed", "-1"], ["--seed", "from 0"]),
         (["run", "tiny-ioi", "--prompt", "a " * 100], ["n_ctx"]),
-        ([*RUN, "--out", "run.h5"], ['"run.h5"', "allowed: .safetensors"]),
+        ([*RUN, "--out", "run.txt"], ['"run.txt"', "allowed: .h5, .safetensors"]),
         ([*RUN, "--out", "no/such/run.safetensors"], ["--out", '"no/such"']),
         ([*RUN, "--inject", "nothing@z"], ['"nothing"', "nan"]),
         ([*RUN, "--inject", "nan@attn.hook_y"], ['"attn.hook_y"', '"attn.hook_q"']),
