@@ -21,6 +21,7 @@ BUILD = WORK / "build"
 
 BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
+SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
 
@@ -129,6 +130,25 @@ MUTANTS = [
     (GRID, "if (!r.plan.empty() || !r.hooks.empty())", "if (false)", "edited runs as sources"),
     (GRID, "if (a.batch != b.batch || a.pos != b.pos)", "if (false)", "pairs of unequal lengths"),
     (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
+    # files
+    (SEALED, "if (open_->checked && sha256(text) != entry.sha256)", "if (false)", "the digest of a document"),
+    (SEALED, "if (open_->checked && digest_of(value) != entry.sha256)", "if (false)", "the digest of a saved array"),
+    (SEALED, "if (text(kRootDigest) != sha256(digests))", "if (false)", "the root digest"),
+    (SEALED, "if (table.at(\"status\") != text(kStatus))", "if (false)", "the status against the sealed one"),
+    (SEALED, "if (open->status != Status::verified)", "if (false)", "the status of a file"),
+    (SEALED, "if (found == sets.end()) refuse(name + \" is missing\");", "if (found == sets.end()) continue;", "missing objects"),
+    (SEALED, "if (found->second.dtype != entry.dtype || found->second.shape != entry.shape)", "if (false)", "dtype and shape of a saved array"),
+    (SEALED, "if (!entries.contains(name) && !is_special(name))", "if (false)", "added objects"),
+    (SEALED, "if (!groups.empty()) refuse(*groups.begin() + \" was added after the file was written\");", "", "added groups"),
+    (SEALED, "if (!hard) refuse(name + \" is a link to another place, not a value\");", "", "links to other places"),
+    (SEALED, "if (version < 1 || version > kVersion)", "if (false)", "the version of the format"),
+    (SEALED, "if (temporary.empty()) return;", "return;", "removal of what was not finished"),
+    (SEALED, "  remove_rubbish(target);\n", "", "removal of what killed saves left"),
+    (RUN_FILE, "run.verdict.status != Status::verified ||", "", "the verdict of a saved run"),
+    (RUN_FILE, "run.verdict.first_failure() != nullptr ||", "", "failing points of a saved run"),
+    (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),
+    (RUN_FILE, "if (!model_ || model_->digest == record.model_digest) return;", "return;", "the digest of a saved run's model"),
+    (RUN_FILE, "if (run.verdict.status != Status::invalid) run.verdict = Verdict{};", "", "the mark of what was loaded unverified"),
 ]
 
 

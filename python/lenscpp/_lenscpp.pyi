@@ -1,6 +1,5 @@
 # Types of the extension module. Kept by hand: tests/python/test_package.py compares names and arguments.
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from os import PathLike
 from typing import Any, TypeVar, final, overload
 
