@@ -27,6 +27,7 @@ void bind_verify(py::module_& m);
 void bind_lens(py::module_& m);
 void bind_compare(py::module_& m);
 void bind_patching(py::module_& m);
+void bind_attribution(py::module_& m);
 void bind_errors(py::module_& m);
 void bind_store(py::module_& m);
 
@@ -100,6 +101,11 @@ struct Analysed {
   const HeldVerified& operator*() const { return *held; }
   const HeldVerified* operator->() const { return held; }
 };
+
+/// Adds the analyses that are methods of caches, before these are sealed: an unverified one refuses
+/// them all.
+void bind_analyses(py::class_<HeldVerified>& cache);
+void bind_analyses(py::class_<HeldUnverified>& cache);
 
 /// Makes a class immutable, so that no object of another class becomes one of it by assignment to
 /// __class__: all of ours have one layout. Call it last.

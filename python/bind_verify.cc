@@ -303,6 +303,7 @@ final, and cannot be pickled. What it hands out are copies.)");
   verified.def("_repr_html_", [](const py::object& self) {
     return py::module_::import("lenscpp._html").attr("cache")(self);
   });
+  bind_analyses(verified);
   seal(verified, ": what comes back could not be told from something else");
 
   auto unverified = py::class_<HeldUnverified>(
@@ -319,6 +320,7 @@ Readable like a VerifiedCache; every analysis refuses it (NotVerified).)");
   unverified.def("_repr_html_", [](const py::object& self) {
     return py::module_::import("lenscpp._html").attr("cache")(self);
   });
+  bind_analyses(unverified);
   seal(unverified, ": take the tensors out");
 }
 

@@ -12,4 +12,5 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_lens(m);
   lenscpp::python::bind_compare(m);
   lenscpp::python::bind_patching(m);
+  lenscpp::python::bind_attribution(m);
 }

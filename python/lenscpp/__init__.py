@@ -16,6 +16,7 @@ import collections.abc as _abc
 import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 
 from . import faults, patching, utils
+from ._attribution import LogitAttribution, direct_logit_attribution, plot_attention
 from ._compare import CompareRow, Comparison, compare
 from ._config import HookedTransformerConfig
 from ._edits import Ablate, Add, Patch, Scale
@@ -53,6 +54,7 @@ __all__ = [
     "HookedTransformerConfig",
     "KL",
     "LogProb",
+    "LogitAttribution",
     "LogitDiff",
     "LogitLens",
     "Loss",
@@ -71,11 +73,13 @@ __all__ = [
     "VerifiedCache",
     "__version__",
     "compare",
+    "direct_logit_attribution",
     "faults",
     "load",
     "load_unverified",
     "logit_lens",
     "patching",
+    "plot_attention",
     "utils",
     "verify_recorded",
 ]

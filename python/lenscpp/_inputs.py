@@ -94,10 +94,10 @@ def optional_int(what: str, value: Any) -> int | None:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"[model] {what} is an int or None; found: {kind(value)}") from None
+        raise TypeError(f"{what if what.startswith('[') else f'[model] {what}'} is an int or None; found: {kind(value)}") from None
 
 
-def positions(pos_slice: Any, pos: int) -> list[int] | None:
+def positions(pos_slice: Any, pos: int, what: str = "[model] pos_slice") -> list[int] | None:
     """TransformerLens's slices: an int keeps the axis, a tuple is a Python slice, a list or array are indices.
 
     IndexError for a position that is not there, ValueError where nothing is left (there, silent).
@@ -107,13 +107,13 @@ def positions(pos_slice: Any, pos: int) -> list[int] | None:
     if isinstance(pos_slice, (slice, tuple)):
         bounds = (pos_slice.start, pos_slice.stop, pos_slice.step) if isinstance(pos_slice, slice) else pos_slice
         if not 1 <= len(bounds) <= 3:
-            raise ValueError(f"[model] pos_slice: a tuple of {len(bounds)}; allowed: (stop,), (start, stop), (start, stop, step)")
-        parts = slice(*(optional_int("pos_slice", b) for b in bounds))
+            raise ValueError(f"{what}: a tuple of {len(bounds)}; allowed: (stop,), (start, stop), (start, stop, step)")
+        parts = slice(*(optional_int(what, b) for b in bounds))
         if parts.step is not None and parts.step < 1:
-            raise ValueError(f"[model] pos_slice: a step of {parts.step}; allowed: 1 and more")
+            raise ValueError(f"{what}: a step of {parts.step}; allowed: 1 and more")
         chosen = list(range(pos))[parts]
         if not chosen:
-            raise ValueError(f"[model] pos_slice {pos_slice} selects none of {pos} positions")
+            raise ValueError(f"{what} {pos_slice} selects none of {pos} positions")
         return chosen
     if isinstance(pos_slice, torch.Tensor) or is_numpy(pos_slice):
         pos_slice = pos_slice.tolist()
@@ -121,7 +121,7 @@ def positions(pos_slice: Any, pos: int) -> list[int] | None:
         listed = list(pos_slice)
         if listed and all(isinstance(p, bool) for p in listed):
             if len(listed) != pos:
-                raise IndexError(f"[model] pos_slice: a mask of {len(listed)} for {pos} positions")
+                raise IndexError(f"{what}: a mask of {len(listed)} for {pos} positions")
             listed = [p for p, chosen_here in enumerate(listed) if chosen_here]
     else:
         listed = [pos_slice]
@@ -132,12 +132,12 @@ def positions(pos_slice: Any, pos: int) -> list[int] | None:
                 raise TypeError
             index = operator.index(p)
         except TypeError:
-            raise TypeError(f"[model] pos_slice is an int, a tuple (a slice), a list, range, tensor or array of positions; found: {kind(p)}") from None
+            raise TypeError(f"{what} is an int, a tuple (a slice), a list, range, tensor or array of positions; found: {kind(p)}") from None
         if not -pos <= index < pos:
-            raise IndexError(f"[model] pos_slice: position {index} out of range: there are {pos} (0..{pos - 1})")
+            raise IndexError(f"{what}: position {index} out of range: there are {pos} (0..{pos - 1})")
         chosen.append(index % pos)
     if not chosen:
-        raise ValueError(f"[model] pos_slice selects none of {pos} positions")
+        raise ValueError(f"{what} selects none of {pos} positions")
     return chosen
 
 

@@ -1,11 +1,12 @@
 # Types of the extension module. Kept by hand: tests/python/test_package.py compares names and arguments.
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from os import PathLike
-from typing import Any, TypeVar, final, overload
+from typing import Any, NoReturn, TypeVar, final, overload
 
 from torch import Tensor
 
 T = TypeVar("T")
+Slice = tuple[list[int], bool] | None
 Key = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, str | None]
 
 __version__: str
@@ -152,6 +153,76 @@ class VerifiedCache:
     def save(self, path: str | bytes | PathLike[str]) -> None: ...
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Any: ...
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any: ...
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Any = None,
+        apply_ln: bool = False,
+    ) -> Any: ...
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Any = None,
+        neuron_slice: Any = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any: ...
+    def get_neuron_results(
+        self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
+    ) -> Tensor: ...
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any: ...
+    def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> Tensor: ...
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Tensor: ...
+    def logit_attrs(
+        self,
+        residual_stack: Tensor,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+    ) -> Tensor: ...
     def __repr__(self) -> str: ...
     def _repr_html_(self) -> str: ...
 
@@ -179,6 +250,76 @@ class UnverifiedCache:
     def save(self, path: str | bytes | PathLike[str]) -> None: ...
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> NoReturn: ...
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> NoReturn: ...
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Any = None,
+        apply_ln: bool = False,
+    ) -> NoReturn: ...
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Any = None,
+        neuron_slice: Any = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> NoReturn: ...
+    def get_neuron_results(
+        self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
+    ) -> NoReturn: ...
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> NoReturn: ...
+    def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> NoReturn: ...
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> NoReturn: ...
+    def logit_attrs(
+        self,
+        residual_stack: Tensor,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+    ) -> NoReturn: ...
     def __repr__(self) -> str: ...
     def _repr_html_(self) -> str: ...
 
@@ -340,3 +481,57 @@ def compare_rows(
     faults: Sequence[FaultSpec],
 ) -> list[tuple[dict[str, Any], Verdict | None]]: ...
 def read_choice_prompts(file: str) -> list[tuple[str, str, str]]: ...
+def cache_extents(cache: VerifiedCache) -> tuple[int, int, int]: ...
+def accumulated_resid(
+    cache: VerifiedCache, layer: int | None, incl_mid: bool, apply_ln: bool, pos_slice: Slice, mlp_input: bool
+) -> tuple[Tensor, list[str]]: ...
+def decompose_resid(
+    cache: VerifiedCache, layer: int | None, mlp_input: bool, mode: str, apply_ln: bool, pos_slice: Slice, incl_embeds: bool
+) -> tuple[Tensor, list[str]]: ...
+def stack_head_results(
+    cache: VerifiedCache, layer: int | None, incl_remainder: bool, pos_slice: Slice, apply_ln: bool
+) -> tuple[Tensor, list[str]]: ...
+def stack_neuron_results(
+    cache: VerifiedCache,
+    layer: int | None,
+    pos_slice: Slice,
+    neuron_slice: Slice,
+    incl_remainder: bool,
+    apply_ln: bool,
+    project_output_onto: Tensor | None,
+) -> tuple[Tensor, list[str]]: ...
+def get_neuron_results(
+    cache: VerifiedCache, layer: int, neuron_slice: Slice, pos_slice: Slice, project_output_onto: Tensor | None
+) -> Tensor: ...
+def get_full_resid_decomposition(
+    cache: VerifiedCache,
+    layer: int | None,
+    mlp_input: bool,
+    expand_neurons: bool,
+    apply_ln: bool,
+    pos_slice: Slice,
+    project_output_onto: Tensor | None,
+) -> tuple[Tensor, list[str]]: ...
+def stack_activation(cache: VerifiedCache, activation_name: str, layer: int | None, sublayer_type: str) -> Tensor: ...
+def apply_ln_to_stack(
+    cache: VerifiedCache,
+    residual_stack: Tensor,
+    layer: int | None,
+    mlp_input: bool,
+    pos_slice: Slice,
+    batch_slice: Slice,
+    has_batch_dim: bool,
+    recompute_ln: bool,
+) -> Tensor: ...
+def logit_attrs(
+    cache: VerifiedCache,
+    residual_stack: Tensor,
+    tokens: Tensor,
+    incorrect_tokens: Tensor | None,
+    pos_slice: Slice,
+    batch_slice: Slice,
+    has_batch_dim: bool,
+) -> Tensor: ...
+def direct_logit_attribution(
+    cache: VerifiedCache, answer: Tensor, wrong: Tensor | None, unit: str, pos: Slice
+) -> tuple[list[str], Tensor, Tensor, Tensor, Tensor]: ...

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import _inputs, _lenscpp
+from . import _inputs, _lenscpp, _pictures
+from ._pictures import CELL, MOST_CELLS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure  # type: ignore[import-untyped]
-
-CELL, MOST_CELLS = 62, 64  # px a position; beyond so many positions, cells get narrower and lose their text
 
 
 class TopK(NamedTuple):
@@ -113,15 +112,15 @@ class LogitLens:
             raise IndexError(f"[logit_lens] batch {batch} out of range: there are {n_batch} (0..{n_batch - 1})")
         best = self.top_k(min(5, vocab))
         tokens, probs = best.tokens[:, batch].tolist(), best.probs[:, batch].tolist()  # [layer][pos][k]
-        text = [[_short(self._token(cell[0])) for cell in row] for row in tokens]
+        text = [[_pictures.short(_pictures.token_text(self._cache, cell[0])) for cell in row] for row in tokens]
         hover = [
             [
-                "<br>".join(f"{escape(_visible(self._token(t)))}  {p:.1%}" for t, p in zip(tokens[l][i], probs[l][i]))
+                "<br>".join(f"{escape(_pictures.visible(_pictures.token_text(self._cache, t)))}  {p:.1%}" for t, p in zip(tokens[l][i], probs[l][i]))
                 for i in range(n_pos)
             ]
             for l in range(n_layers)
         ]
-        prompt = self._prompt(batch, n_pos)
+        prompt = _pictures.prompt(self._cache, batch, self._cache.positions or range(n_pos))
         with_text = n_pos <= MOST_CELLS
         figure = go.Figure(
             go.Heatmap(
@@ -143,7 +142,7 @@ class LogitLens:
         )
         labels = self.labels
         figure.update_layout(
-            title={"text": self._title(), "font": {"size": 14}},
+            title={"text": self._title(), "font": {"size": 15}},
             template="plotly_white",
             width=180 + CELL * min(n_pos, MOST_CELLS) if n_pos > 8 else 180 + 8 * CELL,
             height=190 + 26 * n_layers,
@@ -152,7 +151,7 @@ class LogitLens:
         every = 1 if with_text else -(-n_pos // MOST_CELLS)
         shown = list(range(0, n_pos, every))
         figure.update_xaxes(
-            title_text="token", tickvals=shown, ticktext=[_short(prompt[i]) for i in shown], tickangle=-60, automargin=True, showgrid=False
+            title_text="token", tickvals=shown, ticktext=[_pictures.short(prompt[i]) for i in shown], tickangle=-60, automargin=True, showgrid=False
         )
         figure.update_yaxes(title_text="layer", tickvals=list(range(n_layers)), ticktext=labels, automargin=True, showgrid=False)
         return figure
@@ -161,24 +160,9 @@ class LogitLens:
         layers, batch, pos, vocab = self._lens.shape
         return f"<LogitLens of {self.site}, {layers} layers x {batch} prompts x {pos} positions x {vocab} tokens, {'with' if self.apply_ln else 'without'} the final norm>"
 
-    def _token(self, token: int) -> str:
-        tokenizer = self._cache.tokenizer
-        try:
-            return str(token) if tokenizer is None else tokenizer.decode([token])
-        except ValueError:  # a vocabulary padded beyond the tokenizer's
-            return str(token)
-
-    def _prompt(self, batch: int, n_pos: int) -> list[str]:
-        tokens, kept = self._cache.tokens, self._cache.positions or range(n_pos)
-        if tokens is None:  # the run started from a residual
-            return [str(i) for i in kept]
-        row = tokens[batch].tolist()
-        return [self._token(row[i]) for i in kept]
-
     def _title(self) -> str:
-        record = self.record
         norm = "" if self.apply_ln else ", without the final norm"
-        return escape(f"Logit lens of {self.site}{norm}: {record['model']}, {record['dtype']} on {record['device']}, {self.verdict.status}")
+        return _pictures.title(f"Logit lens of {self.site}{norm}", self._cache)
 
 
 def _integer(what: str, value: Any) -> int:
@@ -186,14 +170,3 @@ def _integer(what: str, value: Any) -> int:
     if number is None:
         raise TypeError(f"[logit_lens] {what} is an int; found: None")
     return number
-
-
-def _visible(token: str) -> str:
-    """White space that can be seen: a space is an open box, a line break an arrow."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍").replace(" ", "␣") or "∅"
-
-
-def _short(token: str) -> str:
-    """As much of a token as a cell holds, escaped: plotly reads text as HTML."""
-    token = _visible(token)
-    return escape(token if len(token) <= 9 else token[:8] + "…")

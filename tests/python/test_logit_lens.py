@@ -132,7 +132,7 @@ def test_plot_from_a_residual(tiny, cache):
 
 def test_tokens_are_escaped_in_pictures(tiny):
     """Plotly reads text as HTML: a token must not become markup."""
-    from lenscpp._logit_lens import _short, _visible
+    from lenscpp._pictures import short, visible
 
-    assert _short("<b>x") == "&lt;b&gt;x" and _short("&amp;") == "&amp;amp;" and _short("abcdefghijkl") == "abcdefgh…"
-    assert _visible(" a\n\t") == "␣a↵⇥" and _visible("") == "∅"
+    assert short("<b>x") == "&lt;b&gt;x" and short("&amp;") == "&amp;amp;" and short("abcdefghijkl") == "abcdefgh…"
+    assert visible(" a\n\t") == "␣a↵⇥" and visible("") == "∅"
