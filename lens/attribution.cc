@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "hooks/nearest.h"
+#include "lens/residual_parts.h"
 #include "lens/weight_views.h"
 #include "verify/reference/exact.h"
 

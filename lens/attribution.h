@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "lens/residual_parts.h"
+#include "lens/choice.h"
+#include "verify/verified_cache.h"
 
 namespace lenscpp {
 

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "lens/residual_parts.h"
+
 namespace lenscpp {
 namespace {
 
@@ -93,6 +95,11 @@ std::vector<Array> biases_before(const Weights& w, std::int64_t layer, bool mlp_
 }
 
 }  // namespace
+
+HeldExtents held_extents(const VerifiedCache& cache) {
+  ResidualParts reader(cache, "cache", {});
+  return {reader.batch(), reader.extent(), reader.weights().config.d_mlp};
+}
 
 Stack accumulated_resid(const VerifiedCache& cache, const AccumulatedOptions& options) {
   ResidualParts reader(cache, "accumulated_resid", options.pos);

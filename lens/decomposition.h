@@ -11,9 +11,17 @@
 #include <string>
 #include <vector>
 
-#include "lens/residual_parts.h"
+#include "lens/choice.h"
+#include "verify/verified_cache.h"
 
 namespace lenscpp {
+
+/// How many prompts, positions and neurons of a layer there are to choose from: pos_slice may have
+/// kept fewer positions than were run.
+struct HeldExtents {
+  std::int64_t batch, pos, d_mlp;
+};
+HeldExtents held_extents(const VerifiedCache& cache);
 
 /// Parts of a residual stream: [component, batch, pos, d_model], without pos where one position was
 /// chosen by an int, the last axis being that of a projection where one is given.

@@ -8,17 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "lens/choice.h"
 #include "verify/reference/ops.h"
 #include "verify/verified_cache.h"
 
 namespace lenscpp {
 
-/// Elements of an axis, as TransformerLens's Slice chooses them: all where `indices` is unset; the
-/// axis is dropped where `collapses`. Negative indices count from the end.
-struct Choice {
-  std::optional<std::vector<std::int64_t>> indices = {};
-  bool collapses = false;
-};
 /// The chosen elements of an axis. Throws std::out_of_range naming `where` and `what`,
 /// std::invalid_argument where nothing is chosen or a collapsing choice is not one element.
 std::vector<std::int64_t> chosen(std::string_view where, std::string_view what,

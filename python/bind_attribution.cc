@@ -107,8 +107,8 @@ void bind_functions(py::module_& m) {
   m.def(
       "cache_extents",
       [](Analysed cache) {
-        ResidualParts reader(cache->cache, "cache", {});
-        return py::make_tuple(reader.batch(), reader.extent(), reader.weights().config.d_mlp);
+        HeldExtents held = held_extents(cache->cache);
+        return py::make_tuple(held.batch, held.pos, held.d_mlp);
       },
       py::arg("cache"));
   m.def(
