@@ -98,7 +98,7 @@ std::vector<Array> biases_before(const Weights& w, std::int64_t layer, bool mlp_
 
 HeldExtents held_extents(const VerifiedCache& cache) {
   ResidualParts reader(cache, "cache", {});
-  return {reader.batch(), reader.extent(), reader.weights().config.d_mlp};
+  return {reader.batch(), reader.extent()};
 }
 
 Stack accumulated_resid(const VerifiedCache& cache, const AccumulatedOptions& options) {

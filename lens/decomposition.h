@@ -16,10 +16,10 @@
 
 namespace lenscpp {
 
-/// How many prompts, positions and neurons of a layer there are to choose from: pos_slice may have
-/// kept fewer positions than were run.
+/// How many prompts and positions there are to choose from: pos_slice may have kept fewer than were
+/// run.
 struct HeldExtents {
-  std::int64_t batch, pos, d_mlp;
+  std::int64_t batch, pos;
 };
 HeldExtents held_extents(const VerifiedCache& cache);
 

@@ -108,8 +108,11 @@ void bind_functions(py::module_& m) {
       "cache_extents",
       [](Analysed cache) {
         HeldExtents held = held_extents(cache->cache);
-        return py::make_tuple(held.batch, held.pos, held.d_mlp);
+        return py::make_tuple(held.batch, held.pos);
       },
+      py::arg("cache"));
+  m.def(
+      "cache_d_mlp", [](Analysed cache) { return cache->cache.weights().config.d_mlp; },
       py::arg("cache"));
   m.def(
       "accumulated_resid",

@@ -24,6 +24,7 @@ WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "v
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
+ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
 # however it is broken into lines.
@@ -149,6 +150,20 @@ MUTANTS = [
     (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),
     (RUN_FILE, "if (!model_ || model_->digest == record.model_digest) return;", "return;", "the digest of a saved run's model"),
     (RUN_FILE, "if (run.verdict.status != Status::invalid) run.verdict = Verdict{};", "", "the mark of what was loaded unverified"),
+    # attributions
+    (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
+    (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),
+    (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 0;", "bound of attributions"),
+    (ATTRIBUTION, "bias += difference * final_norm_row(w, w.ln_final_b, 0).transpose();", "", "the final norm's bias in attributions"),
+    (ATTRIBUTION, "onto.array().rowwise() *= final_norm_row(w, w.ln_final_w, 1).row(0).array();", "", "the final norm's weight in logit_attrs"),
+    (ATTRIBUTION, "Shape(stack.shape().begin() + 1, stack.shape().end()) != needed", "false", "shape of a stack"),
+    (PARTS, "bool from_results = edited(Site::result, layer);", "bool from_results = false;", "head results that were edited"),
+    (PARTS, "choice.collapses && indices.size() != 1", "false", "one position where the axis is dropped"),
+    (PARTS, "found < 0 || found > n", "false", "layers that a model has"),
+    (PARTS, "mlp_input && found == n", "false", "no MLP after the last layer"),
+    (PARTS, "x.colwise() -= x.rowwise().mean().eval();", "", "centring of parts"),
+    (PARTS, "return cache_[name];", "return cache_.activations().find(name)->value;", "digest of a part"),
+    ("lens/decomposition.cc", "rest -= x;", "", "remainders"),
 ]
 
 

@@ -372,7 +372,7 @@ def _prompts(where: str, cache: _lenscpp.VerifiedCache, value: Any) -> Slice:
 
 
 def _neurons(where: str, cache: _lenscpp.VerifiedCache, value: Any) -> Slice:
-    return _slice(f"[{where}] neuron_slice", value, _lenscpp.cache_extents(cache)[2])
+    return _slice(f"[{where}] neuron_slice", value, _lenscpp.cache_d_mlp(cache))
 
 
 def _tokens(where: str, cache: _lenscpp.VerifiedCache, value: Any) -> torch.Tensor:

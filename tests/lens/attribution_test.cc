@@ -194,11 +194,48 @@ TEST(AttributionTest, NamesWhatWasNotKept) {
   }
 }
 
+TEST(AttributionTest, RefusesAPartThatWasTamperedWith) {
+  AttributionRun r = run("three_layers", true, DType::f32);
+  for (const char* name : {"blocks.1.hook_attn_out", "blocks.2.hook_mlp_out", "hook_embed",
+                           "ln_final.hook_scale", "unembed.hook_out"}) {
+    auto* byte = const_cast<std::byte*>(r.cache[name].bytes());
+    byte[1] ^= std::byte{1};
+    for (AttributionUnit unit : {AttributionUnit::component, AttributionUnit::layer})
+      EXPECT_THROW(direct_logit_attribution(r.cache, token(1), token(2), unit), NotVerified)
+          << name;
+    byte[1] ^= std::byte{1};
+    EXPECT_EQ(refusal(r.cache, AttributionUnit::component), "");
+  }
+}
+
+TEST(AttributionTest, SaysThatTheUnembeddingHasNoMlp) {
+  AttributionRun r = run("flags", true, DType::f32);
+  try {
+    decompose_resid(r.cache, {.mlp_input = true});
+    FAIL();
+  } catch (const std::invalid_argument& e) {
+    EXPECT_NE(std::string(e.what()).find("has no MLP"), std::string::npos) << e.what();
+  }
+}
+
+TEST(AttributionTest, CountsTheFinalNormsWeightWhereItIsNotFolded) {
+  // A difference of two logits is the same, whichever matrix holds the weight.
+  AttributionRun raw = run("untied", false, DType::f64), folded = run("untied", true, DType::f64);
+  Array found[2];
+  for (int i = 0; i < 2; ++i) {
+    const VerifiedCache& cache = i == 0 ? raw.cache : folded.cache;
+    Array stack = decompose_resid(cache, {.incl_embeds = false}).values;
+    found[i] = summed(logit_attrs(cache, stack, token(1), token(2)));
+    EXPECT_EQ(found[i].shape(), (Shape{cache.record().batch, cache.record().pos}));
+  }
+  // What writing weights lose when centred, every position's norm takes out anyway.
+  EXPECT_LE(golden::normalized_error(found[0], found[1]), 1e-10);
+}
+
 TEST(AttributionTest, RefusesWhatIsNotThere) {
   AttributionRun r = run("flags", true, DType::f32);
   std::int64_t n = r.model.config().n_layers;
   EXPECT_THROW(decompose_resid(r.cache, {.layer = n + 1}), std::out_of_range);
-  EXPECT_THROW(decompose_resid(r.cache, {.layer = n, .mlp_input = true}), std::invalid_argument);
   EXPECT_THROW(decompose_resid(r.cache, {.pos = {.indices = {{999}}}}), std::out_of_range);
   EXPECT_THROW(decompose_resid(r.cache, {.pos = {.indices = {std::vector<std::int64_t>{}}}}),
                std::invalid_argument);
