@@ -243,8 +243,13 @@ TEST(AttributionTest, RefusesWhatIsNotThere) {
                std::invalid_argument);
   EXPECT_THROW(get_neuron_results(r.cache, {.layer = n}), std::out_of_range);
   EXPECT_THROW(direct_logit_attribution(r.cache, token(-1)), std::out_of_range);
-  EXPECT_THROW(apply_ln_to_stack(r.cache, MutableArray({2, 3}, DType::f32).freeze()),
-               std::invalid_argument);
+  const RunRecord& record = r.cache.record();
+  std::int64_t d_model = r.model.config().d_model;
+  for (const Shape& shape : {Shape{2, 3}, Shape{2, record.batch, record.pos - 1, d_model},
+                             Shape{2, record.pos, record.batch, d_model}})
+    EXPECT_THROW(apply_ln_to_stack(r.cache, MutableArray(shape, DType::f32).freeze()),
+                 std::invalid_argument)
+        << to_string(shape);
   EXPECT_THROW(logit_attrs(r.cache, decompose_resid(r.cache).values,
                            MutableArray({7, 7}, DType::i64).freeze()),
                std::invalid_argument);
