@@ -49,7 +49,7 @@ PickedRows picked(const ResidualParts& reader, const StackRows& rows) {
 template <class Body>
 void for_each_row(const ResidualParts& reader, const Array& stack, const StackRows& rows,
                   const PickedRows& p, const Body& body) {
-  std::int64_t d = reader.weights().config.d_model;
+  std::int64_t d = reader.config().d_model;
   auto n_pos = static_cast<std::int64_t>(p.pos.size()),
        n_batch = static_cast<std::int64_t>(p.batch.size());
   Shape needed;
@@ -166,9 +166,15 @@ Mat attn_out_tolerance(const ResidualParts& reader, std::int64_t layer) {
             .inputs = {{source, layer}},
             .bias = Vector{.storage = weights.b_O, .size = w.config.d_model}};
   if (!from_results) link.weight = w.W_O(layer);
-  return reader.rows_of(tolerances(link, {reader.activation(source, layer)},
-                                   {reader.batch(), reader.extent(), w.config.d_model},
-                                   contract_of(Site::attn_out, w.dtype)));
+  Mat rows = reader.rows_of(source, layer);
+  Shape shape = reader.activation(source, layer).shape();
+  shape[1] = static_cast<std::int64_t>(reader.pos().size());
+  std::span<const double> values(rows.data(), static_cast<std::size_t>(rows.size()));
+  Array found = tolerances(link, {Array::of(values, shape)}, {shape[0], shape[1], w.config.d_model},
+                           contract_of(Site::attn_out, w.dtype));
+  Mat result(rows.rows(), w.config.d_model);
+  found.widen(0, {result.data(), static_cast<std::size_t>(result.size())});
+  return result;
 }
 
 // Sums squares of the errors that rounding may make on the way from the parts to a logit: each
@@ -288,9 +294,8 @@ void require_identity(const ResidualParts& reader, const Eigen::VectorXd& total,
 Array apply_ln_to_stack(const VerifiedCache& cache, const Array& stack,
                         const LayerNormOptions& options) {
   ResidualParts reader(cache, "apply_ln_to_stack", options.rows.pos);
-  const Weights& w = reader.weights();
-  std::int64_t layer = reader.up_to(options.layer, options.mlp_input), d = w.config.d_model;
-  bool recompute = options.recompute_ln && layer == w.config.n_layers;
+  std::int64_t layer = reader.up_to(options.layer, options.mlp_input), d = reader.config().d_model;
+  bool recompute = options.recompute_ln && layer == reader.config().n_layers;
   Eigen::VectorXd scale;
   if (!recompute) scale = reader.norm_scale(layer, options.mlp_input);
   PickedRows p = picked(reader, options.rows);
@@ -298,8 +303,8 @@ Array apply_ln_to_stack(const VerifiedCache& cache, const Array& stack,
   std::optional<MutableArray> result;
   for_each_row(reader, stack, options.rows, p, [&](std::int64_t c, std::int64_t r, const Mat& x) {
     if (!result) result.emplace(result_shape(stack, p, {d}), accumulate_type(stack.dtype()));
-    Mat y = recompute ? through_final_norm(x, w)
-                      : Mat(centred(x, w.config.norm) / scale(row_in_cache(p, r)));
+    Mat y = recompute ? through_final_norm(x, reader.weights())
+                      : Mat(centred(x, reader.config().norm) / scale(row_in_cache(p, r)));
     result->store((c * rows + r) * d, {y.data(), static_cast<std::size_t>(d)});
   });
   if (!result)

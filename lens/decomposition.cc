@@ -29,7 +29,7 @@ Finish frozen(const ResidualParts& reader, bool apply_ln, std::int64_t layer, bo
 
 // [d_model, output] of a vector or matrix.
 Mat projection_matrix(const ResidualParts& reader, const Array& p) {
-  std::int64_t d_model = reader.weights().config.d_model;
+  std::int64_t d_model = reader.config().d_model;
   if (p.rank() < 1 || p.rank() > 2 || p.size(0) != d_model)
     throw std::invalid_argument("[" + reader.where() + "] project_output_onto of shape " +
                                 to_string(p.shape()) + "; allowed: [" + std::to_string(d_model) +
@@ -42,7 +42,6 @@ Mat projection_matrix(const ResidualParts& reader, const Array& p) {
 // Stores parts one after the other. `whole`, where given, becomes one more: less all others.
 Stack stacked(const ResidualParts& reader, std::vector<Part> parts, const Finish& finish,
               const std::optional<Part>& whole = {}) {
-  const Weights& w = reader.weights();
   std::optional<Mat> projection;
   if (finish.projection.rank() > 0) projection = projection_matrix(reader, finish.projection);
   Mat rest;
@@ -50,18 +49,18 @@ Stack stacked(const ResidualParts& reader, std::vector<Part> parts, const Finish
     rest = whole->value();
     parts.push_back({whole->label, [&] { return rest; }});
   }
-  Shape last{projection ? projection->cols() : w.config.d_model};
+  Shape last{projection ? projection->cols() : reader.config().d_model};
   if (finish.projection.rank() == 1) last.clear();
   Shape shape = reader.shape(last);
   shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
-  MutableArray values(shape, accumulate_type(w.dtype));
+  MutableArray values(shape, accumulate_type(reader.dtype()));
   Stack stack;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Mat x = parts[i].value();
     if (whole && i + 1 < parts.size()) rest -= x;
-    if (finish.final_norm) x = through_final_norm(std::move(x), w);
+    if (finish.final_norm) x = through_final_norm(std::move(x), reader.weights());
     if (finish.frozen_scale) {
-      x = centred(std::move(x), w.config.norm);
+      x = centred(std::move(x), reader.config().norm);
       x.array().colwise() /= finish.frozen_scale->array();
     }
     if (projection) x = x * *projection;
@@ -75,7 +74,7 @@ Stack stacked(const ResidualParts& reader, std::vector<Part> parts, const Finish
 
 // The input of a layer: what the parts before it sum to.
 Part residual(const ResidualParts& reader, std::int64_t layer, const std::string& label) {
-  bool last = layer == reader.weights().config.n_layers;
+  bool last = layer == reader.config().n_layers;
   return {label, [&reader, last, layer] {
             return reader.rows_of(last ? Site::resid_post : Site::resid_pre,
                                   last ? layer - 1 : layer);
@@ -103,8 +102,7 @@ HeldExtents held_extents(const VerifiedCache& cache) {
 
 Stack accumulated_resid(const VerifiedCache& cache, const AccumulatedOptions& options) {
   ResidualParts reader(cache, "accumulated_resid", options.pos);
-  std::int64_t n = reader.weights().config.n_layers,
-               layer = reader.up_to(options.layer, options.mlp_input);
+  std::int64_t n = reader.config().n_layers, layer = reader.up_to(options.layer, options.mlp_input);
   std::vector<Part> parts;
   for (std::int64_t l = 0; l <= layer; ++l) {
     parts.push_back(residual(reader, l, l == n ? "final_post" : std::to_string(l) + "_pre"));
@@ -142,7 +140,7 @@ Stack stack_head_results(const VerifiedCache& cache, const HeadOptions& options)
 Stack stack_neuron_results(const VerifiedCache& cache, const NeuronOptions& options) {
   ResidualParts reader(cache, "stack_neuron_results", options.pos);
   std::int64_t layer = reader.up_to(options.layer);
-  auto which = chosen(reader.where(), "neuron", options.neurons, reader.weights().config.d_mlp);
+  auto which = chosen(reader.where(), "neuron", options.neurons, reader.config().d_mlp);
   std::vector<Part> parts;
   for (std::int64_t l = 0; l < layer; ++l) append(parts, reader.neurons(l, which));
   std::optional<Part> whole;
@@ -154,7 +152,7 @@ Stack stack_neuron_results(const VerifiedCache& cache, const NeuronOptions& opti
 
 Array get_neuron_results(const VerifiedCache& cache, const NeuronOptions& options) {
   ResidualParts reader(cache, "get_neuron_results", options.pos);
-  const Config& config = reader.weights().config;
+  const Config& config = reader.config();
   std::int64_t layer = options.layer.value_or(config.n_layers), found = layer;
   if (layer < 0) layer += config.n_layers;
   if (layer < 0 || layer >= config.n_layers)
@@ -183,7 +181,7 @@ Stack get_full_resid_decomposition(const VerifiedCache& cache, const FullOptions
   ResidualParts reader(cache, "get_full_resid_decomposition", options.pos);
   const Weights& w = reader.weights();
   std::int64_t layer = reader.up_to(options.layer, options.mlp_input);
-  auto every = chosen(reader.where(), "neuron", {}, w.config.d_mlp);
+  auto every = chosen(reader.where(), "neuron", {}, reader.config().d_mlp);
   std::vector<Part> parts;
   for (std::int64_t l = 0; l < layer + (options.mlp_input ? 1 : 0); ++l)
     append(parts, reader.heads(l));
@@ -208,7 +206,7 @@ Array stack_activation(const VerifiedCache& cache, const std::string& name,
   if (n == 0) throw std::out_of_range("[stack_activation] layer 0: there is none before it");
   std::optional<MutableArray> stack;
   for (std::int64_t l = 0; l < n; ++l) {
-    TensorId id = find_hook(name, l, sublayer_type, reader.weights().config);
+    TensorId id = find_hook(name, l, sublayer_type, reader.config());
     if (!info(id.site).per_layer)
       throw std::invalid_argument("[stack_activation] " + hook_name(id.site, 0) +
                                   " is not one a layer");

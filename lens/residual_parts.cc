@@ -62,7 +62,7 @@ Shape ResidualParts::shape(const Shape& last) const {
 }
 
 std::int64_t ResidualParts::up_to(std::optional<std::int64_t> layer, bool mlp_input) const {
-  std::int64_t n = weights().config.n_layers, found = layer.value_or(n);
+  std::int64_t n = config().n_layers, found = layer.value_or(n);
   if (found == -1) found = n;
   if (found < 0 || found > n)
     throw std::out_of_range("[" + where_ + "] layer " + std::to_string(found) +
@@ -86,7 +86,8 @@ const Array& ResidualParts::activation(Site site, std::int64_t layer) const {
   return cache_[name];
 }
 
-Mat ResidualParts::rows_of(const Array& x) const {
+Mat ResidualParts::rows_of(Site site, std::int64_t layer) const {
+  const Array& x = activation(site, layer);
   if (x.rank() < 3 || x.size(0) != batch() || x.size(1) != extent_)
     throw std::invalid_argument("[" + where_ + "] an activation of shape " + to_string(x.shape()) +
                                 "; needed: [" + std::to_string(batch()) + ", " +
@@ -98,10 +99,6 @@ Mat ResidualParts::rows_of(const Array& x) const {
     for (std::int64_t p : pos_)
       x.widen((b * extent_ + p) * size, {rows.row(r++).data(), static_cast<std::size_t>(size)});
   return rows;
-}
-
-Mat ResidualParts::rows_of(Site site, std::int64_t layer) const {
-  return rows_of(activation(site, layer));
 }
 
 Part ResidualParts::embed() const {
@@ -127,14 +124,12 @@ bool ResidualParts::edited(Site site, std::int64_t layer) const {
 }
 
 std::vector<Part> ResidualParts::heads(std::int64_t layer) const {
-  const Config& config = weights().config;
   bool from_results = edited(Site::result, layer);
   auto source = std::make_shared<const Mat>(rows_of(from_results ? Site::result : Site::z, layer));
   std::vector<Part> parts;
-  for (std::int64_t h = 0; h < config.n_heads; ++h)
+  for (std::int64_t h = 0; h < config().n_heads; ++h)
     parts.push_back({"L" + std::to_string(layer) + "H" + std::to_string(h), [=, this]() -> Mat {
-                       std::int64_t d_head = weights().config.d_head,
-                                    d_model = weights().config.d_model;
+                       std::int64_t d_head = config().d_head, d_model = config().d_model;
                        if (from_results) return source->middleCols(h * d_model, d_model);
                        return source->middleCols(h * d_head, d_head) *
                               weight_block(weights().W_O(layer), h * d_head, d_head, 0, d_model);
@@ -143,7 +138,7 @@ std::vector<Part> ResidualParts::heads(std::int64_t layer) const {
 }
 
 Part ResidualParts::bias(std::string label, const std::vector<Array>& biases) const {
-  Mat sum = Mat::Zero(1, weights().config.d_model);
+  Mat sum = Mat::Zero(1, config().d_model);
   for (const Array& bias : biases) sum += row(bias);
   return {std::move(label), [=, this]() -> Mat { return sum.replicate(rows(), 1); }};
 }
@@ -154,14 +149,14 @@ std::vector<Part> ResidualParts::neurons(std::int64_t layer,
   std::vector<Part> parts;
   for (std::int64_t n : which)
     parts.push_back({"L" + std::to_string(layer) + "N" + std::to_string(n), [=, this]() -> Mat {
-                       return post->col(n) * weight_block(weights().W_out(layer), n, 1, 0,
-                                                          weights().config.d_model);
+                       return post->col(n) *
+                              weight_block(weights().W_out(layer), n, 1, 0, config().d_model);
                      }});
   return parts;
 }
 
 Eigen::VectorXd ResidualParts::norm_scale(std::int64_t layer, bool mlp_input) const {
-  if (layer == weights().config.n_layers) return rows_of(Site::ln_final_scale).col(0);
+  if (layer == config().n_layers) return rows_of(Site::ln_final_scale).col(0);
   return rows_of(mlp_input ? Site::ln2_scale : Site::ln1_scale, layer).col(0);
 }
 

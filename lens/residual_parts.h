@@ -33,6 +33,10 @@ class ResidualParts {
 
   const std::string& where() const { return where_; }
   const VerifiedCache& cache() const { return cache_; }
+  const Config& config() const { return cache_.config(); }
+  /// Of the run.
+  DType dtype() const { return dtype_from_name(cache_.record().dtype); }
+  /// Throws std::invalid_argument for a run that was loaded without its model.
   const Weights& weights() const { return cache_.weights(); }
   std::int64_t batch() const { return cache_.record().batch; }
   /// How many positions the cache holds, and which of them were chosen.
@@ -50,7 +54,6 @@ class ResidualParts {
   const Array& activation(Site site, std::int64_t layer = 0) const;
   /// Its chosen rows: [batch * pos, everything else].
   Mat rows_of(Site site, std::int64_t layer = 0) const;
-  Mat rows_of(const Array& activation) const;
 
   Part embed() const;
   Part pos_embed() const;

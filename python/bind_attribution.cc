@@ -112,8 +112,7 @@ void bind_functions(py::module_& m) {
       },
       py::arg("cache"));
   m.def(
-      "cache_d_mlp", [](Analysed cache) { return cache->cache.weights().config.d_mlp; },
-      py::arg("cache"));
+      "cache_d_mlp", [](Analysed cache) { return cache->cache.config().d_mlp; }, py::arg("cache"));
   m.def(
       "accumulated_resid",
       [](Analysed cache, Layer layer, bool incl_mid, bool apply_ln, const Slice& pos,

@@ -392,3 +392,20 @@ def test_heatmaps():
     wide = heatmap([[0.1] * 400], [str(i) for i in range(400)], ["x"], "t")
     assert wide.layout.width < 1700 and wide.data[0].texttemplate is None and len(wide.layout.xaxis.tickvals) < 120
     assert len(bars([1.0, -1.0], ["a", "b"], "t").data[0].marker.color) == 2
+
+
+# ---- saved runs ----
+
+
+def test_saved_runs_can_be_analysed(tiny, cache, tmp_path):
+    """What needs weights says so; what does not, does not ask for them."""
+    cache.save(tmp_path / "run.h5")
+    alone = lens.load(tmp_path / "run.h5")
+    assert torch.equal(alone.decompose_resid(apply_ln=True), cache.decompose_resid(apply_ln=True))
+    assert torch.equal(alone.accumulated_resid(incl_mid=True), cache.accumulated_resid(incl_mid=True))
+    assert torch.equal(alone.stack_activation("z"), cache.stack_activation("z")) and lens.plot_attention(alone, 1).data
+    for call in (lambda: alone.stack_head_results(), lambda: lens.direct_logit_attribution(alone, 1), lambda: alone.accumulated_resid(apply_ln=True)):
+        with pytest.raises(ValueError, match="without its model"):
+            call()
+    whole = lens.load(tmp_path / "run.h5", model=tiny)
+    assert torch.equal(lens.direct_logit_attribution(whole, MARY, JOHN, unit="head").values, lens.direct_logit_attribution(cache, MARY, JOHN, unit="head").values)
