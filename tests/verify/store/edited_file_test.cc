@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <vector>
 
 #include "tests/verify/store/temporary_folder.h"
@@ -57,6 +58,7 @@ struct Edit {
   std::function<void(hid_t)> change;
   std::string says;
 };
+void PrintTo(const Edit& edit, std::ostream* out) { *out << edit.name; }
 
 const std::vector<Edit> kEdits = {
     {"ObjectRemoved", [](hid_t f) { remove(f, "/act/x"); }, "/act/x is missing"},
