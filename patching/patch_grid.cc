@@ -106,7 +106,7 @@ std::string position_label(const HookedTransformer& model, const RunRecord& clea
        of_corrupted = shared_token(model, corrupted, pos);
   std::string label = std::to_string(pos);
   if (!of_clean || !of_corrupted) return label;
-  label += ": " + *of_clean;
+  label += ":" + *of_clean;
   return *of_clean == *of_corrupted ? label : label + "/" + *of_corrupted;
 }
 
@@ -194,14 +194,18 @@ Axis grid_axis(Site site, std::string_view name) {
 }
 
 std::string GridVerdict::summary() const {
-  std::string done = std::to_string(cells) + " patches in " + std::to_string(runs) + " runs";
+  auto counted = [](std::int64_t n, const std::string& what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  };
+  std::string done =
+      std::to_string(cells) + (cells == 1 ? " patch in " : " patches in ") + counted(runs, "run");
   std::string status_name(name_of(status));
   if (status == Status::unverified)
     return status_name + ": " + done + ", none of them compared with the reference (verify off)";
   std::string compared = std::to_string(n_compared) + " elements compared";
   if (status == Status::invalid)
     return status_name + ": " + std::to_string(refused_cells.size()) + " of " + done +
-           " refused (" + std::to_string(refused_runs) + " runs); the first: " + first_failure;
+           " refused (" + counted(refused_runs, "run") + "); the first: " + first_failure;
   return status_name + ": " + done + ", " + compared + ", the worst error " +
          short_number(worst_ratio) + " times its bound, at " + worst_name;
 }

@@ -60,12 +60,16 @@ CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
       "");
 }
 
-void add_input_options(CLI::App& command, CommonOptions& o, std::string& prompt) {
+void add_model_option(CLI::App& command, CommonOptions& o) {
   command
       .add_option("MODEL", o.model,
                   "A Hugging Face folder, or the name of a model that ships: tiny-ioi")
       ->required()
       ->type_name("");
+}
+
+void add_input_options(CLI::App& command, CommonOptions& o, std::string& prompt) {
+  add_model_option(command, o);
   command
       .add_option("--prompt", prompt,
                   "The text to run; the tokenizer's bos token, if any, goes before it")

@@ -49,12 +49,15 @@ Action add_verify(CLI::App& program);
 Action add_show(CLI::App& program);
 Action add_lens(CLI::App& program);
 Action add_demo(CLI::App& program);
+Action add_patch(CLI::App& program);
 Action add_compare(CLI::App& program);
 
 /// No upper limit of its own.
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::max();
 /// A whole number from `least` to `most`, else an error that names both.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most);
+/// MODEL.
+void add_model_option(CLI::App& command, CommonOptions& options);
 /// MODEL and --prompt.
 void add_input_options(CLI::App& command, CommonOptions& options, std::string& prompt);
 /// --device --dtype --threads --seed --no-processing --json.

@@ -7,6 +7,7 @@
 #include "hooks/build_info.h"
 #include "hooks/nearest.h"
 #include "patching/command/common.h"
+#include "patching/command/heat_map.h"
 #include "patching/command/report.h"
 #include "patching/command/terminal.h"
 
@@ -20,6 +21,8 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp run tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --out run.h5
   lenscpp show run.h5
   lenscpp lens tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
+  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" \
+      --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
   lenscpp lens --help
 
 Exit status: 0 done and verified, 2 bad usage or input, 3 refused (INVALID or not verified), 4 the device is
@@ -40,11 +43,12 @@ struct Ending {
 };
 
 Ending refused(const VerificationFailed& e) {
-  return {ExitStatus::refused,
-          e.what(),
-          {{"status", name_of(e.verdict().status)},
-           {"verdict", to_json(e.verdict())},
-           {"record", to_json(e.record())}}};
+  ordered_json details{{"status", name_of(e.verdict().status)},
+                       {"verdict", to_json(e.verdict())},
+                       {"record", to_json(e.record())}};
+  if (const auto* grid = dynamic_cast<const GridFailed*>(&e))
+    details["partial"] = grid_to_json(grid->partial());
+  return {ExitStatus::refused, e.what(), details};
 }
 
 // Every exception that can leave a command. Classes of the standard library mean bad input, as in
@@ -147,7 +151,7 @@ int run_program(int argc, char** argv) {
     program.footer(kFooter);
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
-    for (auto add : {add_demo, add_run, add_lens, add_compare, add_verify, add_show}) {
+    for (auto add : {add_demo, add_run, add_lens, add_patch, add_compare, add_verify, add_show}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }
@@ -168,10 +172,10 @@ int run_program(int argc, char** argv) {
         return static_cast<int>(command.action());
       }
     if (argc == 1 && !json) print(help_of(program));
-    return end(
-        "",
-        {ExitStatus::usage, "a command is needed: demo, run, lens or compare; see lenscpp --help"},
-        json);
+    return end("",
+               {ExitStatus::usage,
+                "a command is needed: demo, run, lens, compare or patch; see lenscpp --help"},
+               json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());
     return end(name, ending, json);

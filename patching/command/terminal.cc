@@ -2,6 +2,7 @@
 #include "patching/command/terminal.h"
 
 #include <locale.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -122,6 +123,19 @@ std::string styled(std::string_view text, Style style) {
       break;
   }
   return "\x1b[" + std::string(code) + "m" + std::string(text) + "\x1b[0m";
+}
+
+Colours colours_of_output() {
+  if (!coloured()) return Colours::none;
+  const char* color_term = std::getenv("COLORTERM");
+  std::string_view depth = color_term == nullptr ? "" : color_term;
+  return depth == "truecolor" || depth == "24bit" ? Colours::all : Colours::few;
+}
+
+std::optional<int> width_of_output() {
+  winsize size{};
+  if (::isatty(STDOUT_FILENO) == 0 || ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0) return {};
+  return size.ws_col > 0 ? std::optional<int>(size.ws_col) : std::nullopt;
 }
 
 std::string with_coloured_status(std::string_view text) {

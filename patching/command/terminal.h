@@ -2,6 +2,7 @@
 // help.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,12 @@ enum class Style { bold, dim, good, bad, doubtful };
 /// `text` in a style when standard output is a terminal (not TERM=dumb) and NO_COLOR is unset or
 /// empty; else as it is.
 std::string styled(std::string_view text, Style style);
+/// Colours that standard output shows: none where `styled` leaves text as it is, else 256, or all
+/// where COLORTERM says so.
+enum class Colours { none, few, all };
+Colours colours_of_output();
+/// Its width in columns; unset when it is no terminal.
+std::optional<int> width_of_output();
 /// A text that begins with VERIFIED, INVALID or UNVERIFIED, that word in its colour.
 std::string with_coloured_status(std::string_view text);
 

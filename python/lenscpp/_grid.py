@@ -235,7 +235,7 @@ class GridResult:
             zmax=reach,
             colorscale=DIVERGING,
             colorbar={"thickness": 14},
-            text=[["×" if gone else f"{x:.2f}" for x, gone in zip(row, bad)] for row, bad in zip(rows, lost)],
+            text=[["×" if gone else f"{x:.2f}".replace("-0.00", "0.00") for x, gone in zip(row, bad)] for row, bad in zip(rows, lost)],
             texttemplate="%{text}" if len(bottom) <= MOST_NUMBERS else None,
             textfont={"size": 10},
             customdata=hover,

@@ -153,7 +153,7 @@ TEST_F(PatchGrid, SeveralPairsAreTheMeanOfEach) {
   }
   for (std::size_t c = 0; c < 60; ++c)
     EXPECT_NEAR(both.values()[static_cast<std::int64_t>(c)], mean[c], 1e-4 * range());
-  EXPECT_EQ(both.axes()[1].labels[1], "1: When");
+  EXPECT_EQ(both.axes()[1].labels[1], "1:When");
   EXPECT_EQ(both.axes()[1].labels[2], "2");  // the prompts differ there
 }
 
@@ -175,7 +175,7 @@ TEST_F(PatchGrid, SaysWhatItRanAndHowFarRoundingReaches) {
   EXPECT_EQ(grid.clean(), names()(clean().output())[0]);
   EXPECT_EQ(grid.corrupted(), names()(corrupted().output())[0]);
   EXPECT_EQ(grid.axes()[0].labels, (std::vector<std::string>{"0", "1", "2", "3"}));
-  EXPECT_EQ(grid.axes()[1].labels[10], "10:  John/ Mary");
+  EXPECT_EQ(grid.axes()[1].labels[10], "10: John/ Mary");
   EXPECT_EQ(grid.clean_record().tokens, clean().record().tokens);
   EXPECT_EQ(grid.corrupted_record().tokens, corrupted_tokens().ids);
 }
