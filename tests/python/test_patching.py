@@ -105,7 +105,7 @@ def test_a_grid_is_the_naive_loop(tiny, clean, grid):
 def test_what_a_grid_tells(tiny, grid):
     assert grid.verdict.status == "VERIFIED" and grid.verdict.mode == "exact" and grid.verdict.cells == 60
     assert grid.verdict.n_compared > 0 and 0 < grid.verdict.worst_ratio <= 1 and grid.verdict.refused_cells == []
-    assert grid.over == ("layer", "pos") and grid.labels["pos"][10] == "10:  John/ Mary" and grid.labels["layer"] == ["0", "1", "2", "3"]
+    assert grid.over == ("layer", "pos") and grid.labels["pos"][10] == "10: John/ Mary" and grid.labels["layer"] == ["0", "1", "2", "3"]
     assert grid.site == "resid_pre" and grid.direction == "denoise" and grid.metric["metric"] == "logit_diff"
     assert 0 < grid.error_bar < 1e-4 and not grid.refused.any()
     expected = (grid.values - grid.corrupted) / (grid.clean - grid.corrupted)
@@ -228,7 +228,7 @@ def test_plot(grid, partial):
     (heatmap,) = figure.data
     assert heatmap.zmin == -heatmap.zmax and len(heatmap.z) == 4 and len(heatmap.z[0]) == 15
     assert "VERIFIED" in figure.layout.title.text and "tiny-ioi" in figure.layout.title.text
-    assert figure.layout.xaxis.ticktext[10] == "10:␣␣John/␣Mary" and "&lt;|endoftext" in figure.layout.xaxis.ticktext[0]
+    assert figure.layout.xaxis.ticktext[10] == "10:␣John/␣Mary" and "&lt;|endoftext" in figure.layout.xaxis.ticktext[0]
     (marked,) = partial.plot().data
     assert list(marked.z[1]) == [None] * 15 and "refused" in marked.customdata[1][0]
     assert "15 of 60 cells refused" in partial.plot().layout.title.text
