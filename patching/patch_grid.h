@@ -61,7 +61,8 @@ struct GridVerdict {
 };
 nlohmann::json to_json(const GridVerdict& verdict);
 
-/// A grid and everything that one needs to judge it. Immutable; made by patch_grid alone.
+/// A grid and everything that one needs to judge it. Immutable; made by patch_grid, and by
+/// load_grid from what that made.
 class GridResult {
  public:
   Site site() const { return state_->site; }
@@ -83,6 +84,7 @@ class GridResult {
 
  private:
   friend class Sweep;
+  friend class GridReader;
   struct State {
     Site site;
     Direction direction;

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lens/fault_injection.h"
-#include "patching/patch_grid.h"
+#include "patching/grid_file.h"
 #include "python/bind.h"
 
 namespace lenscpp::python {
@@ -174,6 +174,24 @@ void bind_grid(py::module_& m) {
           "corrupted_record",
           [](Ours<GridResult> self) { return to_python(to_json(self->corrupted_record())); })
       .def_property_readonly("verdict", [](Ours<GridResult> self) { return self->verdict(); });
+  grid.def(
+      "save",
+      [](Ours<GridResult> self, const py::object& path) {
+        std::filesystem::path file = to_path(path);
+        py::gil_scoped_release release;
+        save_grid(file, *self);
+      },
+      py::arg("path"));
+  for (auto [name, load] : {std::pair{"load_grid", &load_grid},
+                            std::pair{"load_grid_unverified", &load_grid_unverified}})
+    m.def(
+        name,
+        [load = load](const py::object& path) {
+          std::filesystem::path file = to_path(path);
+          py::gil_scoped_release release;
+          return load(file);
+        },
+        py::arg("path"));
   seal(grid, ": save it to a file");
 }
 

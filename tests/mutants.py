@@ -130,6 +130,9 @@ MUTANTS = [
     (GRID, "if (r.model_digest != model.digest() || r.dtype != name_of(model.options().dtype))", "if (false)", "runs of another model as sources"),
     (GRID, "if (!r.plan.empty() || !r.hooks.empty())", "if (false)", "edited runs as sources"),
     (GRID, "if (a.batch != b.batch || a.pos != b.pos)", "if (false)", "pairs of unequal lengths"),
+    ("patching/grid_file.cc", "if (grid.verdict.status != Status::verified || !grid.verdict.refused_cells.empty() || grid.verdict.n_compared == 0 || !finite)", "if (false)", "the verdict of a saved grid"),
+    ("patching/grid_file.cc", "if (grid.verdict.status != Status::invalid) grid.verdict.status = Status::unverified;", "", "the mark of a grid through the unverified door"),
+    ("patching/grid_file.cc", "if (state.values.shape() != shape || state.values.dtype() != DType::f64 || shape.empty())", "if (false)", "the shape of saved values"),
     (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
     # files
     (SEALED, "if (open_->checked && sha256(text) != entry.sha256)", "if (false)", "the digest of a document"),

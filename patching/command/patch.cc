@@ -6,7 +6,7 @@
 #include "patching/command/heat_map.h"
 #include "patching/command/report.h"
 #include "patching/command/terminal.h"
-#include "patching/patch_grid.h"
+#include "patching/grid_file.h"
 
 namespace lenscpp::command {
 namespace {
@@ -29,7 +29,7 @@ the clean one. Every such run is verified. One that is refused loses its cells, 
 
 struct Options : CommonOptions {
   std::string clean, corrupted, answer, wrong, site = "resid_pre", over, direction = "denoise",
-                                               html;
+                                               html, out;
   std::int64_t cells = 0, inject_run = -1;
 };
 
@@ -74,6 +74,7 @@ class Patching {
   GridResult sweep(std::size_t i, const VerifiedCache& clean, const VerifiedCache& corrupted) const;
   void show(const GridResult& grid) const;
   void write_page(const std::vector<GridResult>& grids) const;
+  ordered_json save_if_asked(const std::vector<GridResult>& grids) const;
 
   const Options& o_;
   Direction direction_;
@@ -171,6 +172,23 @@ void Patching::write_page(const std::vector<GridResult>& grids) const {
   if (!o_.json) print("written: " + o_.html + "\n");
 }
 
+// One file a grid: with several sites, each has its name before the suffix.
+ordered_json Patching::save_if_asked(const std::vector<GridResult>& grids) const {
+  ordered_json saved = ordered_json::array();
+  if (o_.out.empty()) return saved;
+  for (const GridResult& grid : grids) {
+    fs::path path = o_.out;
+    if (grids.size() > 1)
+      path.replace_filename(path.stem().string() + "-" + short_name(grid.site()) +
+                            path.extension().string());
+    Uninterrupted until_renamed;
+    save_grid(path, grid);
+    saved.push_back(path.string());
+    if (!o_.json) print("saved: " + path.string() + "\n");
+  }
+  return saved;
+}
+
 ExitStatus Patching::run() {
   VerifiedCache clean = base(o_.clean), corrupted = base(o_.corrupted);
   if (!o_.json) {
@@ -189,10 +207,12 @@ ExitStatus Patching::run() {
     } catch (const GridFailed& e) {
       show(e.partial());
       if (!o_.json) print(faults_.in_words(Status::invalid));
-      if (!o_.html.empty()) complain("[--html] nothing was written to " + o_.html);
+      for (const auto& [option, path] : {std::pair("[--html]", o_.html), {"[--out]", o_.out}})
+        if (!path.empty()) complain(std::string(option) + " nothing was written to " + path);
       throw;
     }
   write_page(grids);
+  ordered_json saved = save_if_asked(grids);
   Status status = grids[0].verdict().status;
   if (!o_.json) print(faults_.in_words(status));
   if (o_.json)
@@ -205,6 +225,7 @@ ExitStatus Patching::run() {
                 {"answer", o_.answer},
                 {"wrong", o_.wrong},
                 {"grids", list},
+                {"saved", saved},
                 {"html", o_.html.empty() ? ordered_json() : ordered_json(o_.html)},
                 {"injected", faults_.to_json()}});
   return ExitStatus::done;
@@ -238,6 +259,11 @@ Action add_patch(CLI::App& program) {
   text("--direction", o->direction, "denoise: clean into corrupted; noise: corrupted into clean",
        "WORD")
       ->capture_default_str();
+  command
+      .add_option("--out", o->out,
+                  "Save the grids: FILE.h5; with several sites FILE-SITE.h5 for each")
+      ->type_name("FILE")
+      ->group("Output");
   command.add_option("--html", o->html, "Also as a page of its own: FILE.html")
       ->type_name("FILE")
       ->group("Output");
@@ -261,6 +287,7 @@ Action add_patch(CLI::App& program) {
   return [o] {
     verify_mode(*o);
     if (!o->html.empty()) checked_page(o->html);
+    if (!o->out.empty()) checked_output(o->out, {".h5"});
     return Patching(*o).run();
   };
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import product
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _inputs, _lenscpp, _metrics, faults
+from . import _inputs, _lenscpp, _metrics, _store, faults
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]
@@ -169,6 +170,14 @@ class GridResult:
         """Of the base runs: {"clean": ..., "corrupted": ...}."""
         return {"clean": self._grid.clean_record, "corrupted": self._grid.corrupted_record}
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file that lens.load reads (and h5py), sealed with a digest of everything in it.
+
+        A grid with refused cells is saved as INVALID, an unchecked one as UNVERIFIED: lens.load_unverified reads those.
+        OSError when it cannot be written; what stood there before stays then.
+        """
+        self._grid.save(path)
+
     def to_dataframe(self) -> DataFrame:
         """One row a cell: a column of indices for each axis, then "value" and "refused". ImportError without pandas."""
         pandas = _pandas("to_dataframe")
@@ -301,3 +310,7 @@ def _short(label: str) -> str:
     """As much of a label as an axis holds, escaped: plotly reads text as HTML."""
     label = _visible(label)
     return escape(label if len(label) <= 18 else label[:17] + "…")
+
+
+_store.LOADERS["grid"] = lambda path, model: GridResult(_lenscpp.load_grid(path))
+_store.UNVERIFIED_LOADERS["grid"] = lambda path, model: GridResult(_lenscpp.load_grid_unverified(path))

@@ -220,6 +220,43 @@ def test_what_a_grid_refuses(tiny, three, clean):
         lens.GridResult(clean)
 
 
+# ---- files ----
+
+
+def test_a_grid_comes_back_from_its_file(grid, tmp_path):
+    grid.save(tmp_path / "grid.h5")
+    back = lens.load(tmp_path / "grid.h5")
+    assert isinstance(back, lens.GridResult) and torch.equal(back.values, grid.values) and torch.equal(back.normalized, grid.normalized)
+    for name in ("site", "over", "labels", "direction", "clean", "corrupted", "error_bar", "metric", "record"):
+        assert getattr(back, name) == getattr(grid, name), name
+    assert back.verdict.to_dict() == grid.verdict.to_dict()
+    with pytest.raises(OSError):
+        grid.save(tmp_path / "no" / "such" / "folder.h5")
+
+
+def test_refused_and_unchecked_grids_are_not_read_as_verified(tiny, grid, partial, tmp_path):
+    partial.save(tmp_path / "partial.h5")
+    with pytest.raises(lens.NotVerified, match="INVALID"):
+        lens.load(tmp_path / "partial.h5")
+    back = lens.load_unverified(tmp_path / "partial.h5")
+    assert back.verdict.status == "INVALID" and torch.equal(back.refused, partial.refused) and torch.equal(back.values.isnan(), partial.refused)
+    patching.patch_grid(tiny, CLEAN, CORRUPTED, "z", ("layer",), DIFF, verify="off").save(tmp_path / "off.h5")
+    with pytest.raises(lens.NotVerified, match="UNVERIFIED"):
+        lens.load(tmp_path / "off.h5")
+    grid.save(tmp_path / "grid.h5")
+    assert lens.load_unverified(tmp_path / "grid.h5").verdict.status == "UNVERIFIED"
+
+
+def test_an_edited_file_is_refused(grid, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    grid.save(tmp_path / "grid.h5")
+    with h5py.File(tmp_path / "grid.h5", "r+") as file:
+        assert file["values"].shape == (4, 15) and file["values"][0, 10] == grid.values[0, 10].item()
+        file["values"][0, 10] = 0.5
+    with pytest.raises(lens.NotVerified):
+        lens.load(tmp_path / "grid.h5")
+
+
 # ---- pictures and tables ----
 
 

@@ -12,6 +12,7 @@
 #include "lens/hooked_transformer.h"
 #include "lens/logit_lens.h"
 #include "lens/saved_run.h"
+#include "patching/grid_file.h"
 #include "patching/metrics.h"
 #include "patching/patch_grid.h"
 #include "verify/verdict.h"

@@ -19,7 +19,7 @@ import pytest
 
 PROGRAM = os.environ.get("LENSCPP_PROGRAM") or str(Path(sys.executable).parent / "lenscpp")
 PROMPT = "When John and Mary went to the store, John gave the bag to"
-COMMANDS = ["demo", "run", "lens", "compare"]
+COMMANDS = ["demo", "run", "lens", "compare", "patch"]
 LENS = ["lens", "tiny-ioi", "--prompt", PROMPT]
 RUN = ["run", "tiny-ioi", "--prompt", PROMPT]
 FAULT = ["--inject", "head:head=2@blocks.1.attn.hook_z"]

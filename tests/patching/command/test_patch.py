@@ -84,11 +84,18 @@ def test_a_page_needs_nothing_else(tmp_path):
     assert html.count("<td ") == 60
 
 
+def test_grids_are_saved_one_a_site(tmp_path):
+    assert "saved: " in succeeds(*PATCH, "--out", tmp_path / "grid.h5")
+    document = json.loads(succeeds(*PATCH, "--site", "z,resid_pre", "--out", tmp_path / "both.h5", "--json"))
+    assert document["saved"] == [str(tmp_path / "both-z.h5"), str(tmp_path / "both-resid_pre.h5")]
+    assert {p.name for p in tmp_path.iterdir()} == {"grid.h5", "both-z.h5", "both-resid_pre.h5"}
+
+
 def test_a_fault_loses_its_cells_and_the_status(tmp_path):
-    page = tmp_path / "patches.html"
-    done = lenscpp(*PATCH, *FAULT, "--inject-run", "2", "--cells-per-run", "8", "--html", page)
-    assert done.returncode == 3 and "8 of 60 patches in 8 runs refused (1 run)" in done.stderr and not page.exists()
-    assert "nothing was written" in done.stderr
+    page, file = tmp_path / "patches.html", tmp_path / "grid.h5"
+    done = lenscpp(*PATCH, *FAULT, "--inject-run", "2", "--cells-per-run", "8", "--html", page, "--out", file)
+    assert done.returncode == 3 and "8 of 60 patches in 8 runs refused (1 run)" in done.stderr and not list(tmp_path.iterdir())
+    assert done.stderr.count("nothing was written") == 2
     assert done.stdout.count("NaN") == 9 and "NaN refused" in done.stdout and "1.00" in done.stdout
     assert "INVALID" in done.stdout and "\nVERIFIED" not in done.stdout and "injected: one_element" in done.stdout
     done = lenscpp(*PATCH, *FAULT, "--inject-run", "2", "--cells-per-run", "8", "--json")
@@ -114,6 +121,7 @@ def test_unchecked_grids_say_so():
         (["--over", "layer,head"], 'no axis "head"; allowed: layer, pos'),
         (["--direction", "up"], "allowed: denoise, noise"),
         (["--html", "patches.txt"], "FILE.html"),
+        (["--out", "grid.txt"], ".h5"),
         (["--html", "no/such/folder/p.html"], "FILE.html"),
         (["--cells-per-run", "-1"], "a whole number from 0 on"),
     ],
