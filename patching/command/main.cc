@@ -21,8 +21,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp run tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --out run.h5
   lenscpp show run.h5
   lenscpp lens tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
-  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" \
-      --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
+  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
   lenscpp lens --help
 
 Exit status: 0 done and verified, 2 bad usage or input, 3 refused (INVALID or not verified), 4 the device is

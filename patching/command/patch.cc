@@ -17,10 +17,9 @@ using nlohmann::ordered_json;
 constexpr std::size_t kMostMaps = 24;  // in the terminal
 
 constexpr const char* kFooter = R"(Examples:
-  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" \
-      --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
-  lenscpp patch tiny-ioi ... --site resid_pre,head_z,mlp_out --html patches.html
-  lenscpp patch tiny-ioi ... --site pattern --over layer,head,query,key --direction noise --json
+  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
+  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John" --site resid_pre,head_z,mlp_out --html patches.html --out grid.h5
+  lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John" --site pattern --over layer,head,query --direction noise --json
 
 Each cell is a run of the corrupted prompt into which one activation of the clean run was written (--direction noise:
 the reverse), and the logit difference of --answer and --wrong at its last position: 0 as in the corrupted run, 1 as in
