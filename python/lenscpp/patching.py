@@ -85,7 +85,6 @@ _AXES: dict[Any, tuple[str, ...]] = {
     layer_head_dest_src_pos_pattern_patch_setter: ("layer", "head", "query", "key"),
 }
 _EXTENTS = {"layer": "layer", "pos": "pos", "head": "head", "head_index": "head", "dest_pos": "pos", "src_pos": "pos"}
-_PATTERNS = ("pattern", "attn", "attn_scores", "attn_logits")
 
 
 def generic_activation_patch(
@@ -103,29 +102,44 @@ def generic_activation_patch(
 
     index_axis_names: of layer (first), pos, head_index or head, src_pos, dest_pos. index_df instead: a DataFrame of
     indices, a row a patch; the result is flat then. return_index_df: also return the DataFrame. patch_setter: one of
-    this module's (recognised: patches are batched).
+    this module's (with index_axis_names: many patches share a run), or any function of (corrupted activation, index,
+    clean activation) that returns the activation to be written: each index is a verified run of its own then.
 
-    Raises VerificationFailed with the rest in .partial; NotVerified for anything but a VerifiedCache; ValueError,
-    IndexError; ImportError where a DataFrame is needed and pandas is missing; NotImplementedError for a setter of one's own.
+    Raises VerificationFailed (with the rest in .partial where patches share runs); NotVerified for anything but a VerifiedCache;
+    ValueError, IndexError, TypeError; ImportError where a DataFrame is needed and pandas is missing.
     """
     if (index_axis_names is None) == (index_df is None):
         raise ValueError("[patching] give index_axis_names or index_df, and not both")
-    if patch_setter not in _AXES:
-        raise NotImplementedError("[patching] patch_setter: only this module's setters; functions as hooks are not built yet")
+    if not callable(patch_setter):
+        raise TypeError(f"[patching] patch_setter: needed: a function of (corrupted activation, index, clean activation); found: {_inputs.kind(patch_setter)}")
     if index_df is not None:
         rows = [[int(i) for i in row] for _, row in index_df.iterrows()]
-        result = _row_by_row(model, corrupted_tokens, clean_cache, patching_metric, _AXES[patch_setter], activation_name, rows)
+        result = _row_by_row(model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, rows)
         return (result, index_df) if return_index_df else result
     assert index_axis_names is not None
-    axes = _AXES[patch_setter]
     if unknown := [name for name in index_axis_names if name not in _EXTENTS]:
         raise ValueError(f"[patching] axis {unknown[0]!r}; allowed: {', '.join(_EXTENTS)}")
-    needed = [_EXTENTS.get(axis, "pos") for axis in axes]
-    if [_EXTENTS[name] for name in index_axis_names] != needed:
-        raise ValueError(f"[patching] {patch_setter.__name__} has the index [{', '.join(axes)}]; found: {', '.join(index_axis_names)}")
-    grid = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric)
-    values = grid.values.float()
+    if not index_axis_names or index_axis_names[0] != "layer":
+        raise ValueError(f"[patching] the first axis is layer; found: {', '.join(index_axis_names) or 'none'}")
+    axes = _AXES.get(patch_setter)
+    if axes is None:
+        shape = _shape(model, corrupted_tokens, activation_name, index_axis_names)
+        rows = [list(row) for row in product(*(range(n) for n in shape))]
+        values = _row_by_row(model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, rows).reshape(shape)
+    else:
+        if [_EXTENTS[name] for name in index_axis_names] != [_EXTENTS.get(axis, "pos") for axis in axes]:
+            raise ValueError(f"[patching] {patch_setter.__name__} has the index [{', '.join(axes)}]; found: {', '.join(index_axis_names)}")
+        values = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric).values.float()
     return (values, make_df_from_ranges(list(values.shape), list(index_axis_names))) if return_index_df else values
+
+
+def _shape(model: Any, corrupted: Any, activation_name: str, axes: Sequence[str]) -> list[int]:
+    """How far each axis goes, as TransformerLens counts: heads of k and v are key-value heads."""
+    cfg = model.cfg
+    kv_heads = getattr(cfg, "n_key_value_heads", None)
+    heads = kv_heads if activation_name in ("k", "v") and kv_heads is not None else cfg.n_heads
+    pos = _inputs.tokens(model._model, corrupted).pos
+    return [{"layer": cfg.n_layers, "head": heads, "pos": pos}[_EXTENTS[axis]] for axis in axes]
 
 
 def _site(activation_name: str) -> str:
@@ -133,21 +147,21 @@ def _site(activation_name: str) -> str:
 
 
 def _row_by_row(
-    model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache, metric: _metrics.AnyMetric, axes: Sequence[str], activation_name: str, rows: list[list[int]]
+    model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache, metric: _metrics.AnyMetric, setter: Setter, activation_name: str, rows: list[list[int]]
 ) -> torch.Tensor:
-    """Patches at any indices, one verified run each."""
+    """Any setter at any indices: what it makes of the corrupted run's activation is the source of one verified run each."""
     if not isinstance(clean, _lenscpp.VerifiedCache):
         raise _lenscpp.NotVerified(f"[patching] clean_cache: needed: a VerifiedCache; found: {_inputs.kind(clean)}")
     of = metric.resolve(model) if isinstance(metric, _metrics.Metric) else metric
+    names = {layer: utils.get_act_name(activation_name, layer) for layer in sorted({row[0] for row in rows})}
+    _, base = model.run_with_cache(corrupted, list(names.values()), verify="exact")
     values = []
     for row in rows:
-        if len(row) != len(axes):
-            raise ValueError(f"[patching] a row of index_df is [{', '.join(axes)}]; found: {row}")
-        at = dict(zip(axes, row))
-        layer = at.pop("layer")
-        where = {"pos" if axis == "query" else axis: i for axis, i in at.items()}
-        plan = _lenscpp.Plan([Patch((activation_name, layer), clean, **where)])
-        values.append(float(of(model(corrupted, plan=plan))))
+        name = names[row[0]]
+        made = setter(base[name], row, clean[name])
+        if not isinstance(made, torch.Tensor):
+            raise TypeError(f"[patching] patch_setter returned {_inputs.kind(made)}; needed: the activation")
+        values.append(float(of(model(corrupted, plan=_lenscpp.Plan([Patch(name, made)])))))
     return torch.tensor(values, dtype=torch.float32)
 
 

@@ -353,6 +353,27 @@ def test_generic_patch_with_axes_and_rows(tiny, clean, grid):
     torch.testing.assert_close(picked, torch.stack([whole[1, 10], whole[2, 14], whole[3, 0]]), rtol=0, atol=1e-4)
 
 
+def test_a_setter_of_ones_own_is_run_and_verified(tiny, clean, grid):
+    def same_as_ours(corrupted, index, clean):
+        layer, pos = index
+        corrupted[:, pos] = clean[:, pos]
+        return corrupted
+
+    def half_way(corrupted, index, clean):
+        return (corrupted + clean) / 2
+
+    diff = DIFF.resolve(tiny)
+    found = patching.generic_activation_patch(tiny, CORRUPTED, clean, diff, same_as_ours, "resid_pre", ("layer", "pos"))
+    torch.testing.assert_close(found, grid.values.float(), rtol=0, atol=1e-4)
+    found = patching.generic_activation_patch(tiny, CORRUPTED, clean, diff, half_way, "mlp_out", ("layer",))
+    corrupted = tiny.run_with_cache(CORRUPTED)[1]
+    for layer in range(4):
+        plan = lens.Plan([lens.Patch(("mlp_out", layer), (corrupted["mlp_out", layer] + clean["mlp_out", layer]) / 2)])
+        assert abs(found[layer] - diff(tiny(CORRUPTED, plan=plan))) < 1e-5
+    with pytest.raises(lens.VerificationFailed), lens.faults.inject("one_element", hook="blocks.2.hook_mlp_out", stage=1, delta=0.5):
+        patching.generic_activation_patch(tiny, CORRUPTED, clean, diff, half_way, "mlp_out", ("layer",))
+
+
 def test_what_the_generic_patch_refuses(tiny, clean):
     def refuses(error, says, setter=patching.layer_pos_patch_setter, name="resid_pre", cache=clean, **options):
         with pytest.raises(error, match=says):
@@ -361,6 +382,11 @@ def test_what_the_generic_patch_refuses(tiny, clean):
     refuses(ValueError, "not both")
     refuses(ValueError, "has the index", index_axis_names=("layer", "head"))
     refuses(ValueError, "axis 'posi'", index_axis_names=("layer", "posi"))
+    refuses(ValueError, "first axis is layer", index_axis_names=("pos", "layer"))
+    refuses(TypeError, "patch_setter", setter="layer_pos", index_axis_names=("layer", "pos"))
+    refuses(TypeError, "returned None", setter=lambda corrupted, index, clean: None, index_axis_names=("layer",))
+    refuses(ValueError, "the source has shape", setter=lambda corrupted, index, clean: clean[0], index_axis_names=("layer",))
+    refuses(lens.NotVerified, "UnverifiedCache", setter=lambda *_: None, cache=tiny.run_with_cache(CLEAN, verify="off")[1], index_axis_names=("layer",))
     refuses(ValueError, "nearest", name="resid", index_axis_names=("layer", "pos"))
     refuses(lens.NotVerified, "UnverifiedCache", cache=tiny.run_with_cache(CLEAN, verify="off")[1], index_axis_names=("layer", "pos"))
 
