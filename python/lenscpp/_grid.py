@@ -218,12 +218,13 @@ class GridResult:
         figure.update_yaxes(automargin=True, showgrid=False, zeroline=False, range=[-0.5, len(top) - 0.5])
         if names[0] != "layer":
             figure.update_yaxes(autorange="reversed", range=None)
+        height = 210 + 26 * max(3, min(len(top), MOST_CELLS)) + (70 if len(picks) > 1 else 0)
         figure.update_layout(
-            title={"text": self._title(), "font": {"size": 13}, "x": 0.01, "y": 0.98, "yanchor": "top"},
+            title={"text": self._title(), "font": {"size": 13}, "x": 0.01, "y": 1 - 26 / height, "yanchor": "top"},
             template="plotly_white",
-            plot_bgcolor=GREY if bool(refused.any()) else "#ffffff",
+            plot_bgcolor=GREY if bool(refused.any()) else "#ececec",  # lines between cells; what has no value
             width=max(620, 190 + CELL * min(len(bottom), MOST_CELLS)),
-            height=210 + 26 * max(3, min(len(top), MOST_CELLS)) + (70 if len(picks) > 1 else 0),
+            height=height,
             margin={"l": 20, "r": 20, "t": 84, "b": 20},
         )
         return figure
