@@ -450,6 +450,8 @@ GridResult Sweep::run() {
         std::span(cells).subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(n)));
   }
   if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
+  // Both passes read the sources from this memory: it must be as it was verified to the end.
+  for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];
   std::ranges::sort(verdict_.refused_cells);
   if (first_) verdict_.first_failure = first_->what();
   if (verify_ != VerifyMode::off)

@@ -133,6 +133,9 @@ MUTANTS = [
     ("patching/grid_file.cc", "if (grid.verdict.status != Status::verified || !grid.verdict.refused_cells.empty() || grid.verdict.n_compared == 0 || !finite)", "if (false)", "the verdict of a saved grid"),
     ("patching/grid_file.cc", "if (grid.verdict.status != Status::invalid) grid.verdict.status = Status::unverified;", "", "the mark of a grid through the unverified door"),
     ("patching/grid_file.cc", "if (state.values.shape() != shape || state.values.dtype() != DType::f64 || shape.empty())", "if (false)", "the shape of saved values"),
+    (GRID, "for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];", "", "sources that changed during a sweep"),
+    ("patching/metrics.cc", "if (id < 0 || id >= vocab)", "if (id >= vocab)", "negative tokens of a metric"),
+    ("patching/metrics.cc", "if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != logits.size(0))", "if (false)", "how many values a metric returned"),
     (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
     # files
     (SEALED, "if (open_->checked && sha256(text) != entry.sha256)", "if (false)", "the digest of a document"),

@@ -190,6 +190,18 @@ TEST_F(PatchGrid, WhatProgressThrowsEndsTheSweep) {
   EXPECT_THROW(patch_grid(tiny(), clean(), corrupted(), options, names()), std::runtime_error);
 }
 
+TEST_F(PatchGrid, ASourceThatChangesDuringTheSweepIsNoticed) {
+  VerifiedCache source = tiny().run_with_cache(tiny().to_tokens(kClean));
+  auto* bytes = const_cast<std::byte*>(source["blocks.2.attn.hook_z"].bytes());
+  GridOptions options{.site = Site::z,
+                      .over = {Axis::layer, Axis::head},
+                      .max_cells = 8,
+                      .progress = [&](std::int64_t done, std::int64_t) {
+                        if (done == 8) bytes[2] ^= std::byte{1};
+                      }};
+  EXPECT_THROW(patch_grid(tiny(), source, corrupted(), options, names()), NotVerified);
+}
+
 TEST_F(PatchGrid, UncheckedRunsAreMarked) {
   GridOptions options{
       .site = Site::z, .over = {Axis::layer, Axis::head}, .verify = VerifyMode::off};
