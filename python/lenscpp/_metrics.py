@@ -38,8 +38,8 @@ class Metric:
         return self.per_prompt(logits).mean()
 
     def __repr__(self) -> str:
-        parts = [*(f"{name}={tokens[0] if len(tokens) == 1 else tokens!r}" for name, tokens in self._tokens.items())]
-        return f"<{type(self).__name__} {', '.join([*parts, *([] if self._pos is None else [f'pos={self._pos}'])])}>"
+        parts = [*(f"{name}={(tokens[0] if len(tokens) == 1 else tokens)!r}" for name, tokens in self._tokens.items())]
+        return f"{type(self).__name__}({', '.join([*parts, *([] if self._pos is None else [f'pos={self._pos}'])])})"
 
     def _made(self) -> _lenscpp.Metric:
         texts = [t for tokens in self._tokens.values() for t in tokens if isinstance(t, str)]

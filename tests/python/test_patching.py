@@ -59,6 +59,7 @@ def test_metrics_are_their_formulas():
 
 def test_texts_are_resolved_by_the_models_tokenizer(tiny):
     resolved = DIFF.resolve(tiny)
+    assert repr(DIFF) == "LogitDiff(answer=' Mary', wrong=' John', pos=-1)" and repr(lens.Loss()) == "Loss()"
     logits = tiny(CLEAN)
     mary, john = tiny.to_single_token(" Mary"), tiny.to_single_token(" John")
     assert resolved(logits).item() == (logits[0, -1, mary].double() - logits[0, -1, john].double()).item()
