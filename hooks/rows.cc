@@ -87,15 +87,44 @@ void Request::validate(const Config& config) const {
     if (!rows.reach(site, layer))
       refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
   plan.validate(config, rows.extents());
-  for (const Edit& edit : plan.edits()) {
-    if (!rows.reach(edit.site, edit.layer))
-      refuse("the plan edits " + hook_name(edit.site, edit.layer) +
-             ", which this run does not compute");
-    bool norm1 = edit.site == Site::ln1_scale || edit.site == Site::ln1_normalized;
-    if (norm1 && splits_qkv(edit.layer))
-      refuse("the plan edits " + hook_name(edit.site, edit.layer) +
-             ", which nothing reads once the inputs of q, k or v are edited in the same layer");
+  for (const Edit& edit : plan.edits())
+    check_used(edit.site, edit.layer, "the plan edits " + hook_name(edit.site, edit.layer));
+  for (const Callback& callback : callbacks) {
+    const SiteInfo& row = info(callback.site);
+    std::int64_t layers = row.per_layer ? config.n_layers : 1;
+    if (callback.layer < 0 || callback.layer >= layers)
+      throw std::out_of_range("[hook] " + describe(callback) + ": layer out of range: there are " +
+                              std::to_string(layers) + " (0.." + std::to_string(layers - 1) + ")");
+    if (row.presence == Presence::internal || row.stored == Stored::ids ||
+        !exists(callback.site, config) || !callback.call)
+      throw std::invalid_argument("[hook] " + describe(callback) +
+                                  ": needed: a function, at a site that can be changed");
+    check_used(callback.site, callback.layer,
+               "hook " + callback.name + " is at " + hook_name(callback.site, callback.layer));
   }
+}
+
+void Request::check_used(Site site, std::int64_t layer, const std::string& what) const {
+  if (!rows.reach(site, layer)) refuse(what + ", which this run does not compute");
+  if ((site == Site::ln1_scale || site == Site::ln1_normalized) && splits_qkv(layer))
+    refuse(what +
+           ", which nothing reads once the inputs of q, k or v are edited in the same layer");
+}
+
+std::vector<const Callback*> Request::callbacks_at(Site site, std::int64_t layer) const {
+  std::vector<const Callback*> found;
+  for (const Callback& callback : callbacks)
+    if (callback.site == site && callback.layer == layer) found.push_back(&callback);
+  return found;
+}
+
+std::string Request::name_of(const TensorId& id) const {
+  // Wraps around where an edit, or nothing, made the stage.
+  auto hook = static_cast<std::size_t>(id.stage) - plan.at(id.site, id.layer).size();
+  auto here = callbacks_at(id.site, id.layer);
+  if (hook - 1 >= here.size()) return to_string(id);
+  return hook_name(id.site, id.layer) + " (hook " + std::to_string(hook) + ": " +
+         here[hook - 1]->name + ")";
 }
 
 }  // namespace lenscpp

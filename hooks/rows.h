@@ -5,10 +5,12 @@
 
 #include <optional>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "hooks/array.h"
+#include "hooks/callback.h"
 #include "hooks/plan.h"
 
 namespace lenscpp {
@@ -46,18 +48,35 @@ struct Rows {
 struct Request {
   Rows rows;
   Plan plan;
-  /// On-demand sites to compute although no edit needs them.
+  /// On-demand sites to compute although no edit and no callback needs them.
   std::set<std::pair<Site, std::int64_t>> on_demand;
+  std::vector<Callback> callbacks = {};  // in the order in which they are applied at their points
+
+  std::vector<const Callback*> callbacks_at(Site site, std::int64_t layer) const;
+  /// Whether later operations may read something else than what the model computed there.
+  bool touches(Site site, std::int64_t layer) const { return stages(site, layer) > 0; }
+  /// The stage that later operations read: edits come first, then callbacks.
+  std::int64_t stages(Site site, std::int64_t layer) const {
+    return static_cast<std::int64_t>(plan.at(site, layer).size() +
+                                     callbacks_at(site, layer).size());
+  }
+  /// to_string(id), with the callback's name where one made it: "hook_embed (hook 1: steer)".
+  std::string name_of(const TensorId& id) const;
 
   bool computes(Site site, std::int64_t layer) const {
-    return on_demand.contains({site, layer}) || plan.touches(site, layer);
+    return on_demand.contains({site, layer}) || touches(site, layer);
   }
-  /// Whether queries, keys and values read inputs of their own, because one of those is edited.
+  /// Whether queries, keys and values read inputs of their own, because one of those is touched.
   bool splits_qkv(std::int64_t layer) const {
-    return plan.touches(Site::attn_in, layer) || plan.touches(Site::q_input, layer) ||
-           plan.touches(Site::k_input, layer) || plan.touches(Site::v_input, layer);
+    return touches(Site::attn_in, layer) || touches(Site::q_input, layer) ||
+           touches(Site::k_input, layer) || touches(Site::v_input, layer);
   }
+  /// Throws std::invalid_argument or std::out_of_range: rows, edits and callbacks that do not fit
+  /// the model, or that this run would never reach.
   void validate(const Config& config) const;
+
+ private:
+  void check_used(Site site, std::int64_t layer, const std::string& what) const;
 };
 
 }  // namespace lenscpp

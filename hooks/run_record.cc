@@ -3,7 +3,17 @@
 
 namespace lenscpp {
 
+nlohmann::json to_json(const HookCall& call) {
+  return {{"name", call.name},
+          {"function", call.function},
+          {"before", call.before},
+          {"after", call.after},
+          {"changed", call.changed}};
+}
+
 nlohmann::json to_json(const RunRecord& r) {
+  nlohmann::json hooks = nlohmann::json::array();
+  for (const HookCall& call : r.hooks) hooks.push_back(to_json(call));
   nlohmann::json json{{"model", r.model},
                       {"model_digest", r.model_digest},
                       {"tokenizer_digest", r.tokenizer_digest},
@@ -13,7 +23,7 @@ nlohmann::json to_json(const RunRecord& r) {
                       {"first_layer", r.first_layer},
                       {"end_layer", r.end_layer},
                       {"plan", r.plan},
-                      {"hooks", r.hooks},
+                      {"hooks", hooks},
                       {"processing", r.processing},
                       {"adapter", r.adapter},
                       {"device", r.device},

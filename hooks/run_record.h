@@ -12,6 +12,14 @@
 
 namespace lenscpp {
 
+/// One call of a callback: what it was handed, and what the run went on with.
+struct HookCall {
+  std::string name;           // of the hook point
+  std::string function;       // of the callback
+  std::string before, after;  // Array::digest
+  bool changed = false;       // any bit
+};
+
 /// Everything that one needs to judge or repeat a run.
 struct RunRecord {
   std::string model;             // name or folder as given
@@ -21,7 +29,7 @@ struct RunRecord {
   std::vector<std::int64_t> tokens;  // [batch * pos], row-major; empty when started from a residual
   std::int64_t first_layer = 0, end_layer = 0;
   nlohmann::json plan = nlohmann::json::array();
-  std::vector<std::string> hooks;  // callbacks, by hook name
+  std::vector<HookCall> hooks;  // in the order in which they were called
   nlohmann::json processing = nlohmann::json::object();
   std::string adapter;
   std::string device, device_name, dtype;
@@ -37,6 +45,7 @@ struct RunRecord {
   std::string time;                    // UTC, ISO 8601
 };
 
+nlohmann::json to_json(const HookCall& call);
 nlohmann::json to_json(const RunRecord& record);
 
 }  // namespace lenscpp

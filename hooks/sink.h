@@ -13,6 +13,8 @@ class Sink {
  public:
   virtual ~Sink() = default;
   virtual void take(const TensorId& id, const Array& value) = 0;
+  /// What a callback returned, before it is uploaded as the stage `id`, which is taken next.
+  virtual void take_returned(const TensorId& /*id*/, const Array& /*value*/) {}
 };
 
 /// Keeps everything: the sink of tests and of runs that will be checked later, if at all.

@@ -277,7 +277,7 @@ void require_identity(const ResidualParts& reader, const Eigen::VectorXd& total,
     const RunRecord& record = reader.cache().record();
     std::string edits;
     for (const auto& edit : record.plan) edits += " " + edit.value("name", "");
-    for (const std::string& hook : record.hooks) edits += " " + hook;
+    for (const HookCall& hook : record.hooks) edits += " " + hook.name;
     throw std::invalid_argument(
         "[" + reader.where() + "] prompt " + std::to_string(r / n_pos) + ", position " +
         std::to_string(reader.pos()[static_cast<std::size_t>(r % n_pos)]) + ": the parts sum to " +

@@ -209,7 +209,9 @@ std::vector<TensorId> selected_hooks(const Config& config, const RunOptions& opt
 
 Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& options) const {
   Request request{.rows = rows_of(tokens, options.start, config(), options_.dtype),
-                  .plan = options.plan};
+                  .plan = options.plan,
+                  .on_demand = {},
+                  .callbacks = options.callbacks};
   if (options.stop_at_layer) {
     std::int64_t stop = *options.stop_at_layer < 0 ? *options.stop_at_layer + config().n_layers
                                                    : *options.stop_at_layer;
@@ -248,6 +250,7 @@ RunRecord HookedTransformer::record_for(const Request& request, const PassResult
   record.first_layer = request.rows.first_layer;
   record.end_layer = request.rows.end_layer;
   record.plan = to_json(request.plan);
+  record.hooks = pass.hooks;
   record.processing = {{"fold_ln", options_.processing.fold_ln},
                        {"center_writing_weights", options_.processing.center_writing_weights},
                        {"center_unembed", options_.processing.center_unembed},
@@ -301,8 +304,7 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
   PassResult pass = pass_->run(request, &recorder, options.interference);
   Activations activations;
   for (const TensorId& id : selected_hooks(config(), options)) {
-    auto stages = static_cast<std::int64_t>(request.plan.at(id.site, id.layer).size());
-    auto found = recorder.tensors().find({id.site, id.layer, stages});
+    auto found = recorder.tensors().find({id.site, id.layer, request.stages(id.site, id.layer)});
     if (found != recorder.tensors().end())
       activations.add(id, found->second, found->second.digest());
   }

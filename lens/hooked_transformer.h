@@ -50,7 +50,8 @@ struct RunOptions {
       {};  // or those for which this holds; neither: all
   std::optional<std::vector<std::int64_t>> pos_slice = {};
   Plan plan = {};
-  std::optional<Start> start = {};  // instead of tokens, of which there must be none then
+  std::vector<Callback> callbacks = {};  // after the plan's edits at their hook points
+  std::optional<Start> start = {};       // instead of tokens, of which there must be none then
   std::optional<std::int64_t> stop_at_layer =
       {};                          // exclusive, negative from the end: returns the residual there
   bool drift = false;              // report the distance from a float64 run

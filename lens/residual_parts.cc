@@ -118,7 +118,7 @@ Part ResidualParts::mlp_out(std::int64_t layer) const {
 bool ResidualParts::edited(Site site, std::int64_t layer) const {
   std::string name = hook_name(site, layer);
   const RunRecord& record = cache_.record();
-  return std::ranges::count(record.hooks, name) > 0 ||
+  return std::ranges::count(record.hooks, name, &HookCall::name) > 0 ||
          std::ranges::any_of(record.plan,
                              [&](const auto& edit) { return edit.value("name", "") == name; });
 }

@@ -21,7 +21,7 @@ void bind_point(py::module_& m) {
                                  R"(One link of a run and the evidence of its check.)");
   point
       .def_property_readonly(
-          "name", [](Ours<Point> self) { return to_string(self->id); },
+          "name", [](Ours<Point> self) { return to_string(*self); },
           "Hook name; links that have none in TransformerLens under a name of our own.")
       .def_property_readonly(
           "op", [](Ours<Point> self) { return std::string(name_of(self->op)); },
@@ -59,7 +59,7 @@ void bind_point(py::module_& m) {
           "to_dict", [](Ours<Point> self) { return to_python(to_json(*self)); },
           "All of it, fit for JSON: what is not finite as a str.")
       .def("__repr__", [](Ours<Point> self) {
-        return "<Point " + to_string(self->id) + " (" + std::string(name_of(self->op)) +
+        return "<Point " + to_string(*self) + " (" + std::string(name_of(self->op)) +
                "): " + (self->passed() ? "passed" : "FAILED") + ", " +
                std::to_string(self->compared) + " compared, " + std::to_string(self->failed) +
                " failed>";

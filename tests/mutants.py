@@ -22,6 +22,7 @@ BUILD = WORK / "build"
 BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
+CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
@@ -99,6 +100,20 @@ MUTANTS = [
     (TAP, "case EditKind::add: return at::where(mask, at::add(x, values_of(edit, indices, x)), x);", "case EditKind::add: return x;", "added vectors on the device"),
     (TAP, "case EditKind::scale: return at::where(mask, at::mul(x, edit.factor), x);", "case EditKind::scale: return x;", "scaling on the device"),
     # what the verifier makes of it
+    # callbacks
+    (CALLBACK, "if (after.dtype() != before.dtype() || after.shape() != before.shape())", "if (false)", "shape and dtype of what a hook returns"),
+    (CALLBACK, "if (std::isfinite(x) || (scores && std::isinf(x) && x < 0)) continue;", "continue;", "refusal of what is not finite from a hook"),
+    (CALLBACK, "if (scores) check_each_query_sees_a_key(callback, after);", "", "refusal of a query without keys"),
+    (CALLBACK, "(a.empty() || std::memcmp(a.bytes(), b.bytes(), a.nbytes()) == 0)", "a.to_doubles() == b.to_doubles()", "comparison of bits"),
+    (TAP, "if (changed) check_returned(callback, before, *returned);", "", "the check of what a hook returns"),
+    (TAP, "return changed ? upload(after, x.device()) : x;", "return x;", "uploading what a hook returned"),
+    (TAP, "if (sink_ != nullptr) sink_->take_returned(id, after);", "", "telling what a hook returned"),
+    ("hooks/rows.cc", "if (!rows.reach(site, layer)) refuse(what +", "if (false) refuse(what +", "refusal of edits and hooks that are never reached"),
+    (WIRING, "for (const Callback* callback : request_.callbacks_at(out.site, out.layer)) {", "for (const Callback* callback : std::vector<const Callback*>{}) {", "hooks in the wiring"),
+    (VERIFIER, "point.failed += std::signbit(value[i]) != std::signbit(link.given[i]);", "", "the bits of what a hook returned"),
+    (VERIFIER, "if (link.op == Op::callback && (link.given.shape() != shape || link.given.dtype() != stored))", "if (false)", "values of hooks of which nobody told"),
+    (VERIFIER, "if (after[i] != before[i]) result.set(i, after[i]);", "result.set(i, after[i]);", "drift through what a hook left alone"),
+    (VERIFIER, "if (!request.plan.empty() || !request.callbacks.empty())", "if (!request.plan.empty())", "refusal of recorded runs with hooks"),
     (VERIFIER, ".why = \"never computed\"", ".compared = 1", "tensors that were never computed"),
     (VERIFIER, "if (verdict.first_failure() != nullptr || verdict.n_compared() != total || total == 0) verdict.status = Status::invalid;", "", "the verdict of a run"),
     (VERIFIER, "if (verdict.first_failure() != nullptr || verdict.n_compared() == 0) verdict.status = Status::invalid;", "", "the verdict of a recorded run"),

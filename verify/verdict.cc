@@ -21,16 +21,15 @@ std::string multi_index(std::int64_t flat, const Shape& shape) {
 }
 
 std::string describe(const Point& p) {
-  if (!p.why.empty()) return fmt::format("{} ({}): {}", to_string(p.id), name_of(p.op), p.why);
+  if (!p.why.empty()) return fmt::format("{} ({}): {}", to_string(p), name_of(p.op), p.why);
   if (p.failed == 0)
     return fmt::format(
-        "{} ({}): rounding errors are {:.3g} times what the dtype makes (limit {}){}",
-        to_string(p.id), name_of(p.op), p.rms_ratio, kRmsLimit,
-        p.hint.empty() ? "" : ": " + p.hint);
+        "{} ({}): rounding errors are {:.3g} times what the dtype makes (limit {}){}", to_string(p),
+        name_of(p.op), p.rms_ratio, kRmsLimit, p.hint.empty() ? "" : ": " + p.hint);
   return fmt::format(
       "{} ({}): {} of {} elements beyond their bound, the worst {:.3g} times it, at {} "
       "(device {:.6g}, reference {:.6g}){}",
-      to_string(p.id), name_of(p.op), p.failed, p.compared, p.worst_ratio,
+      to_string(p), name_of(p.op), p.failed, p.compared, p.worst_ratio,
       multi_index(p.worst_index, p.shape), p.device_value, p.reference_value,
       p.hint.empty() ? "" : ": " + p.hint);
 }
@@ -55,7 +54,7 @@ std::vector<Row> rows_by_site(const std::vector<Point>& points) {
   for (const Point& p : points) {
     std::string name = info(p.id.site).per_layer ? "blocks.*." + std::string(info(p.id.site).name)
                                                  : std::string(info(p.id.site).name);
-    if (p.id.stage > 0) name += " (edited)";
+    if (p.id.stage > 0) name += p.op == Op::callback ? " (hooked)" : " (edited)";
     auto [it, added] = index.try_emplace(name, rows.size());
     if (added) rows.push_back({.name = name, .op = p.op});
     Row& row = rows[it->second];
@@ -147,7 +146,7 @@ std::string Verdict::table() const {
 }
 
 nlohmann::json to_json(const Point& p) {
-  return {{"name", to_string(p.id)},
+  return {{"name", to_string(p)},
           {"op", name_of(p.op)},
           {"compared", p.compared},
           {"failed", p.failed},

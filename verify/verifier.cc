@@ -48,6 +48,15 @@ Drift::Row drift_row(const std::string& name, const Array& value, const Array& e
   return row;
 }
 
+// What a callback changed, in float64; what it left alone goes on as the float64 run has it, so
+// that looking at a tensor does not forget the drift before it.
+Array where_changed(const Array& before, const Array& after, const Array& exact) {
+  MutableArray result(exact);
+  for (std::int64_t i = 0; i < after.numel(); ++i)
+    if (after[i] != before[i]) result.set(i, after[i]);
+  return std::move(result).freeze();
+}
+
 }  // namespace
 
 Verifier::Verifier(std::shared_ptr<const Weights> weights, const Request& request,
@@ -64,18 +73,29 @@ Shape Verifier::shape_of_link(const Link& link) const {
   return shape_of(link.output.site, weights_->config, request_.rows.extents());
 }
 
+void Verifier::report(Point point) {
+  point.name = request_.name_of(point.id);
+  points_.push_back(std::move(point));
+}
+
+void Verifier::take_returned(const TensorId& id, const Array& value) {
+  for (Link& link : links_)
+    if (link.op == Op::callback && link.output == id) link.given = value;
+}
+
 void Verifier::take(const TensorId& id, const Array& value) {
   auto start = std::chrono::steady_clock::now();
   auto it = std::find_if(links_.begin() + static_cast<std::ptrdiff_t>(next_), links_.end(),
                          [&](const Link& link) { return link.output == id; });
   if (it == links_.end()) {
-    points_.push_back(
+    report(
         {.id = id, .op = Op::given, .why = "computed where the reference expects no such tensor"});
   } else {
     skip_to(static_cast<std::size_t>(it - links_.begin()));
     check(*it, value);
     if (options_.drift) follow_in_float64(*it, value);
     retire_inputs(*it);
+    if (it->op == Op::callback) it->given = {};
     next_ += 1;
   }
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -84,8 +104,7 @@ void Verifier::take(const TensorId& id, const Array& value) {
 // Links that the device passed over: each is a failure of its own.
 void Verifier::skip_to(std::size_t link) {
   for (; next_ < link; ++next_)
-    points_.push_back(
-        {.id = links_[next_].output, .op = links_[next_].op, .why = "never computed"});
+    report({.id = links_[next_].output, .op = links_[next_].op, .why = "never computed"});
 }
 
 void Verifier::check(const Link& link, const Array& value) {
@@ -107,14 +126,21 @@ void Verifier::check(const Link& link, const Array& value) {
     point.why = "has shape " + to_string(value.shape()) + " of " +
                 std::string(name_of(value.dtype())) + " instead of " + to_string(shape) + " of " +
                 std::string(name_of(stored));
+  if (link.op == Op::callback && (link.given.shape() != shape || link.given.dtype() != stored))
+    point.why = "is what a hook returned, but nobody told what that was";
   if (point.why.empty()) point = check_exact(link, inputs, value, contract, options_.parallel);
-  points_.push_back(std::move(point));
+  // Bit by bit: among equal numbers only the signs of zeros can differ.
+  if (link.op == Op::callback && point.passed()) {
+    for (std::int64_t i = 0; i < value.numel(); ++i)
+      point.failed += std::signbit(value[i]) != std::signbit(link.given[i]);
+    if (point.failed > 0) point.why = "has zeros of another sign than what the hook returned";
+  }
+  report(std::move(point));
 
   if (auto readers = readers_.find(link.output); readers != readers_.end())
     live_[link.output] = {value, digest, readers->second, !shaped};
-  auto stages =
-      static_cast<std::int64_t>(request_.plan.at(link.output.site, link.output.layer).size());
-  if (link.output.stage == stages && shaped) keep(link.output, value, digest);
+  if (link.output.stage == request_.stages(link.output.site, link.output.layer) && shaped)
+    keep(link.output, value, digest);
   if (&link == &links_.back() && shaped) kept_.set_output(link.output, value, digest);
 }
 
@@ -125,8 +151,15 @@ void Verifier::follow_in_float64(const Link& link, const Array& value) {
     if (known == exact_.end()) return;  // behind a tensor that the device never computed
     inputs.push_back(known->second);
   }
-  Array exact = compute(link, inputs, shape_of_link(link), options_.parallel);
-  drift_.points.push_back(drift_row(to_string(link.output), value, exact));
+  Array exact;
+  if (link.op == Op::callback) {
+    const Array& before = live_.at(link.inputs[0]).value;
+    if (before.shape() != shape_of_link(link) || link.given.shape() != before.shape()) return;
+    exact = where_changed(before, link.given, inputs[0]);
+  } else {
+    exact = compute(link, inputs, shape_of_link(link), options_.parallel);
+  }
+  drift_.points.push_back(drift_row(request_.name_of(link.output), value, exact));
   if (readers_.contains(link.output)) exact_[link.output] = exact;
 }
 
@@ -135,8 +168,7 @@ void Verifier::retire_inputs(const Link& link) {
     if (auto live = live_.find(input); live != live_.end() && --live->second.readers == 0) {
       // The device read this very memory until now: had it changed, both sides would have read on.
       if (live->second.value.digest() != live->second.digest)
-        points_.push_back(
-            {.id = input, .op = link.op, .why = "was overwritten after it was checked"});
+        report({.id = input, .op = link.op, .why = "was overwritten after it was checked"});
       live_.erase(live);
       exact_.erase(input);
     }
@@ -244,9 +276,9 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
                                        const std::map<std::string, Array>& recorded,
                                        RunRecord record, const RecordedOptions& options) {
   auto start = std::chrono::steady_clock::now();
-  if (!request.plan.empty())
+  if (!request.plan.empty() || !request.callbacks.empty())
     throw std::invalid_argument(
-        "[verify] a recorded run with edits cannot be checked: record the clean run");
+        "[verify] a recorded run with edits or hooks cannot be checked: record the clean run");
   auto tensors = by_id(*weights, request, recorded, options.dtype);
   request.validate(weights->config);
   Verdict verdict{.status = Status::verified, .mode = VerifyMode::exact};

@@ -21,7 +21,9 @@ struct VerifierOptions {
   std::function<bool(Site, std::int64_t layer)> keep = {};  // nothing is kept without it
   /// Keep only these positions (along pos, or query for attention). All are checked all the same.
   std::optional<std::vector<std::int64_t>> pos_slice = {};
-  bool drift = false;  // also run in float64 from the tokens: about as long again as the check
+  // Also run in float64 from the tokens: about as long again as the check. What a callback changes,
+  // that run takes as returned.
+  bool drift = false;
   ParallelFor parallel = serial_for;
 };
 
@@ -38,6 +40,7 @@ class Verifier : public Sink {
   Verifier(std::shared_ptr<const Weights> weights, const Request& request, VerifierOptions options);
 
   void take(const TensorId& id, const Array& value) override;
+  void take_returned(const TensorId& id, const Array& value) override;
   /// The verified activations. Throws VerificationFailed when any link failed, was not computed, or
   /// nothing was compared.
   VerifiedCache finish(RunRecord record) &&;
@@ -57,6 +60,7 @@ class Verifier : public Sink {
     bool failed;
   };
 
+  void report(Point point);
   void skip_to(std::size_t link);
   void check(const Link& link, const Array& value);
   void follow_in_float64(const Link& link, const Array& value);
@@ -78,7 +82,8 @@ class Verifier : public Sink {
   double seconds_ = 0;
 };
 
-/// Largest share of a recorded tensor (root mean squares) by which gaps before it may widen its bounds.
+/// Largest share of a recorded tensor (root mean squares) by which gaps before it may widen its
+/// bounds.
 inline constexpr double kWidestGap = 0.01;
 
 /// Checks activations recorded elsewhere (full hook name -> value). Links that were not recorded

@@ -1,4 +1,4 @@
-// Taps and the device's reading of a plan's edits.
+// Taps, the device's reading of a plan's edits, and calls of callbacks.
 #include "hooks/transformer/tap.h"
 
 #include <ATen/ops/add.h>
@@ -70,21 +70,46 @@ at::Tensor apply(const Edit& edit, const at::Tensor& x) {
 
 }  // namespace
 
-at::Tensor Tap::operator()(Site site, std::int64_t layer, const at::Tensor& x) const {
+at::Tensor Tap::operator()(Site site, std::int64_t layer, const at::Tensor& x) {
   TensorId id{site, layer};
-  at::Tensor value = interference_ ? interference_(id, x) : x;
-  record(id, value);
+  at::Tensor value = recorded(id, x);
   for (const Edit* edit : request_.plan.at(site, layer)) {
     id.stage += 1;
-    value = apply(*edit, value);
-    if (interference_) value = interference_(id, value);
-    record(id, value);
+    value = recorded(id, apply(*edit, value));
+  }
+  for (const Callback* callback : request_.callbacks_at(site, layer)) {
+    id.stage += 1;
+    value = recorded(id, call(*callback, id, value));
   }
   return value;
 }
 
-void Tap::record(const TensorId& id, const at::Tensor& x) const {
-  if (sink_ != nullptr) sink_->take(id, snapshot(x));
+// Interference comes first: what is recorded is what later operations read.
+at::Tensor Tap::recorded(const TensorId& id, const at::Tensor& x) const {
+  at::Tensor value = interference_ ? interference_(id, x) : x;
+  if (sink_ != nullptr) sink_->take(id, snapshot(value));
+  return value;
+}
+
+at::Tensor Tap::call(const Callback& callback, const TensorId& id, const at::Tensor& x) {
+  Array before = snapshot(x);
+  std::string digest = before.digest();
+  std::optional<Array> returned;
+  {
+    at::ThreadLocalStateGuard callers(callers_);
+    returned = callback.call(id, before);
+  }
+  bool changed = returned && !identical(*returned, before);
+  if (changed) check_returned(callback, before, *returned);
+  const Array& after = changed ? *returned : before;
+  if (changed) changed_.insert({id.site, id.layer});
+  calls_.push_back({.name = hook_name(id.site, id.layer),
+                    .function = callback.name,
+                    .before = digest,
+                    .after = changed ? after.digest() : digest,
+                    .changed = changed});
+  if (sink_ != nullptr) sink_->take_returned(id, after);
+  return changed ? upload(after, x.device()) : x;
 }
 
 }  // namespace lenscpp

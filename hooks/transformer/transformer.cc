@@ -55,7 +55,7 @@ at::Tensor activate(Activation kind, const at::Tensor& x) {
 // One run: the request's extents and inputs on the device, and the forward pass itself.
 class Pass {
  public:
-  Pass(const Transformer& model, const Tap& tap)
+  Pass(const Transformer& model, Tap& tap)
       : m(model),
         tap(tap),
         c(model.weights_->config),
@@ -124,7 +124,7 @@ class Pass {
     at::Tensor result =
         tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
     // Summed in the accumulation dtype and rounded once, as the fused product is.
-    at::Tensor out = tap.edits(Site::result, l)
+    at::Tensor out = tap.touches(Site::result, l)
                          ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
                          : linear(z, w.W_O, w.b_O);
     return tap(Site::attn_out, l, out.view({batch, pos, c.d_model}));
@@ -206,14 +206,14 @@ class Pass {
   struct NormSites {
     Site scale, normalized, out;
   };
-  // LayerNorm over the last axis, in the accumulation dtype; an edited scale is the one that is
+  // LayerNorm over the last axis, in the accumulation dtype; a changed scale is the one that is
   // used.
   at::Tensor norm(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
                   const at::Tensor& x) {
     at::Tensor in = x.to(wide);
     auto [normed, mean, inverse] = at::native_layer_norm(in, {c.d_model}, {}, {}, c.norm_eps);
     at::Tensor scale = tap(sites.scale, l, at::reciprocal(inverse));  // [..., 1]
-    if (tap.edits(sites.scale, l)) normed = at::div(at::sub(in, mean), scale);
+    if (tap.changed(sites.scale, l)) normed = at::div(at::sub(in, mean), scale);
     at::Tensor n = tap(sites.normalized, l, normed.to(dtype));
     return weight.defined() ? tap(sites.out, l, at::addcmul(bias, n, weight)) : n;
   }
@@ -247,7 +247,7 @@ class Pass {
   }
 
   const Transformer& m;
-  const Tap& tap;
+  Tap& tap;
   const Config& c;
   const Rows& rows;
   std::int64_t batch, pos, key, tokens, l = 0;
@@ -286,9 +286,10 @@ PassResult Transformer::run(const Request& request, Sink* sink,
     require_dtype(base.keys, "base keys");
     require_dtype(base.values, "base values");
   }
+  Tap tap(request, sink, interference);  // before the guard: callbacks see the caller's torch
   AmbientGuard ambient(device_);
-  Tap tap(request, sink, interference);
-  return {.output = Pass(*this, tap).run(), .ambient = ambient.flags()};
+  at::Tensor output = Pass(*this, tap).run();
+  return {.output = output, .ambient = ambient.flags(), .hooks = tap.calls()};
 }
 
 }  // namespace lenscpp

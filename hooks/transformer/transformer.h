@@ -25,6 +25,7 @@ struct PassResult {
   at::Tensor output;  // logits [batch, pos, d_vocab], or the residual [batch, pos, d_model] when
                       // not unembedded
   std::map<std::string, std::string> ambient;  // flags as pinned
+  std::vector<HookCall> hooks = {};            // calls of the request's callbacks, in order
 };
 
 /// A model on a device. Runs are const: nothing is left on the model after a call.
@@ -34,7 +35,7 @@ class Transformer {
   Transformer(std::shared_ptr<const Weights> weights, c10::Device device);
 
   /// Runs `request`. Every tensor is handed to `sink` (unless null) in execution order.
-  /// Throws what Request::validate throws.
+  /// Throws what Request::validate and the callbacks throw.
   PassResult run(const Request& request, Sink* sink, const Interference& interference = {}) const;
 
   const Weights& weights() const { return *weights_; }

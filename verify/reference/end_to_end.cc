@@ -2,6 +2,7 @@
 #include "verify/reference/end_to_end.h"
 
 #include <map>
+#include <stdexcept>
 
 #include "verify/reference/exact.h"
 #include "verify/reference/wiring.h"
@@ -9,6 +10,9 @@
 namespace lenscpp {
 
 Array run_in_float64(const Weights& weights, const Request& request, const ParallelFor& parallel) {
+  if (!request.callbacks.empty())
+    throw std::invalid_argument("[reference] hook " + describe(request.callbacks[0]) +
+                                " returns what only its run knows: there is no float64 run of it");
   auto links = wire(weights, request);
   std::map<TensorId, std::int64_t> readers;
   for (const Link& link : links)

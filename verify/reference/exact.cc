@@ -135,6 +135,10 @@ const ParallelFor& threads_for(const Link& link, std::int64_t elements,
 
 }  // namespace
 
+std::string to_string(const Point& point) {
+  return point.name.empty() ? to_string(point.id) : point.name;
+}
+
 Point check_exact(const Link& link, const std::vector<Array>& inputs, const Array& output,
                   const Contract& contract, const ParallelFor& parallel, const Array& extra) {
   auto kernel = make_kernel(link, inputs, output.shape(), contract);

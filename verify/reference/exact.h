@@ -26,13 +26,17 @@ struct Point {
   double device_value = 0;       // at the worst index
   double reference_value = 0;
   Shape shape;
-  std::string why;   // what failed, where it is not elements: "never computed", "shape [..]"
-  std::string hint;  // what the error looks like, where something failed
+  std::string why;        // what failed, where it is not elements: "never computed", "shape [..]"
+  std::string hint;       // what the error looks like, where something failed
+  std::string name = {};  // of the tensor, as Request::name_of has it; empty outside a run
 
   bool passed() const {
     return compared > 0 && compared == numel(shape) && failed == 0 && rms_ratio <= kRmsLimit;
   }
 };
+
+/// The name, or what to_string makes of the id.
+std::string to_string(const Point& point);
 
 /// Checks `output` against the link recomputed from `inputs` (the recorded values of link.inputs).
 /// Never throws on wrong numbers: they are in the Point. Throws std::invalid_argument on shapes

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "hooks/callback.h"
 #include "hooks/checkpoint/weights.h"
 #include "hooks/hook_point.h"
 #include "hooks/plan.h"
@@ -31,6 +32,7 @@ enum class Op : std::uint8_t {
   sum_heads,    // sum over heads of results, plus bias
   activation,   // elementwise
   edit,         // one edit of the plan
+  callback,     // what a function returned: the values come with the run
 };
 std::string_view name_of(Op op);
 
@@ -42,11 +44,12 @@ struct Link {
   std::optional<Matrix> weight =
       {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
   std::optional<Vector> bias = {};
-  Array given = {};              // given: the values; gather: the row indices; concat: the base
-  double scalar = 0;             // norm_scale: eps; scores: divisor
+  Array given = {};   // given, callback: the values; gather: the row indices; concat: the base
+  double scalar = 0;  // norm_scale: eps; scores: divisor
   std::int64_t first_query = 0;  // scores: the position of query 0 among the keys
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};
+  std::optional<Callback> callback = {};
 };
 
 }  // namespace lenscpp

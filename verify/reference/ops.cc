@@ -615,6 +615,7 @@ std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, con
   require(numel(out) > 0, link, "an empty output");
   switch (link.op) {
     case Op::given:
+    case Op::callback:
       return std::make_unique<Given>(link, out);
     case Op::gather:
       return std::make_unique<Gather>(link, out);

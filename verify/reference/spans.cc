@@ -180,8 +180,9 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
     }
     case Op::concat:
     case Op::edit:
+    case Op::callback:
       throw std::invalid_argument("[spans] " + to_string(link.output) +
-                                  ": edits and base keys cannot stand in a recorded run");
+                                  ": edits, hooks and base keys cannot stand in a recorded run");
   }
   throw std::logic_error("[spans] not an Op");
 }

@@ -6,7 +6,8 @@
 namespace lenscpp {
 namespace {
 
-// Appends links; each method returns the tensor that later links read: the output after its edits.
+// Appends links; each method returns the tensor that later links read: the output after its edits
+// and callbacks.
 class Graph {
  public:
   Graph(const Request& request) : request_(request) {}
@@ -94,6 +95,12 @@ class Graph {
       out.stage += 1;
       links_.push_back({.op = Op::edit, .output = out, .inputs = {before}, .edit = *edit});
     }
+    for (const Callback* callback : request_.callbacks_at(out.site, out.layer)) {
+      TensorId before = out;
+      out.stage += 1;
+      links_.push_back(
+          {.op = Op::callback, .output = out, .inputs = {before}, .callback = *callback});
+    }
     return out;
   }
 
@@ -130,8 +137,8 @@ class Block {
     if (!request.computes(Site::result, l))
       return g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
     TensorId result = g.head_result(at(Site::result), z, w.W_O(l));
-    // Results that nobody edits are for looking at; the stream is fed by the fused product.
-    return request.plan.touches(Site::result, l)
+    // Results that nobody touches are for looking at; the stream is fed by the fused product.
+    return request.touches(Site::result, l)
                ? g.sum_heads(at(Site::attn_out), result, whole(layer.b_O))
                : g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
   }
@@ -240,6 +247,8 @@ std::string_view name_of(Op op) {
       return "activation";
     case Op::edit:
       return "edit";
+    case Op::callback:
+      return "callback";
   }
   throw std::logic_error("[wiring] not an Op");
 }

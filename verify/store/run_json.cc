@@ -69,7 +69,12 @@ RunRecord run_record_from_json(const json& j) {
   j.at("first_layer").get_to(r.first_layer);
   j.at("end_layer").get_to(r.end_layer);
   r.plan = j.at("plan");
-  j.at("hooks").get_to(r.hooks);
+  for (const json& call : j.at("hooks"))
+    r.hooks.push_back({.name = call.at("name"),
+                       .function = call.at("function"),
+                       .before = call.at("before"),
+                       .after = call.at("after"),
+                       .changed = call.at("changed")});
   r.processing = j.at("processing");
   j.at("adapter").get_to(r.adapter);
   j.at("device").get_to(r.device);
@@ -116,7 +121,8 @@ Point point_from_json(const json& j) {
           .reference_value = number_from(j.at("reference_value")),
           .shape = j.at("shape").get<Shape>(),
           .why = j.at("why"),
-          .hint = j.at("hint")};
+          .hint = j.at("hint"),
+          .name = j.at("name")};
 }
 
 json verdict_to_json(const Verdict& verdict) {

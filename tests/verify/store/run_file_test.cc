@@ -24,7 +24,7 @@ RunRecord record_of(const Request& request) {
   record.tokens = request.rows.tokens;
   record.end_layer = request.rows.end_layer;
   record.plan = {{{"kind", "zero"}}};
-  record.hooks = {"hook_embed"};
+  record.hooks = {{"hook_embed", "steer", "aa", "bb", true}};
   record.processing = {{"fold_ln", true}};
   record.ambient = {{"tf32", "off"}};
   record.libraries = {{"torch", "2.13.0"}};
