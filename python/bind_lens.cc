@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <tuple>
 
 #include "lens/fault_injection.h"
 #include "lens/hooked_transformer.h"
@@ -75,6 +76,36 @@ std::vector<FaultSpec> specs_from(const py::sequence& faults) {
   return specs;
 }
 
+// Python objects in the hands of threads that have no GIL: it is taken where the last one lets go.
+std::shared_ptr<const py::function> held_function(py::function function) {
+  return {new py::function(std::move(function)), [](const py::function* last) {
+            py::gil_scoped_acquire gil;
+            delete last;
+          }};
+}
+
+// A Python function gets a copy; where it returns nothing, the copy counts as returned, since many
+// write into it.
+Callback callback_from(const TensorId& id, std::string name, py::function function) {
+  Callback callback{.site = id.site, .layer = id.layer, .name = std::move(name), .call = {}};
+  callback.call = [held = held_function(std::move(function)), where = describe(callback)](
+                      const TensorId&, const Array& before) -> std::optional<Array> {
+    py::gil_scoped_acquire gil;
+    std::string what = "[hook] what " + where + " returned";
+    py::object tensor = to_python(before), dtype = tensor.attr("dtype");
+    py::object returned = (*held)(tensor);
+    if (returned.is_none()) returned = tensor;
+    if (is_tensor(returned) &&
+        !(returned.attr("is_cpu").cast<bool>() && py::object(returned.attr("dtype")).is(dtype)))
+      throw std::invalid_argument(what + ": a tensor of " +
+                                  std::string(py::str(returned.attr("dtype"))) + " on " +
+                                  std::string(py::str(returned.attr("device"))) +
+                                  "; allowed: " + std::string(py::str(dtype)) + " on cpu");
+    return to_array(returned, what);
+  };
+  return callback;
+}
+
 // Everything that the keywords of a call say.
 RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) {
   auto given = [&](const char* key) { return call.contains(key) && !call[key].is_none(); };
@@ -92,6 +123,11 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
       throw py::type_error("[plan] needed: a lens.Plan; found: " + kind_of(call["plan"]));
     options.plan = resolve(*plan, model.config());
   }
+  if (given("callbacks"))
+    for (auto [name, function_name, function] :
+         call["callbacks"].cast<std::vector<std::tuple<std::string, std::string, py::function>>>())
+      options.callbacks.push_back(callback_from(find_hook(name, {}, {}, model.config()),
+                                                std::move(function_name), std::move(function)));
   if (given("start_at_layer"))
     options.start = {call["start_at_layer"].cast<std::int64_t>(),
                      to_array(call["residual"], "[model] the residual to start from")};
@@ -110,11 +146,12 @@ void with_faults(const HookedTransformer& model, RunOptions& options, const py::
   auto specs = call.contains("faults") ? specs_from(call["faults"]) : std::vector<FaultSpec>{};
   if (!specs.empty()) injector = std::make_shared<FaultInjector>(std::move(specs), model.config());
   options.interference = interruptible(injector ? interference_of(injector) : Interference());
+  Request named{.rows = {}, .plan = options.plan, .on_demand = {}, .callbacks = options.callbacks};
   auto report = [&] {
     if (injector)
       for (const auto& firing : injector->log())
         call["fired"].attr("append")(
-            py::make_tuple(firing.fault, to_string(firing.id), firing.changed));
+            py::make_tuple(firing.fault, named.name_of(firing.id), firing.changed));
   };
   try {
     py::gil_scoped_release release;
@@ -255,6 +292,14 @@ void bind_model(py::module_& m) {
             return hook_names(self->config(), on_demand);
           },
           py::arg("on_demand") = false)
+      .def(
+          "find_hook",
+          [](Ours<HookedTransformer> self, const std::string& name,
+             std::optional<std::int64_t> layer, const std::string& layer_type) {
+            TensorId id = find_hook(name, layer, layer_type, self->config());
+            return hook_name(id.site, id.layer);
+          },
+          py::arg("name"), py::arg("layer") = py::none(), py::arg("layer_type") = "")
       .def(
           "tokens_of_texts",
           [](Ours<HookedTransformer> self, const std::vector<std::string>& texts,

@@ -87,6 +87,7 @@ def compare(
     """
     if not isinstance(model, HookedTransformer):
         raise TypeError(f"[compare] needed: a HookedTransformer; found: {_inputs.kind(model)}")
+    model._hooked.refuse("compare")
     if isinstance(devices, str) or isinstance(dtypes, str):
         raise TypeError("[compare] devices and dtypes are sequences of names; found: a str")
     if isinstance(prompts, int):

@@ -52,6 +52,7 @@ def patch_grid(
     inner = getattr(model, "_model", None)
     if not isinstance(inner, _lenscpp.Model):
         raise TypeError(f"[patch_grid] model: needed: a HookedTransformer; found: {_inputs.kind(model)}")
+    model._hooked.refuse("patch_grid")
     if metric is None:
         raise TypeError('[patch_grid] metric is missing: lens.LogitDiff(" Mary", " John"), or a function of logits')
     if not isinstance(site, str):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _inputs, _lenscpp, faults
+from . import _hooks, _inputs, _lenscpp, faults
 from ._config import HookedTransformerConfig, config_of
 
 Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
@@ -29,7 +30,8 @@ class HookedTransformer:
     """A transformer whose every run is checked before anybody reads it.
 
     Made by from_pretrained. Runs raise VerificationFailed by themselves when what the device computed is not
-    the model. Nothing is left on the model after a call; tensors handed out are CPU tensors of the caller's own.
+    the model. Nothing is left on the model after a call but what add_hook put there; tensors handed out are CPU
+    tensors of the caller's own.
     """
 
     def __init__(self, cfg: Any = None, tokenizer: Any = None) -> None:
@@ -92,6 +94,7 @@ class HookedTransformer:
         self = object.__new__(cls)
         self._model = model
         self._cfg = config_of(model)
+        self._hooked = _hooks.Hooks(model)
         return self
 
     @classmethod
@@ -104,6 +107,7 @@ class HookedTransformer:
 
     _model: _lenscpp.Model
     _cfg: HookedTransformerConfig
+    _hooked: _hooks.Hooks
 
     @property
     def cfg(self) -> HookedTransformerConfig:
@@ -305,6 +309,120 @@ class HookedTransformer:
         assert cache is not None
         return result, cache
 
+    # ---- hooks ----
+
+    def run_with_hooks(
+        self,
+        input: Any,
+        return_type: str | None = "logits",
+        *args: Any,
+        fwd_hooks: _hooks.Pairs = (),
+        bwd_hooks: Iterable[Any] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **options: Any,
+    ) -> Output:
+        """forward (whose arguments these are) with functions at hook points: see hooks."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self.forward(input, return_type, *args, **options)
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: _hooks.Pairs = (),
+        bwd_hooks: Iterable[Any] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[HookedTransformer]:
+        """Every run of this model inside the block, in this thread or task, calls these functions.
+
+        fwd_hooks: pairs (name, fn). name: a full hook name, a short one ("z3", ("z", 3), ("scale", 3, "ln1")), or
+        a predicate, which is asked about the default hook points (those that exist on demand, hook_result,
+        hook_q_input, ..., must be named; naming one makes the run compute it). fn(tensor, hook) gets a CPU clone
+        of the activation, after the plan's edits there, and a HookPoint (name, layer(), ctx). What it returns
+        takes the activation's place; returning None leaves it, but a clone that was changed in place counts as
+        returned. Functions at one hook point are called in order; blocks nest. Runs of this model inside fn call
+        none of these functions.
+
+        Everything else is verified as ever, what the device goes on with is compared bit by bit with what fn
+        returned, and cache.record["hooks"] names each call with digests before and after. The cache holds the
+        values after the hooks. reset_hooks_end=False leaves the hooks on the model after the block, as add_hook
+        does; clear_contexts empties every ctx where they are removed.
+
+        Raises ValueError naming the nearest names, or where a predicate matches nothing; IndexError for a layer
+        that the model has not; NotImplementedError for bwd_hooks. A run raises ValueError where a hook would never
+        fire (stop_at_layer, start_at_layer) and for a returned tensor of another shape, dtype or device or with
+        values that are not finite (-inf in hook_attn_scores hides a key), TypeError for what is no tensor, and
+        what fn raises.
+        """
+        _hooks.refuse_backward(bwd_hooks)
+        with self._hooked.block(fwd_hooks, reset_hooks_end, clear_contexts):
+            yield self
+
+    def add_hook(
+        self,
+        name: _hooks.HookName,
+        hook: _hooks.HookFunction,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """A function for every run of this model, in any thread, until reset_hooks: see hooks.
+
+        is_permanent: reset_hooks leaves it, unless told otherwise. level: a number for reset_hooks. prepend:
+        before the functions that were added already. Raises what hooks raises.
+        """
+        _hooks.check_direction(dir, ("fwd",))
+        self._hooked.add(name, hook, is_permanent=is_permanent, level=level, prepend=prepend)
+
+    def add_perma_hook(self, name: _hooks.HookName, hook: _hooks.HookFunction, dir: str = "fwd") -> None:
+        """add_hook with is_permanent."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def reset_hooks(
+        self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Removes the functions that were added, and those of the blocks that are open here.
+
+        clear_contexts: empties every ctx. including_permanent: permanent ones too. level: only those of this level.
+        """
+        _hooks.check_direction(direction, ("fwd", "bwd", "both"))
+        if clear_contexts:
+            self._hooked.clear_contexts()
+        if direction != "bwd":
+            self._hooked.reset(including_permanent, level)
+
+    def clear_contexts(self) -> None:
+        """Empties the ctx of every hook point."""
+        self._hooked.clear_contexts()
+
+    def list_hooks(
+        self, name_filter: NamesFilter = None, dir: str = "both", including_permanent: bool = True
+    ) -> dict[str, list[_hooks.Hook]]:
+        """Hook name -> the functions that a run would call there now, in order; without those that have none.
+
+        name_filter: a name, names or a predicate. ValueError for a name that is not there.
+        """
+        _hooks.check_direction(dir, ("fwd", "bwd", "both"))
+        if name_filter is None or callable(name_filter):
+            matches = name_filter or (lambda _: True)
+        else:
+            names = {self._hooked.full_name(n) for n in ([name_filter] if isinstance(name_filter, str) else name_filter)}
+            matches = names.__contains__
+        listed: dict[str, list[_hooks.Hook]] = {}
+        for hook in self._hooked.active() if dir != "bwd" else []:
+            if matches(hook.name) and (including_permanent or not hook.is_permanent):
+                listed.setdefault(hook.name, []).append(hook)
+        return {name: listed[name] for name in self._hooked.points if name in listed}
+
+    @property
+    def hook_dict(self) -> dict[str, _hooks.HookPoint]:
+        """Hook name -> HookPoint, those that exist on demand included, in firing order."""
+        return dict(self._hooked.points)
+
+    # ---- runs recorded elsewhere ----
+
     def verify_recorded(self, tokens: Any, activations: Mapping[str, torch.Tensor]) -> _lenscpp.VerifiedCache:
         """See lenscpp.verify_recorded."""
         if not isinstance(activations, Mapping) or not all(isinstance(name, str) for name in activations):
@@ -361,6 +479,7 @@ class HookedTransformer:
                 stop_at_layer=_inputs.optional_int("stop_at_layer", stop_at_layer),
                 verify=None if verify is None else _verify(verify),
                 plan=plan,
+                callbacks=self._hooked.callbacks(),
                 drift=drift,
                 pos_slice=_inputs.positions(pos_slice, pos),
                 faults=[injection._spec for injection in active],
