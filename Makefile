@@ -19,8 +19,8 @@ LIBRARIES := libeigen3-dev libhdf5-dev libgtest-dev nlohmann-json3-dev libcli11-
 
 ##@ Use
 .PHONY: demo
-demo: build ## build, then run the main job on the model that ships with the package
-	$(BIN)/lenscpp demo
+demo: build ## build, then run the main job on the model that ships; what it saves is in build/demo
+	$(BIN)/lenscpp demo --out build/demo
 
 .PHONY: build
 build: build/.installed ## build for this processor and install the package into .venv
@@ -67,6 +67,10 @@ golden: build/golden/.prepared ## remake the golden data from the peers and comp
 .PHONY: bench
 bench: build build/golden/.prepared ## time and memory of load, run and verification, beside transformer-lens
 	$(BIN)/python tests/benchmarks/bench_gpt2.py --peer-python build/golden/bin/python --out build/benchmarks
+
+.PHONY: pictures
+pictures: build ## draw the README's pictures anew, with chromium
+	$(BIN)/python notebooks/make_pictures.py
 
 ##@ Develop
 .PHONY: format
@@ -117,7 +121,7 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 
 # transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
-	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers h5py
+	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.
