@@ -63,6 +63,8 @@ clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, none of them re
 golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
 	build/golden/bin/python tests/golden/make_gpt2_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
+	build/golden/bin/python tests/golden/make_attribution_golden.py --check
+	build/golden/bin/python tests/golden/make_patching_golden.py --check
 
 .PHONY: bench
 bench: build build/golden/.prepared ## time and memory of load, run and verification, beside transformer-lens

@@ -2,8 +2,10 @@
 #include <algorithm>
 
 #include "patching/command/common.h"
+#include "patching/command/heat_map.h"
 #include "patching/command/report.h"
 #include "patching/command/terminal.h"
+#include "patching/grid_file.h"
 
 namespace lenscpp::command {
 namespace {
@@ -13,14 +15,16 @@ using nlohmann::ordered_json;
 
 constexpr const char* kModel = "tiny-ioi";
 constexpr const char* kPrompt = "When John and Mary went to the store, John gave the bag to";
+constexpr const char* kCorrupted = "When John and Mary went to the store, Mary gave the bag to";
 constexpr const char* kAnswer = " Mary";
 constexpr const char* kWrong = " John";
-constexpr const char* kFile = "run.safetensors";
+constexpr const char* kRun = "run.h5";
+constexpr const char* kPage = "patches.html";
 constexpr std::int64_t kTop = 3;
 
 constexpr const char* kFooter = R"(Examples:
   lenscpp demo
-  lenscpp demo --dtype bfloat16 --out demo        # saves the verified run as demo/run.safetensors
+  lenscpp demo --dtype bfloat16 --out demo        # saves the run, both grids and a page of pictures
   lenscpp demo --device cuda
 
 Ends with status 0 when the run was verified, the right name won, the faulty run was refused at the right place,
@@ -67,7 +71,8 @@ class Demo {
  private:
   VerifiedCache check();
   Answer look(const VerifiedCache& cache);
-  void save_if_asked(const VerifiedCache& cache);
+  std::vector<GridResult> patch(const VerifiedCache& cache);
+  void save_if_asked(const VerifiedCache& cache, const std::vector<GridResult>& grids);
   void inject(const Head& head);
   void declare(const Head& head);
   ExitStatus conclude();
@@ -185,23 +190,53 @@ Answer Demo::look(const VerifiedCache& cache) {
   return clean;
 }
 
-void Demo::save_if_asked(const VerifiedCache& cache) {
-  document_["saved"] = nullptr;
+// What carries the answer: two grids of patches, each of them a verified run.
+std::vector<GridResult> Demo::patch(const VerifiedCache& cache) {
+  title("4  Activation patching: what carries the answer?");
+  say("clean      " + tokens_in_words(model_, tokens_) + "\ncorrupted  " +
+      tokens_in_words(model_, model_.to_tokens(kCorrupted)) + "\n\n");
+  std::vector<GridResult> grids;
+  ordered_json list = ordered_json::array();
+  for (const auto& [site, over] : {std::pair{Site::resid_pre, std::vector{Axis::layer, Axis::pos}},
+                                   {Site::z, {Axis::layer, Axis::head}}}) {
+    Progress progress("patching " + short_name(site));
+    grids.push_back(patch_grid(model_, cache, model_.to_tokens(kCorrupted),
+                               {.site = site, .over = over}, LogitDiff{answer_, wrong_}));
+    list.push_back(grid_to_json(grids.back()));
+  }
+  for (const GridResult& grid : grids) {
+    say(styled(grid_in_words(grid), Style::bold) + "\n");
+    for (const HeatMap& map : heat_maps(grid)) say(heat_map_text(map) + "\n");
+    say(with_coloured_status(grid.verdict().summary()) + "\n\n");
+  }
+  document_["grids"] = list;
+  return grids;
+}
+
+void Demo::save_if_asked(const VerifiedCache& cache, const std::vector<GridResult>& grids) {
+  document_["saved"] = ordered_json::array();
   if (o_.out.empty()) return;
-  fs::path file = fs::path(o_.out) / kFile;
-  ordered_json about{{"status", document_["status"]},
-                     {"prompt", kPrompt},
-                     {"verdict", document_["verdict"]},
-                     {"record", document_["record"]},
-                     {"injected", ordered_json::array()}};
-  std::uintmax_t n_bytes = save(file, activations_of(cache), tokens_, about);
-  say("saved " + bytes_in_words(n_bytes) + ": " + file.string() + "\n\n");
-  document_["saved"] = {{"path", file.string()}, {"bytes", n_bytes}};
+  fs::path folder = o_.out;
+  auto saved = [&](const fs::path& file) {
+    say("saved " + bytes_in_words(fs::file_size(file)) + ": " + file.string() + "\n");
+    document_["saved"].push_back(file.string());
+  };
+  save_sealed(folder / kRun, cache, model_, {{"prompt", kPrompt}});
+  saved(folder / kRun);
+  for (const GridResult& grid : grids) {
+    fs::path file = folder / (short_name(grid.site()) + ".h5");
+    save_grid(file, grid);
+    saved(file);
+  }
+  write_page(folder / kPage, grids,
+             {std::string("clean: ") + kPrompt, std::string("corrupted: ") + kCorrupted});
+  saved(folder / kPage);
+  say("\n");
 }
 
 void Demo::inject(const Head& head) {
   std::optional<Refusal> refusal = with_fault(head);
-  title("4  The same run on a device that silently zeroes " + head.name());
+  title("5  The same run on a device that silently zeroes " + head.name());
   document_["fault"] = {{"injected", head.name() + " zeroed"}, {"refused", refusal.has_value()}};
   if (!refusal)
     return shortcomings_.push_back("the run with " + head.name() + " zeroed was not refused");
@@ -218,7 +253,7 @@ void Demo::inject(const Head& head) {
 void Demo::declare(const Head& head) {
   VerifiedCache cache = without(head);
   Answer answer = answer_of(cache.output());
-  title("5  The same change, declared as an edit");
+  title("6  The same change, declared as an edit");
   say(in_words(answer) + "\n" + with_coloured_status(cache.verdict().summary()) + "\n\n");
   document_["declared"] = {{"status", name_of(cache.verdict().status)},
                            {"answer", to_json(answer)}};
@@ -236,8 +271,8 @@ ExitStatus Demo::conclude() {
 ExitStatus Demo::run() {
   VerifiedCache cache = check();
   Answer clean = look(cache);
-  save_if_asked(cache);
   on_device(o_, [&] {
+    save_if_asked(cache, patch(cache));
     Head head = most_needed_head(clean.logit_difference);
     inject(head);
     declare(head);
@@ -253,7 +288,7 @@ void prepare_folder(const std::string& folder) {
   if (error)
     throw std::invalid_argument("[--out] the folder \"" + folder +
                                 "\" cannot be made: " + error.message());
-  checked_output((fs::path(folder) / kFile).string());
+  checked_output((fs::path(folder) / kRun).string());
 }
 
 }  // namespace

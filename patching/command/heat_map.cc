@@ -4,6 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <fstream>
+#include <system_error>
+
+#include "hooks/nearest.h"
 
 namespace lenscpp::command {
 namespace {
@@ -298,6 +302,28 @@ std::vector<HeatMap> heat_maps(const GridResult& grid) {
                static_cast<std::size_t>(column)] = values[i];
   }
   return maps;
+}
+
+void write_page(const std::filesystem::path& path, const std::vector<GridResult>& grids,
+                const std::vector<std::string>& lines) {
+  std::string body = "<p>";
+  for (const std::string& line : lines) body += escaped_html(line) + "<br>";
+  body += "</p>\n";
+  for (const GridResult& grid : grids) {
+    std::string status(name_of(grid.verdict().status));
+    body += "<h2>" + escaped_html(grid_in_words(grid)) + "</h2>\n<p class=\"" + status + "\">" +
+            escaped_html(grid.verdict().summary()) + "</p>\n";
+    for (const HeatMap& map : heat_maps(grid)) body += heat_map_html(map);
+  }
+  const RunRecord& record = grids.at(0).clean_record();
+  std::string title = "Activation patching: " + record.model + ", " + record.dtype + " on " +
+                      record.device + ", " + std::string(name_of(grids[0].verdict().status));
+  std::ofstream file(path, std::ios::binary);
+  file << html_page(title, body);
+  file.close();
+  if (!file)
+    throw std::system_error(errno, std::generic_category(),
+                            "[html] " + in_quotes(path.string()) + " cannot be written");
 }
 
 std::string grid_in_words(const GridResult& grid) {

@@ -2,6 +2,7 @@
 // else.
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -36,6 +37,9 @@ std::string escaped_html(const std::string& text);
 /// A grid as maps: positions down and layers across, one map for each index of the axes in between
 /// ("head 2"). Normalized where the metric tells clean from corrupted, else the metric itself.
 std::vector<HeatMap> heat_maps(const GridResult& grid);
+/// Writes a page of grids, each with its verdict, below `lines` of text. Throws std::system_error.
+void write_page(const std::filesystem::path& path, const std::vector<GridResult>& grids,
+                const std::vector<std::string>& lines);
 /// "denoise resid_pre: logit_diff, clean +9.42, corrupted -7.20, error bar 6e-06; 0 is the
 /// corrupted run, 1 the clean one".
 std::string grid_in_words(const GridResult& grid);

@@ -1,5 +1,4 @@
 // lenscpp patch: grids of patches, drawn in the terminal and as a page.
-#include <fstream>
 
 #include "hooks/nearest.h"
 #include "patching/command/common.h"
@@ -72,7 +71,6 @@ class Patching {
   Interference interference() const;
   GridResult sweep(std::size_t i, const VerifiedCache& clean, const VerifiedCache& corrupted) const;
   void show(const GridResult& grid) const;
-  void write_page(const std::vector<GridResult>& grids) const;
   ordered_json save_if_asked(const std::vector<GridResult>& grids) const;
 
   const Options& o_;
@@ -147,30 +145,6 @@ void Patching::show(const GridResult& grid) const {
   print(text + with_coloured_status(grid.verdict().summary()) + "\n\n");
 }
 
-void Patching::write_page(const std::vector<GridResult>& grids) const {
-  if (o_.html.empty()) return;
-  std::string body = "<p>clean: " + escaped_html(o_.clean) +
-                     "<br>corrupted: " + escaped_html(o_.corrupted) + "<br>logit difference of " +
-                     escaped_html(quoted_token(o_.answer)) + " and " +
-                     escaped_html(quoted_token(o_.wrong)) + "</p>\n";
-  for (const GridResult& grid : grids) {
-    std::string status(name_of(grid.verdict().status));
-    body += "<h2>" + escaped_html(grid_in_words(grid)) + "</h2>\n<p class=\"" + status + "\">" +
-            escaped_html(grid.verdict().summary()) + "</p>\n";
-    for (const HeatMap& map : heat_maps(grid)) body += heat_map_html(map);
-  }
-  const RunRecord& record = grids[0].clean_record();
-  std::string title = "Activation patching: " + record.model + ", " + record.dtype + " on " +
-                      record.device + ", " + std::string(name_of(grids[0].verdict().status));
-  std::ofstream file(o_.html, std::ios::binary);
-  file << html_page(title, body);
-  file.close();
-  if (!file)
-    throw std::system_error(errno, std::generic_category(),
-                            "[--html] " + in_quotes(o_.html) + " cannot be written");
-  if (!o_.json) print("written: " + o_.html + "\n");
-}
-
 // One file a grid: with several sites, each has its name before the suffix.
 ordered_json Patching::save_if_asked(const std::vector<GridResult>& grids) const {
   ordered_json saved = ordered_json::array();
@@ -210,7 +184,13 @@ ExitStatus Patching::run() {
         if (!path.empty()) complain(std::string(option) + " nothing was written to " + path);
       throw;
     }
-  write_page(grids);
+  if (!o_.html.empty()) {
+    write_page(
+        o_.html, grids,
+        {"clean: " + o_.clean, "corrupted: " + o_.corrupted,
+         "logit difference of " + quoted_token(o_.answer) + " and " + quoted_token(o_.wrong)});
+    if (!o_.json) print("written: " + o_.html + "\n");
+  }
   ordered_json saved = save_if_asked(grids);
   Status status = grids[0].verdict().status;
   if (!o_.json) print(faults_.in_words(status));
