@@ -36,7 +36,7 @@ def screenshot(figure, path):
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         figure.update_layout(margin_b=max(figure.layout.margin.b or 0, 20))
-        page.write_text(f"<style>body {{margin: 0}}</style>{figure.to_html(full_html=False, include_plotlyjs=True)}", encoding="utf-8")
+        page.write_text(f"<style>body {{margin: 0}}</style>{figure.to_html(full_html=False, include_plotlyjs=True, config={'displayModeBar': False})}", encoding="utf-8")
         command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=5000", f"--window-size={width},{height}"]
         subprocess.run([*command, f"--screenshot={path}", page.as_uri()], check=True, capture_output=True, timeout=120)
     print(f"{path.name}: {width} x {height}, {path.stat().st_size // 1024} KiB")
