@@ -1,12 +1,15 @@
 """The README's Python snippet runs and prints what the README says it prints."""
 
 import math
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
+PROGRAM = os.environ.get("LENSCPP_PROGRAM") or str(Path(sys.executable).parent / "lenscpp")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -31,6 +34,46 @@ def test_the_snippet_prints_what_stands_below_it():
     language, expected = blocks[at + 1]
     assert language == ""
     assert same(done.stdout, expected), done.stdout
+
+
+def test_the_table_of_devices_is_what_compare_prints():
+    (block,) = [body for _, body in fenced(README.read_text(encoding="utf-8")) if body.startswith("$ lenscpp compare")]
+    command, _, table = block.partition("\n")
+    arguments = [re.sub(r"^2000$", "20", word) for word in shlex.split(command.removeprefix("$ lenscpp "))]
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=300, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 3, done.stderr
+    without_accuracy = [re.sub(r"[\d.]+ % of \d+", "%", " ".join(line.split())) for line in (*table.splitlines(), *done.stdout.splitlines())]
+    shown, printed = without_accuracy[: len(table.splitlines())], without_accuracy[len(table.splitlines()) :]
+    assert len(shown) == 3
+    for line in shown:
+        assert any(same(other, line) for other in printed), (line, printed)
+
+
+def test_the_program_in_cpp_is_the_one_that_is_tested():
+    blocks = fenced(README.read_text(encoding="utf-8"))
+    (program,) = [body for language, body in blocks if language == "cpp"]
+    assert program == (README.parent / "tests/installed/experiment.cc").read_text(encoding="utf-8")
+    # What tests/installed/test_installed.py holds the program's output to, as Python prints it.
+    output = blocks[next(i for i, (language, _) in enumerate(blocks) if language == "cmake") + 1][1]
+    code = """
+import lenscpp as lens
+model = lens.HookedTransformer.from_pretrained("tiny-ioi")
+clean, corrupted = (f"When John and Mary went to the store, {name} gave the bag to" for name in ("John", "Mary"))
+print(model.run_with_cache(clean)[1].verdict.summary)
+grid = lens.patching.patch_grid(model, clean, corrupted, "z", over=("layer", "head"), metric=lens.LogitDiff(" Mary", " John"))
+print(f"clean {grid.clean:+.2f}, corrupted {grid.corrupted:+.2f}")
+for l, h in (grid.normalized > 0.1).nonzero().tolist():
+    print(f"layer {l}, head {h} restores {grid.normalized[l, h]:.2f}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert same(done.stdout, output), (done.stdout, done.stderr)
+
+
+def test_pictures_and_pages_exist():
+    text = README.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert len(links) > 5
+    assert [link for link in links if not (README.parent / link).exists()] == []
 
 
 def test_the_comparison_sees_other_words_and_other_numbers():
