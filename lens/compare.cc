@@ -65,17 +65,21 @@ std::vector<Batch> batches_of(const HookedTransformer& model,
   for (const ChoicePrompt& prompt : prompts) {
     auto answer = model.tokenizer().encode(prompt.answer),
          wrong = model.tokenizer().encode(prompt.wrong);
-    if (answer.size() != 1 || wrong.size() != 1) {
+    // A tokenizer may know more tokens than the model.
+    auto one = [&](const std::vector<std::int64_t>& ids) {
+      return ids.size() == 1 && ids[0] < model.config().d_vocab;
+    };
+    if (!one(answer) || !one(wrong)) {
       left_out += 1;
       continue;
     }
-    Tokens one = model.to_tokens(prompt.text);
-    auto& batches = by_length[one.pos];
+    Tokens tokens = model.to_tokens(prompt.text);
+    auto& batches = by_length[tokens.pos];
     if (batches.empty() || batches.back().tokens.batch == kRowsAtOnce)
-      batches.push_back({.tokens = {.batch = 0, .pos = one.pos, .ids = {}}, .choices = {}});
+      batches.push_back({.tokens = {.batch = 0, .pos = tokens.pos, .ids = {}}, .choices = {}});
     Batch& batch = batches.back();
     batch.tokens.batch += 1;
-    batch.tokens.ids.insert(batch.tokens.ids.end(), one.ids.begin(), one.ids.end());
+    batch.tokens.ids.insert(batch.tokens.ids.end(), tokens.ids.begin(), tokens.ids.end());
     batch.choices.emplace_back(answer[0], wrong[0]);
   }
   std::vector<Batch> all;

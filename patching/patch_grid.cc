@@ -432,8 +432,11 @@ double Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
 double Sweep::error_of(const VerifiedCache& run, double value) const {
   const RunRecord& r = run.record();
   Request request{.rows = Rows::from_tokens(r.tokens, r.batch, model_.config())};
-  return std::abs(value -
-                  metric_.mean(run_in_float64(model_.weights(), request, torch_parallel_for)));
+  double exact = metric_.mean(run_in_float64(model_.weights(), request, torch_parallel_for));
+  if (!std::isfinite(exact))
+    refuse("the metric is " + short_number(exact) +
+           " for a base run in float64; needed: a finite number");
+  return std::abs(value - exact);
 }
 
 GridResult Sweep::run() {

@@ -15,7 +15,11 @@ py::list compare_rows(Ours<HookedTransformer> model, Ours<Tokens> prompt, std::i
   CompareOptions options{.devices = devices};
   for (const std::string& name : dtypes) options.dtypes.push_back(dtype_from_name(name));
   for (const auto& [text, right, other] : prompts) options.prompts.push_back({text, right, other});
-  for (py::handle fault : faults) options.faults.push_back(*held_by<FaultSpec>(fault));
+  for (py::handle fault : faults) {
+    const auto* spec = held_by<FaultSpec>(fault);
+    if (spec == nullptr) throw py::type_error("[faults] needed: a fault; found: " + kind_of(fault));
+    options.faults.push_back(*spec);
+  }
   std::vector<CompareRow> rows;
   {
     py::gil_scoped_release release;

@@ -72,27 +72,31 @@ at::Tensor apply(const Edit& edit, const at::Tensor& x) {
 
 at::Tensor Tap::operator()(Site site, std::int64_t layer, const at::Tensor& x) {
   TensorId id{site, layer};
-  at::Tensor value = recorded(id, x);
+  Recorded now = recorded(id, x);
   for (const Edit* edit : request_.plan.at(site, layer)) {
     id.stage += 1;
-    value = recorded(id, apply(*edit, value));
+    now = recorded(id, apply(*edit, now.value));
   }
   for (const Callback* callback : request_.callbacks_at(site, layer)) {
     id.stage += 1;
-    value = recorded(id, call(*callback, id, value));
+    now = recorded(id, call(*callback, id, now));
   }
-  return value;
+  return now.value;
 }
 
 // Interference comes first: what is recorded is what later operations read.
-at::Tensor Tap::recorded(const TensorId& id, const at::Tensor& x) const {
-  at::Tensor value = interference_ ? interference_(id, x) : x;
-  if (sink_ != nullptr) sink_->take(id, snapshot(value));
-  return value;
+Tap::Recorded Tap::recorded(const TensorId& id, const at::Tensor& x) const {
+  Recorded now{.value = interference_ ? interference_(id, x) : x, .host = {}};
+  if (sink_ == nullptr) return now;
+  now.host = snapshot(now.value);
+  sink_->take(id, now.host);
+  return now;
 }
 
-at::Tensor Tap::call(const Callback& callback, const TensorId& id, const at::Tensor& x) {
-  Array before = snapshot(x);
+// A callback is handed the very copy that was checked: a second one could differ.
+at::Tensor Tap::call(const Callback& callback, const TensorId& id, const Recorded& now) {
+  const at::Tensor& x = now.value;
+  Array before = sink_ != nullptr ? now.host : snapshot(x);
   std::string digest = before.digest();
   std::optional<Array> returned;
   {

@@ -41,8 +41,13 @@ class Tap {
   const std::vector<HookCall>& calls() const { return calls_; }
 
  private:
-  at::Tensor recorded(const TensorId& id, const at::Tensor& x) const;
-  at::Tensor call(const Callback& callback, const TensorId& id, const at::Tensor& x);
+  // A tensor as later operations read it, and the host copy that the sink was given, if any.
+  struct Recorded {
+    at::Tensor value;
+    Array host;
+  };
+  Recorded recorded(const TensorId& id, const at::Tensor& x) const;
+  at::Tensor call(const Callback& callback, const TensorId& id, const Recorded& now);
 
   const Request& request_;
   Sink* sink_;

@@ -389,7 +389,7 @@ def _tokens(where: str, cache: _lenscpp.VerifiedCache, value: Any) -> torch.Tens
 def _token(where: str, cache: _lenscpp.VerifiedCache, value: Any) -> int:
     if isinstance(value, str):
         if cache.tokenizer is None:
-            raise ValueError(f"[{where}] the model has no tokenizer: give a token id")
+            raise ValueError(f"[{where}] no tokenizer is at hand: give a token id, or, for a saved run, load it with lens.load(path, model)")
         return _lenscpp.single_token(cache.tokenizer, _inputs.utf8(value))
     try:
         return _inputs.token_id(value)

@@ -93,7 +93,7 @@ class LogitLens:
         if isinstance(token, str):
             tokenizer = self._cache.tokenizer
             if tokenizer is None:
-                raise ValueError("[logit_lens] the model has no tokenizer: give a token id")
+                raise ValueError("[logit_lens] no tokenizer is at hand: give a token id, or, for a saved run, load it with lens.load(path, model)")
             token = _lenscpp.single_token(tokenizer, _inputs.utf8(token))
         return self._lens.rank(_integer("token", token))
 

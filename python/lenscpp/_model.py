@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ class HookedTransformer:
         attention_mask: Any = None,
         verify: str | None = None,
         *,
-        plan: _lenscpp.Plan | None = None,
+        plan: _lenscpp.Plan | _lenscpp.Edit | Sequence[_lenscpp.Edit] | None = None,
         tokens: Any = None,
     ) -> Output:
         """Runs the model and verifies the run.
@@ -265,7 +265,7 @@ class HookedTransformer:
         input: Any,
         names_filter: NamesFilter = None,
         pos_slice: Any = None,
-        plan: _lenscpp.Plan | None = None,
+        plan: _lenscpp.Plan | _lenscpp.Edit | Sequence[_lenscpp.Edit] | None = None,
         stop_at_layer: int | None = None,
         return_type: str | None = "logits",
         prepend_bos: bool | None = None,
@@ -282,7 +282,7 @@ class HookedTransformer:
         names_filter: None (every default hook point), a name, a list of names (those that exist on demand
         included: hook_result, hook_attn_in, hook_q_input, ..., hook_mlp_in, hook_tokens), or a function of a
         name. pos_slice: positions to keep, as TransformerLens slices (an int keeps the axis, a tuple is a Python
-        slice, a list are indices). plan: a lens.Plan of edits. drift: also report how far the run is from a
+        slice, a list are indices). plan: a lens.Plan, an edit or a list of them. drift: also report how far the run is from a
         float64 run from the same tokens, in cache.verdict.drift. verify="off" returns an UnverifiedCache, which
         no analysis takes.
 
@@ -439,7 +439,7 @@ class HookedTransformer:
         stop_at_layer: int | None,
         attention_mask: Any,
         verify: str | None,
-        plan: _lenscpp.Plan | None,
+        plan: _lenscpp.Plan | _lenscpp.Edit | Sequence[_lenscpp.Edit] | None,
         tokens: Any,
         *,
         keep: bool,
@@ -478,7 +478,7 @@ class HookedTransformer:
                 residual=None if start_at_layer is None else input,
                 stop_at_layer=_inputs.optional_int("stop_at_layer", stop_at_layer),
                 verify=None if verify is None else _verify(verify),
-                plan=plan,
+                plan=_plan(plan),
                 callbacks=self._hooked.callbacks(),
                 drift=drift,
                 pos_slice=_inputs.positions(pos_slice, pos),
@@ -584,6 +584,12 @@ def _dtype(dtype: Any) -> str:
     if name not in _DTYPES:
         raise ValueError(f"[model] dtype {name!r}; allowed: {', '.join(_DTYPES)}")
     return name
+
+
+def _plan(plan: Any) -> Any:
+    """Edits by themselves are a plan as well."""
+    edits = [plan] if isinstance(plan, _lenscpp.Edit) else plan
+    return _lenscpp.Plan(list(edits)) if isinstance(edits, (list, tuple)) else edits
 
 
 def _verify(verify: Any) -> str:

@@ -10,6 +10,7 @@ clean_cache is a VerifiedCache; metric is a function of logits or a lens.LogitDi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -112,6 +113,11 @@ def generic_activation_patch(
         raise ValueError("[patching] give index_axis_names or index_df, and not both")
     if not callable(patch_setter):
         raise TypeError(f"[patching] patch_setter: needed: a function of (corrupted activation, index, clean activation); found: {_inputs.kind(patch_setter)}")
+    if not isinstance(clean_cache, _lenscpp.VerifiedCache):
+        raise _lenscpp.NotVerified(
+            f"[patching] clean_cache: needed: a VerifiedCache; found: {_inputs.kind(clean_cache)}; the order is TransformerLens's: "
+            "(model, corrupted_tokens, clean_cache, metric)"
+        )
     if index_df is not None:
         rows = [[int(i) for i in row] for _, row in index_df.iterrows()]
         result = _row_by_row(model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, rows)
@@ -129,7 +135,7 @@ def generic_activation_patch(
     else:
         if [_EXTENTS[name] for name in index_axis_names] != [_EXTENTS.get(axis, "pos") for axis in axes]:
             raise ValueError(f"[patching] {patch_setter.__name__} has the index [{', '.join(axes)}]; found: {', '.join(index_axis_names)}")
-        values = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric).values.float()
+        values = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric, verify="exact").values.float()
     return (values, make_df_from_ranges(list(values.shape), list(index_axis_names))) if return_index_df else values
 
 
@@ -150,8 +156,8 @@ def _row_by_row(
     model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache, metric: _metrics.AnyMetric, setter: Setter, activation_name: str, rows: list[list[int]]
 ) -> torch.Tensor:
     """Any setter at any indices: what it makes of the corrupted run's activation is the source of one verified run each."""
-    if not isinstance(clean, _lenscpp.VerifiedCache):
-        raise _lenscpp.NotVerified(f"[patching] clean_cache: needed: a VerifiedCache; found: {_inputs.kind(clean)}")
+    model._hooked.refuse("generic_activation_patch")
+    _check_pair(model, corrupted, clean)
     of = metric.resolve(model) if isinstance(metric, _metrics.Metric) else metric
     names = {layer: utils.get_act_name(activation_name, layer) for layer in sorted({row[0] for row in rows})}
     _, base = model.run_with_cache(corrupted, list(names.values()), verify="exact")
@@ -161,8 +167,26 @@ def _row_by_row(
         made = setter(base[name], row, clean[name])
         if not isinstance(made, torch.Tensor):
             raise TypeError(f"[patching] patch_setter returned {_inputs.kind(made)}; needed: the activation")
-        values.append(float(of(model(corrupted, plan=_lenscpp.Plan([Patch(name, made)])))))
+        value = float(of(model(corrupted, plan=_lenscpp.Plan([Patch(name, made)]), verify="exact")))
+        if not math.isfinite(value):
+            raise ValueError(f"[patching] the metric is {value} at index {row}; needed: a finite number")
+        values.append(value)
     return torch.tensor(values, dtype=torch.float32)
+
+
+def _check_pair(model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache) -> None:
+    """What patch_grid asks of a clean run as well: this model's, without edits or hooks, whole, as long as the corrupted one."""
+    record, tokens = clean.record, _inputs.tokens(model._model, corrupted)
+    if (record["model_digest"], record["dtype"]) != (model.digest, str(model.dtype).removeprefix("torch.")):
+        raise ValueError("[patching] clean_cache is of another model, processing or dtype; needed: a run of this model")
+    if record["plan"] or record["hooks"]:
+        raise ValueError("[patching] clean_cache is of a run with edits or hooks; needed: a run as the model computes it")
+    if clean.positions is not None:
+        raise ValueError("[patching] clean_cache holds some positions only (pos_slice); needed: all")
+    if (record["batch"], record["pos"]) != (tokens.batch, tokens.pos):
+        raise ValueError(
+            f"[patching] the clean run is {record['batch']} x {record['pos']} tokens, the corrupted one {tokens.batch} x {tokens.pos}; needed: equal numbers"
+        )
 
 
 # ---- the specialised functions: (model, corrupted_tokens, clean_cache, patching_metric) ----

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from conftest import PROMPT
+
 import lenscpp as lens
 
 TOKENS = [[1, 5, 200, 7], [7, 3, 256, 0]]
@@ -140,3 +142,12 @@ def test_running_errors(three, other, make, error, says):
 def test_what_is_not_run_cannot_be_edited(three):
     with pytest.raises(ValueError, match="does not compute"):
         three(TOKENS, stop_at_layer=1, plan=lens.Plan([lens.Scale("unembed.hook_out", 2)]))
+
+
+def test_edits_by_themselves_are_a_plan(tiny):
+    edit = lens.Ablate("blocks.1.attn.hook_z", head=2)
+    wanted = tiny(PROMPT, plan=lens.Plan([edit]))
+    for plan in (edit, [edit], (edit,)):
+        assert torch.equal(tiny(PROMPT, plan=plan), wanted)
+    with pytest.raises(TypeError):
+        tiny(PROMPT, plan=["blocks.1.attn.hook_z"])

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from conftest import GOLDEN
+
 import lenscpp as lens
 from lenscpp import patching
 
@@ -400,3 +402,60 @@ def test_every_name_of_transformer_lens_is_here():
         given = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty][:3]
         assert given == ["model", "corrupted_tokens", "clean_cache"] and function.__doc__
     assert all(name in patching.__all__ for name in [*names, "generic_activation_patch", "make_df_from_ranges", "patch_grid"])
+
+
+def test_exchanged_arguments_are_refused(tiny):
+    clean, corrupted = ("When John and Mary went to the store, %s gave the bag to" % name for name in ("John", "Mary"))
+    _, cache = tiny.run_with_cache(clean)
+    metric = lens.LogitDiff(" Mary", " John")
+    for tokens, run in ((cache, tiny.to_tokens(corrupted)), (clean, tiny.to_tokens(corrupted))):
+        with pytest.raises(lens.NotVerified, match="the order is TransformerLens's"):
+            lens.patching.get_act_patch_attn_head_out_all_pos(tiny, tokens, run, metric)
+
+
+def resid_at(corrupted, index, clean):
+    """Like a setter of one's own: no standard one, so that each index is a run of its own."""
+    patched = corrupted.clone()
+    patched[:, index[1]] = clean[:, index[1]]
+    return patched
+
+
+def by_setter(model, corrupted, cache, metric=lambda logits: logits[0, -1, 0]):
+    return lens.patching.generic_activation_patch(model, corrupted, cache, metric, resid_at, "resid_pre", ("layer", "pos"))
+
+
+CLEAN_TOKENS, CORRUPTED_TOKENS = [[1, 5, 20, 7]], [[1, 5, 21, 7]]
+
+
+def test_a_setter_of_ones_own_gives_what_the_standard_one_gives(three):
+    _, cache = three.run_with_cache(CLEAN_TOKENS)
+    standard = lens.patching.get_act_patch_resid_pre(three, CORRUPTED_TOKENS, cache, lambda logits: logits[0, -1, 0])
+    assert torch.allclose(by_setter(three, CORRUPTED_TOKENS, cache), standard, atol=1e-6, rtol=0)
+
+
+def test_patching_verifies_whatever_the_model_says():
+    """TransformerLens's functions return bare tensors, which cannot say UNVERIFIED."""
+    model = lens.HookedTransformer.from_pretrained(GOLDEN / "three_layers", verify="off")
+    _, cache = model.run_with_cache(CLEAN_TOKENS, verify="exact")
+    metric = lambda logits: logits[0, -1, 0]
+    for patch in (by_setter, lambda *a: lens.patching.get_act_patch_resid_pre(*a, metric)):
+        with lens.faults.inject("scale", hook="hook_mlp_out", layer=1), pytest.raises(lens.VerificationFailed):
+            patch(model, CORRUPTED_TOKENS, cache)
+
+
+def test_a_setter_of_ones_own_takes_no_other_clean_run_than_a_grid_does(three):
+    raw = lens.HookedTransformer.from_pretrained_no_processing(GOLDEN / "three_layers")
+    caches = {
+        "of another model": raw.run_with_cache(CLEAN_TOKENS)[1],
+        "edits or hooks": three.run_with_cache(CLEAN_TOKENS, plan=lens.Scale("blocks.0.attn.hook_z", 2.0))[1],
+        "some positions": three.run_with_cache(CLEAN_TOKENS, pos_slice=[1, 2, 3])[1],
+        "needed: equal numbers": three.run_with_cache([[1, 5, 20]])[1],
+    }
+    for message, cache in caches.items():
+        with pytest.raises(ValueError, match=message):
+            by_setter(three, CORRUPTED_TOKENS, cache)
+    _, cache = three.run_with_cache(CLEAN_TOKENS)
+    with pytest.raises(ValueError, match="the metric is nan"):
+        by_setter(three, CORRUPTED_TOKENS, cache, lambda logits: logits[0, -1, 0] * float("nan"))
+    with three.hooks([("blocks.1.hook_resid_pre", lambda x, hook: x + 1)]), pytest.raises(ValueError, match="call no hooks"):
+        by_setter(three, CORRUPTED_TOKENS, cache)

@@ -223,7 +223,12 @@ def test_odd_tokens_are_shown_with_escapes():
 def test_demo(tmp_path):
     text = succeeds("demo", "--out", tmp_path / "made" / "here")
     assert "\nVERIFIED: " in text and "\nINVALID: " in text and text.endswith("All as it should be.\n")
-    assert header_of(tmp_path / "made" / "here" / "run.safetensors")["__metadata__"]["lenscpp.status"] == "VERIFIED"
+    made = tmp_path / "made" / "here"
+    assert sorted(path.name for path in made.iterdir()) == ["patches.html", "resid_pre.h5", "run.h5", "z.h5"]
+    for file in made.glob("*.h5"):
+        assert "VERIFIED" in succeeds("show", file)
+    assert "VERIFIED" in (made / "patches.html").read_text()
+    assert "60 patches" in text and "16 patches" in text
 
 
 def test_demo_json():
