@@ -319,7 +319,7 @@ RUN_ERRORS = [
     (lambda m: m([1, 2], attention_mask=[[1, 1]]), TypeError, "list"),
     (lambda m: m([1], verify="checksums"), ValueError, "exact, off"),
     (lambda m: m([1], verify=0), TypeError, "int"),
-    (lambda m: m([1], plan=[]), TypeError, "Plan"),
+    (lambda m: m([1], plan=3), TypeError, "Plan"),
     (lambda m: m([1], nothing=1), TypeError, "nothing"),
     (lambda m: m.run_with_cache([1], drift=1), TypeError, "drift"),
     (lambda m: m.run_with_cache([1], "blocks.0.hook_resid_per"), ValueError, "hook_resid_pre"),

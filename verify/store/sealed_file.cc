@@ -352,7 +352,11 @@ SealedWriter::SealedWriter(fs::path path, FileKind kind) : open_(std::make_uniqu
   open_->kind = kind;
   const fs::path& target = open_->path;
   if (target.filename().empty() || fs::is_directory(target)) disk_refuses(EISDIR, target);
-  remove_rubbish(target);
+  {
+    // Not between another thread's close, which frees HDF5's lock on its file, and its rename.
+    Lock lock(hdf5());
+    remove_rubbish(target);
+  }
   open_->temporary =
       folder_of(target) / ("." + target.filename().string() + "." + std::to_string(::getpid()) +
                            "." + std::to_string(counter++) + ".part");
