@@ -96,13 +96,16 @@ class Hooks:
     def block(self, fwd_hooks: Pairs, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
         level = 1 + max((hook.context_level or 0 for owner, hook in _blocks.get() if owner is self), default=0)
         hooks = [Hook(at, function, False, level) for name, function in _pairs(fwd_hooks) for at in self._names(name, function)]
-        token = _blocks.set((*_blocks.get(), *((self, hook) for hook in hooks)))
+        own = {id(hook) for hook in hooks}
+        _blocks.set((*_blocks.get(), *((self, hook) for hook in hooks)))
         try:
             yield
         finally:
-            _blocks.reset(token)
+            # Not as it was before: reset_hooks inside the block holds for the blocks around it as well.
+            left = [hook for _, hook in _blocks.get() if id(hook) in own]
+            _blocks.set(tuple(entry for entry in _blocks.get() if id(entry[1]) not in own))
             if not reset_hooks_end:
-                self._added = self._added + hooks
+                self._added = self._added + left
             elif clear_contexts:
                 self.clear_contexts()
 

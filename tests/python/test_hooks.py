@@ -444,3 +444,16 @@ def test_every_dtype(tiny, dtype):
     logits = model.run_with_hooks("When John", fwd_hooks=[("z1", half), (("scale", 1, "ln2"), half)])
     assert logits.dtype == getattr(torch, dtype)
     assert seen == [getattr(torch, dtype), torch.float64 if dtype == "float64" else torch.float32]
+
+
+def test_reset_inside_a_block_holds_outside_of_it(three):
+    calls = []
+    pair = [("blocks.1.hook_resid_pre", lambda x, hook: calls.append(hook.name))]
+    with three.hooks(pair):
+        with three.hooks(pair):
+            three([1, 5])
+            assert len(calls) == 2
+            three.reset_hooks()
+        three([1, 5])
+    three([1, 5])
+    assert len(calls) == 2

@@ -439,7 +439,8 @@ def test_patching_verifies_whatever_the_model_says():
     _, cache = model.run_with_cache(CLEAN_TOKENS, verify="exact")
     metric = lambda logits: logits[0, -1, 0]
     for patch in (by_setter, lambda *a: lens.patching.get_act_patch_resid_pre(*a, metric)):
-        with lens.faults.inject("scale", hook="hook_mlp_out", layer=1), pytest.raises(lens.VerificationFailed):
+        # Stage 1 is the patched one: the runs of the pair have none, and are verified in any case.
+        with lens.faults.inject("scale", hook="hook_resid_pre", layer=1, stage=1), pytest.raises(lens.VerificationFailed):
             patch(model, CORRUPTED_TOKENS, cache)
 
 
