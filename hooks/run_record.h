@@ -38,7 +38,7 @@ struct RunRecord {
   std::string build_commit;
   bool build_dirty = false;
   std::int64_t threads = 0;
-  std::optional<std::uint64_t> seed;
+  std::optional<std::uint64_t> seed;   // of the checksums' projections, where they were used
   std::vector<std::string> fallbacks;  // operators that ran on the CPU instead of the device
   std::string mode;                    // of the verification
   double coverage = 0;                 // share of elements compared exactly

@@ -276,6 +276,7 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
   Request request = request_for(tokens, options);
   std::set<std::pair<Site, std::int64_t>> wanted;
   for (const TensorId& id : selected_hooks(config(), options)) wanted.insert({id.site, id.layer});
+  VerifyMode mode = options.verify.value_or(options_.verify);
   Verifier verifier(pass_->shared_weights(), request,
                     {.dtype = options_.dtype,
                      .keep =
@@ -284,6 +285,7 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                          },
                      .pos_slice = options.pos_slice,
                      .drift = options.drift,
+                     .projections = mode == VerifyMode::checksum ? projections_ : nullptr,
                      .parallel = torch_parallel_for});
   PassResult pass = pass_->run(request, &verifier, options.interference);
   return std::move(verifier).finish(record_for(request, pass));

@@ -114,6 +114,8 @@ class HookedTransformer {
   LoadOptions options_;
   std::string name_;
   std::shared_future<std::string> digest_;
+  std::shared_ptr<Projections> projections_ =
+      std::make_shared<Projections>(Projections::secret_seed());  // of the weights, once needed
 };
 
 /// The one token of `text`; throws std::invalid_argument listing the tokens when it is not one.

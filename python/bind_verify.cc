@@ -29,7 +29,13 @@ void bind_point(py::module_& m) {
       .def_property_readonly("shape",
                              [](Ours<Point> self) { return py::tuple(py::cast(self->shape)); })
       .def_property_readonly(
-          "compared", [](Ours<Point> self) { return self->compared; }, "Elements compared.")
+          "compared", [](Ours<Point> self) { return self->compared; }, "Elements compared exactly.")
+      .def_property_readonly(
+          "projected", [](Ours<Point> self) { return self->projected; },
+          "Elements that only checksums of their rows covered; 0 but in mode \"checksum\".")
+      .def_property_readonly(
+          "residual", [](Ours<Point> self) { return self->residual; },
+          "Worst residual of those checksums over its limit.")
       .def_property_readonly(
           "failed", [](Ours<Point> self) { return self->failed; },
           "Elements beyond their bound; NaN always is.")
@@ -78,7 +84,7 @@ print(verdict) shows a table; a notebook an HTML one.)");
           "\"VERIFIED\" (every link was compared and passed), \"INVALID\" or \"UNVERIFIED\".")
       .def_property_readonly(
           "mode", [](Ours<Verdict> self) { return std::string(name_of(self->mode)); },
-          "How it was checked: \"exact\" or \"off\".")
+          "How it was checked: \"exact\", \"checksum\" or \"off\".")
       .def_property_readonly(
           "points", [](Ours<Verdict> self) { return self->points; },
           "list[Point], in execution order.")
@@ -92,6 +98,9 @@ print(verdict) shows a table; a notebook an HTML one.)");
       .def_property_readonly(
           "n_compared", [](Ours<Verdict> self) { return self->n_compared(); },
           "Elements compared with the reference.")
+      .def_property_readonly(
+          "n_projected", [](Ours<Verdict> self) { return self->n_projected(); },
+          "Elements that only checksums of their rows covered.")
       .def_property_readonly(
           "coverage", [](Ours<Verdict> self) { return self->coverage; },
           "Share of the elements of all links that were compared exactly.")

@@ -19,6 +19,7 @@ WORK = ROOT / "build" / "mutants"
 SOURCE = WORK / "source"
 BUILD = WORK / "build"
 
+CHECKSUM = "verify/reference/checksum.cc"
 BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
@@ -30,6 +31,16 @@ ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
 # however it is broken into lines.
 MUTANTS = [
+    # checksums
+    (CHECKSUM, "factor * factor * (x_square_w + b_square)", "100 * factor * factor * (x_square_w + b_square)", "tightness of the residuals' sigma"),
+    (CHECKSUM, "c.u_s * c.u_s * y_square + c.u_a * c.u_a * device", "c.u_a * c.u_a * device", "the store's rounding in sigma"),
+    (CHECKSUM, "if (!residuals.clean())", "if (false)", "what residuals doubt"),
+    (CHECKSUM, "if (point.failed > 0) return", "if (false) return", "what the sample doubts"),
+    (CHECKSUM, "for (double e : residual)", "for (double e : {residual[0]})", "three of the four projections"),
+    (CHECKSUM, "sample{0, (rows - 1) / kTileRows * kTileRows, rows - 1}", "sample{0}", "last rows of the sample"),
+    ("verify/reference/checksum.h", "rows > 0 && worst <= 1", "worst <= 1", "nothing was projected"),
+    ("verify/reference/checksum.h", "rms <= kResidualRms", "true", "rms of the residuals"),
+    ("verify/reference/exact.h", "&& residual <= 1", "", "residuals of a point"),
     # terms of the bounds
     (BOUNDS, "c.reference * c.u_s * std::abs(reference) * (1 + 0x1p-20)", "0", "rounding of the store"),
     (BOUNDS, " * (1 + 0x1p-20)", "", "second-order term of the store's rounding"),
@@ -210,7 +221,7 @@ def copy_sources():
 
 # Torch-free first: it is quick to build and run, and most mutants die there.
 PROGRAMS = (("lenscpp_tests_torchfree", "-*Tokenizer*:*Bpe*:*SplitPattern*:*Utf8*:*Json*:*Safetensors*"),
-            ("lenscpp_tests", "-*FaultSweep*:*RefusesNoCleanRun*"))
+            ("lenscpp_tests", "-*FaultSweep*:*CleanRuns*"))
 
 
 def red_test():

@@ -44,7 +44,7 @@ nlohmann::json number(double value) {
 struct Row {
   std::string name;
   Op op;
-  std::int64_t points = 0, compared = 0, failed = 0;
+  std::int64_t points = 0, compared = 0, projected = 0, failed = 0;
   double worst = 0, rms = 0;
 };
 
@@ -60,6 +60,7 @@ std::vector<Row> rows_by_site(const std::vector<Point>& points) {
     Row& row = rows[it->second];
     row.points += 1;
     row.compared += p.compared;
+    row.projected += p.projected;
     row.failed += p.passed() ? 0 : std::max<std::int64_t>(1, p.failed);
     row.worst = std::max(row.worst, p.worst_ratio);
     row.rms = std::max(row.rms, p.rms_ratio);
@@ -85,6 +86,8 @@ std::string_view name_of(VerifyMode mode) {
   switch (mode) {
     case VerifyMode::exact:
       return "exact";
+    case VerifyMode::checksum:
+      return "checksum";
     case VerifyMode::off:
       return "off";
   }
@@ -92,10 +95,10 @@ std::string_view name_of(VerifyMode mode) {
 }
 
 VerifyMode verify_mode_from_name(std::string_view name) {
-  for (VerifyMode mode : {VerifyMode::exact, VerifyMode::off})
+  for (VerifyMode mode : {VerifyMode::exact, VerifyMode::checksum, VerifyMode::off})
     if (name_of(mode) == name) return mode;
   throw std::invalid_argument("[verify] \"" + std::string(name) +
-                              "\" is not a mode; allowed: exact, off");
+                              "\" is not a mode; allowed: exact, checksum, off");
 }
 
 const Point* Verdict::first_failure() const {
@@ -109,12 +112,19 @@ std::int64_t Verdict::n_compared() const {
   return n;
 }
 
+std::int64_t Verdict::n_projected() const {
+  std::int64_t n = 0;
+  for (const Point& p : points) n += p.projected;
+  return n;
+}
+
 std::string Verdict::summary() const {
   switch (status) {
     case Status::verified:
       return fmt::format(
-          "VERIFIED: {} elements at {} points compared with float64, all within their bounds{}",
+          "VERIFIED: {} elements at {} points compared with float64{}, all within their bounds{}",
           n_compared(), points.size(),
+          n_projected() > 0 ? fmt::format(" and {} more by checksums", n_projected()) : "",
           recomputed.empty() ? ""
                              : fmt::format("; {} points were not recorded", recomputed.size()));
     case Status::invalid: {
@@ -135,13 +145,18 @@ std::string Verdict::table() const {
   std::size_t width = 5;
   for (const Row& row : rows) width = std::max(width, row.name.size());
   std::string text;
+  // A column of its own only where checksums stood in for comparisons.
+  auto projected = [&](const auto& cell) {
+    return mode == VerifyMode::checksum ? fmt::format(" {:>11}", cell) : "";
+  };
   if (!rows.empty())
-    text = fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12} {:>9}\n", "point", width, "op",
-                       "points", "compared", "failed", "error/bound", "rms");
+    text =
+        fmt::format("{:<{}}  {:<11} {:>6} {:>11}{} {:>7} {:>12} {:>9}\n", "point", width, "op",
+                    "points", "compared", projected("by checksum"), "failed", "error/bound", "rms");
   for (const Row& row : rows)
-    text += fmt::format("{:<{}}  {:<11} {:>6} {:>11} {:>7} {:>12.3g} {:>9}\n", row.name, width,
-                        name_of(row.op), row.points, row.compared, row.failed, row.worst,
-                        row.rms > 0 ? fmt::format("{:.3g}", row.rms) : "-");
+    text += fmt::format("{:<{}}  {:<11} {:>6} {:>11}{} {:>7} {:>12.3g} {:>9}\n", row.name, width,
+                        name_of(row.op), row.points, row.compared, projected(row.projected),
+                        row.failed, row.worst, row.rms > 0 ? fmt::format("{:.3g}", row.rms) : "-");
   return text + summary();
 }
 
@@ -149,10 +164,12 @@ nlohmann::json to_json(const Point& p) {
   return {{"name", to_string(p)},
           {"op", name_of(p.op)},
           {"compared", p.compared},
+          {"projected", p.projected},
           {"failed", p.failed},
           {"passed", p.passed()},
           {"worst_ratio", number(p.worst_ratio)},
           {"rms_ratio", number(p.rms_ratio)},
+          {"residual", number(p.residual)},
           {"worst_index", multi_index(p.worst_index, p.shape)},
           {"device_value", number(p.device_value)},
           {"reference_value", number(p.reference_value)},
@@ -177,6 +194,7 @@ nlohmann::json to_json(const Verdict& v) {
           {"points", points},
           {"first_failure", first == nullptr ? nlohmann::json() : to_json(*first)},
           {"n_compared", v.n_compared()},
+          {"n_projected", v.n_projected()},
           {"coverage", v.coverage},
           {"seconds", v.seconds},
           {"drift", drift},

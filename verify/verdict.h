@@ -15,11 +15,12 @@ namespace lenscpp {
 /// verified: every link was compared and passed. invalid: at least one did not. unverified: not
 /// checked.
 enum class Status : std::uint8_t { verified, invalid, unverified };
-/// How a run is checked: every element against float64, or not at all.
-enum class VerifyMode : std::uint8_t { exact, off };
+/// How a run is checked: every element against float64; products by random projections of every row
+/// and all else as in exact (checksum.h); or not at all.
+enum class VerifyMode : std::uint8_t { exact, checksum, off };
 
 std::string_view name_of(Status status);    // "VERIFIED", "INVALID", "UNVERIFIED"
-std::string_view name_of(VerifyMode mode);  // "exact", "off"
+std::string_view name_of(VerifyMode mode);  // "exact", "checksum", "off"
 /// Throws std::invalid_argument naming what is allowed.
 VerifyMode verify_mode_from_name(std::string_view name);
 
@@ -47,7 +48,8 @@ struct Verdict {
   std::vector<std::string> recomputed = {};  // verify_recorded: links that were not recorded
 
   const Point* first_failure() const;
-  std::int64_t n_compared() const;
+  std::int64_t n_compared() const;   // elements compared exactly
+  std::int64_t n_projected() const;  // elements that only checksums covered
   /// One line: what, where, how bad, what to do.
   std::string summary() const;
   /// A table of the points, grouped by kind of site, with the summary below.

@@ -128,7 +128,10 @@ void Verifier::check(const Link& link, const Array& value) {
                 std::string(name_of(stored));
   if (link.op == Op::callback && (link.given.shape() != shape || link.given.dtype() != stored))
     point.why = "is what a hook returned, but nobody told what that was";
-  if (point.why.empty()) point = check_exact(link, inputs, value, contract, options_.parallel);
+  if (point.why.empty())
+    point = options_.projections ? check_checksum(link, inputs, value, contract,
+                                                  *options_.projections, options_.parallel)
+                                 : check_exact(link, inputs, value, contract, options_.parallel);
   // Bit by bit: among equal numbers only the signs of zeros can differ.
   if (link.op == Op::callback && point.passed()) {
     for (std::int64_t i = 0; i < value.numel(); ++i)
@@ -186,7 +189,7 @@ void Verifier::keep(const TensorId& id, const Array& value, const std::string& d
 VerifiedCache Verifier::finish(RunRecord record) && {
   skip_to(links_.size());
   Verdict verdict{.status = Status::verified,
-                  .mode = VerifyMode::exact,
+                  .mode = options_.projections ? VerifyMode::checksum : VerifyMode::exact,
                   .points = std::move(points_),
                   .seconds = seconds_};
   if (options_.drift) verdict.drift = std::move(drift_);
@@ -194,9 +197,11 @@ VerifiedCache Verifier::finish(RunRecord record) && {
   for (const Link& link : links_) total += numel(shape_of_link(link));
   verdict.coverage =
       total > 0 ? static_cast<double>(verdict.n_compared()) / static_cast<double>(total) : 0;
-  if (verdict.first_failure() != nullptr || verdict.n_compared() != total || total == 0)
+  if (verdict.first_failure() != nullptr || verdict.n_compared() + verdict.n_projected() != total ||
+      total == 0)
     verdict.status = Status::invalid;
   record.mode = name_of(verdict.mode);
+  if (options_.projections) record.seed = options_.projections->seed();
   record.coverage = verdict.coverage;
   if (verdict.status != Status::verified)
     throw VerificationFailed(

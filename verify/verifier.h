@@ -11,6 +11,7 @@
 #include "hooks/parallel.h"
 #include "hooks/rows.h"
 #include "hooks/sink.h"
+#include "verify/reference/checksum.h"
 #include "verify/verified_cache.h"
 
 namespace lenscpp {
@@ -24,6 +25,8 @@ struct VerifierOptions {
   // Also run in float64 from the tokens: about as long again as the check. What a callback changes,
   // that run takes as returned.
   bool drift = false;
+  /// Set: products are checked by these projections (VerifyMode::checksum), whose seed is recorded.
+  std::shared_ptr<Projections> projections = {};
   ParallelFor parallel = serial_for;
 };
 

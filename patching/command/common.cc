@@ -111,7 +111,8 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
 void add_checking_options(CLI::App& command, CommonOptions& o) {
   command
       .add_option("--verify", o.verify,
-                  "exact: every activation is compared with float64; off: nothing is")
+                  "exact: every activation is compared with float64; checksum: products\nby random "
+                  "projections of every row, all else as in exact; off: nothing is")
       ->type_name("MODE")
       ->group("Checking")
       ->capture_default_str();

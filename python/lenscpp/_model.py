@@ -60,7 +60,7 @@ class HookedTransformer:
 
         The four processing steps are TransformerLens's, on by default, computed in float64 and checked against
         the raw model. device: None means the CPU; no accelerator is ever chosen unasked. dtype: "float32"
-        "float64" "bfloat16" "float16", or torch's. verify: "exact" or "off". tokenizer: path of a
+        "float64" "bfloat16" "float16", or torch's. verify: "exact", "checksum" or "off". tokenizer: path of a
         tokenizer.json; None takes the folder's, if any. default_prepend_bos: None means yes where the
         tokenizer has a BOS token.
 
@@ -129,7 +129,7 @@ class HookedTransformer:
 
     @property
     def verify(self) -> str:
-        """How runs are verified unless a call says otherwise: "exact" or "off"."""
+        """How runs are verified unless a call says otherwise: "exact", "checksum" or "off"."""
         return self._model.verify
 
     @property
@@ -594,7 +594,7 @@ def _plan(plan: Any) -> Any:
 
 def _verify(verify: Any) -> str:
     if not isinstance(verify, str):
-        raise TypeError(f'[verify] a mode is "exact" or "off"; found: {_inputs.kind(verify)}')
+        raise TypeError(f'[verify] a mode is "exact", "checksum" or "off"; found: {_inputs.kind(verify)}')
     return verify
 
 

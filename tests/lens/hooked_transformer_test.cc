@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "lens/fault_injection.h"
 #include "lens/logit_lens.h"
 #include "tests/golden_cases.h"
 
@@ -54,33 +55,88 @@ TEST(HookedTransformer, CompletesTheIndirectObject) {
 }
 
 // `LENSCPP_CLEAN_RUNS=1000` is the full size; the default is what every test run does.
-TEST(HookedTransformer, RefusesNoCleanRun) {
+class CleanRuns : public testing::TestWithParam<VerifyMode> {};
+
+TEST_P(CleanRuns, AreNeitherRefusedNorDoubted) {
   const char* asked = std::getenv("LENSCPP_CLEAN_RUNS");
   int runs = asked != nullptr ? std::atoi(asked) : 24;
   int threads_before = at::get_num_threads();
   std::mt19937_64 random(20240601);
-  std::map<DType, std::int64_t> compared;
-  std::map<DType, double> worst;
+  struct Seen {
+    std::int64_t compared = 0, projected = 0;
+    double worst = 0, residual = 0;
+  };
+  std::map<DType, Seen> seen;
   for (int i = 0; i < runs; ++i) {
     DType dtype = std::array{DType::f32, DType::f64, DType::bf16, DType::f16}[i % 4];
     at::set_num_threads(1 + i / 4 % 2);
     const HookedTransformer& model = tiny(dtype);
     Tokens tokens = random_tokens(model.config(), 1 + static_cast<std::int64_t>(random() % 4),
                                   1 + static_cast<std::int64_t>(random() % 60), random);
+    std::string which = "run " + std::to_string(i) + " in " + std::string(name_of(dtype)) + ", [" +
+                        std::to_string(tokens.batch) + ", " + std::to_string(tokens.pos) + "]";
     try {
       Verdict verdict =
-          model.run_with_cache(tokens, {.names = std::vector<std::string>{}}).verdict();
-      compared[dtype] += verdict.n_compared();
-      for (const Point& p : verdict.points) worst[dtype] = std::max(worst[dtype], p.worst_ratio);
+          model.run_with_cache(tokens, {.verify = GetParam(), .names = std::vector<std::string>{}})
+              .verdict();
+      Seen& s = seen[dtype];
+      s.compared += verdict.n_compared();
+      s.projected += verdict.n_projected();
+      for (const Point& p : verdict.points) {
+        s.worst = std::max(s.worst, p.worst_ratio);
+        s.residual = std::max(s.residual, p.residual);
+        // What projections doubt is compared exactly, and has no residual.
+        EXPECT_EQ(p.residual > 0, p.op == Op::linear && GetParam() == VerifyMode::checksum)
+            << which << " at " << to_string(p);
+      }
     } catch (const VerificationFailed& e) {
-      FAIL() << "run " << i << " in " << name_of(dtype) << ", [" << tokens.batch << ", "
-             << tokens.pos << "]: " << e.what();
+      FAIL() << which << ": " << e.what();
     }
   }
   at::set_num_threads(threads_before);
-  for (auto [dtype, n] : compared)
-    std::cout << runs / 4 << " runs in " << name_of(dtype) << ": " << n
-              << " elements compared, worst error / bound " << worst[dtype] << "\n";
+  for (const auto& [dtype, s] : seen)
+    std::cout << runs / 4 << " runs in " << name_of(dtype) << ": " << s.compared
+              << " elements compared and " << s.projected << " by checksums, worst error / bound "
+              << s.worst << ", worst residual / limit " << s.residual << "\n";
+}
+INSTANTIATE_TEST_SUITE_P(HookedTransformer, CleanRuns,
+                         testing::Values(VerifyMode::exact, VerifyMode::checksum),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST(HookedTransformer, VerifiesByChecksumsWhenAskedTo) {
+  Tokens tokens = tiny().to_tokens(kPrompt);
+  VerifiedCache exact = tiny().run_with_cache(tokens),
+                cache = tiny().run_with_cache(tokens, {.verify = VerifyMode::checksum});
+  const Verdict& verdict = cache.verdict();
+  EXPECT_EQ(verdict.mode, VerifyMode::checksum);
+  EXPECT_EQ(cache.record().mode, "checksum");
+  EXPECT_EQ(cache.record().seed, Projections::secret_seed());
+  EXPECT_EQ(verdict.n_compared() + verdict.n_projected(), exact.verdict().n_compared());
+  EXPECT_GT(verdict.n_projected(), verdict.n_compared() / 10);
+  EXPECT_LT(verdict.coverage, 1);
+  EXPECT_EQ(exact.record().seed, std::nullopt);
+}
+
+TEST(HookedTransformer, NamesAFaultByElementInChecksumModeToo) {
+  Tokens tokens = tiny().to_tokens(kPrompt);
+  for (std::string hook : {"blocks.1.hook_attn_out", "blocks.2.mlp.hook_pre", "unembed.hook_out",
+                           "blocks.0.attn.hook_pattern", "blocks.3.attn.hook_q"}) {
+    auto injector = std::make_shared<FaultInjector>(
+        std::vector<FaultSpec>{
+            {.name = "one_element", .parameters = {{"index", 77}}, .hook = hook}},
+        tiny().config());
+    RunOptions options{.verify = VerifyMode::checksum, .interference = interference_of(injector)};
+    try {
+      tiny().run_with_cache(tokens, options);
+      ADD_FAILURE() << hook;
+    } catch (const VerificationFailed& e) {
+      const Point* first = e.verdict().first_failure();
+      EXPECT_EQ(to_string(*first), hook);
+      EXPECT_EQ(first->failed, 1);
+      EXPECT_EQ(first->worst_index, 77);
+      EXPECT_EQ(first->projected, 0);
+    }
+  }
 }
 
 class InDtype : public testing::TestWithParam<DType> {};

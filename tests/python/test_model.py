@@ -581,3 +581,23 @@ def test_an_interrupt_ends_a_run(tiny):
         signal.signal(signal.SIGALRM, before)
     assert seconds < 0.6 * whole
     assert tiny(PROMPT).isfinite().all()
+
+
+def test_checksums_verify_the_same_run(tiny):
+    tokens = tiny.to_tokens("When John and Mary went to the store, John gave the bag to")
+    exact_logits, exact = tiny.run_with_cache(tokens)
+    logits, cache = tiny.run_with_cache(tokens, verify="checksum")
+    assert torch.equal(logits, exact_logits) and isinstance(cache, lens.VerifiedCache)
+    verdict = cache.verdict
+    assert verdict.status == "VERIFIED" and verdict.mode == cache.record["mode"] == "checksum"
+    assert verdict.n_compared + verdict.n_projected == exact.verdict.n_compared and 0 < verdict.coverage < 1 == exact.verdict.coverage
+    assert isinstance(cache.record["seed"], int) and exact.record["seed"] is None
+    pre = next(p for p in verdict.points if p.name == "blocks.1.mlp.hook_pre")
+    assert pre.projected > 0 < pre.residual <= 1 and pre.compared + pre.projected == exact["mlp_pre", 1].numel()
+    assert f"{verdict.n_projected} more by checksums" in str(verdict) and "by checksum" in str(verdict)
+
+
+def test_a_fault_in_a_checksum_run_is_refused_where_it_is(tiny):
+    with lens.faults.inject("tile", hook="blocks.2.hook_mlp_out", garbage=1), pytest.raises(lens.VerificationFailed) as failed:
+        tiny.run_with_cache("When John and Mary went to the store", verify="checksum")
+    assert failed.value.verdict.first_failure.name == "blocks.2.hook_mlp_out" and failed.value.verdict.mode == "checksum"

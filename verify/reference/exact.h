@@ -17,8 +17,9 @@ namespace lenscpp {
 struct Point {
   TensorId id;
   Op op;
-  std::int64_t compared = 0;  // elements
-  std::int64_t failed = 0;    // elements beyond their tolerance; NaN always is
+  std::int64_t compared = 0;   // elements
+  std::int64_t projected = 0;  // elements that only a checksum covered, see checksum.h
+  std::int64_t failed = 0;     // elements beyond their tolerance; NaN always is
   double worst_ratio = 0;  // error / tolerance, infinite where the tolerance is 0 or the error NaN
   double rms_ratio =
       0;  // rms of errors / rms of expected rounding errors; 0 where there is no such test
@@ -26,12 +27,14 @@ struct Point {
   double device_value = 0;       // at the worst index
   double reference_value = 0;
   Shape shape;
+  double residual = 0;    // of the checksum: worst residual / limit; 0 where there was none
   std::string why;        // what failed, where it is not elements: "never computed", "shape [..]"
   std::string hint;       // what the error looks like, where something failed
   std::string name = {};  // of the tensor, as Request::name_of has it; empty outside a run
 
   bool passed() const {
-    return compared > 0 && compared == numel(shape) && failed == 0 && rms_ratio <= kRmsLimit;
+    return compared > 0 && compared + projected == numel(shape) && failed == 0 &&
+           rms_ratio <= kRmsLimit && residual <= 1;
   }
 };
 

@@ -113,6 +113,7 @@ Point point_from_json(const json& j) {
   return {.id = id_from_json(j.at("id")),
           .op = kind_from<Op>(j.at("op")),
           .compared = j.at("compared"),
+          .projected = j.value("projected", std::int64_t{0}),  // absent from files of before
           .failed = j.at("failed"),
           .worst_ratio = number_from(j.at("worst_ratio")),
           .rms_ratio = number_from(j.at("rms_ratio")),
@@ -120,6 +121,7 @@ Point point_from_json(const json& j) {
           .device_value = number_from(j.at("device_value")),
           .reference_value = number_from(j.at("reference_value")),
           .shape = j.at("shape").get<Shape>(),
+          .residual = j.contains("residual") ? number_from(j.at("residual")) : 0,
           .why = j.at("why"),
           .hint = j.at("hint"),
           .name = j.at("name")};

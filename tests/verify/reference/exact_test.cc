@@ -112,6 +112,7 @@ TEST(Point, PassesOnlyWhenEveryElementWasComparedAndNoneFailed) {
   EXPECT_TRUE(p.passed());
   for (auto spoil :
        {+[](Point& q) { q.compared = 5; }, +[](Point& q) { q.failed = 1; },
+        +[](Point& q) { q.residual = 1.1; }, +[](Point& q) { q.projected = 1; },
         +[](Point& q) { q.rms_ratio = 8.1; }, +[](Point& q) { q.rms_ratio = std::nan(""); },
         +[](Point& q) {
           q.compared = 0, q.shape = {0, 3};
