@@ -39,9 +39,11 @@ struct Outcome {
 
 // What was computed, refused or not: here alone the one is set beside the other.
 Outcome outcome_of(const HookedTransformer& model, const Tokens& tokens,
-                   const std::shared_ptr<FaultInjector>& injector) {
-  RunOptions options{.verify = VerifyMode::exact, .names = std::vector<std::string>{}};
-  if (injector) options.interference = interference_of(injector);
+                   const InjectedFaults& injected) {
+  RunOptions options{.verify = VerifyMode::exact,
+                     .names = std::vector<std::string>{},
+                     .interference = injected.interference(),
+                     .device_faults = injected.device_faults()};
   try {
     VerifiedCache cache = model.run_with_cache(tokens, options);
     return {cache.output(), cache.verdict()};
@@ -90,10 +92,10 @@ std::vector<Batch> batches_of(const HookedTransformer& model,
 }
 
 ChoiceAccuracy accuracy_of(const HookedTransformer& model, const std::vector<ChoicePrompt>& prompts,
-                           const std::shared_ptr<FaultInjector>& injector) {
+                           const InjectedFaults& injected) {
   ChoiceAccuracy accuracy;
   for (const Batch& batch : batches_of(model, prompts, accuracy.left_out)) {
-    Outcome outcome = outcome_of(model, batch.tokens, injector);
+    Outcome outcome = outcome_of(model, batch.tokens, injected);
     accuracy.asked += batch.tokens.batch;
     if (outcome.verdict.status != Status::verified) accuracy.refused += batch.tokens.batch;
     for (std::int64_t b = 0; b < batch.tokens.batch; ++b) {
@@ -115,6 +117,13 @@ std::string in_words(const std::vector<FaultSpec>& faults) {
   return words;
 }
 
+// Those that can be there: inside of a device they are only in the simulated one.
+std::vector<FaultSpec> faults_on(const std::string& device, std::vector<FaultSpec> faults) {
+  if (!device.starts_with("simulated"))
+    std::erase_if(faults, [](const FaultSpec& fault) { return is_device_fault(fault.name); });
+  return faults;
+}
+
 // The model as it would be on that device in that dtype.
 HookedTransformer moved(const HookedTransformer& model, const std::string& device, DType dtype) {
   LoadOptions options = model.options();
@@ -129,9 +138,8 @@ HookedTransformer moved(const HookedTransformer& model, const std::string& devic
 void fill(CompareRow& row, const HookedTransformer& model, const Tokens& prompt,
           std::pair<std::int64_t, std::int64_t> choice, const CompareOptions& options,
           const std::vector<FaultSpec>& faults) {
-  auto injector =
-      faults.empty() ? nullptr : std::make_shared<FaultInjector>(faults, model.config());
-  Outcome outcome = outcome_of(model, prompt, injector);
+  InjectedFaults injected(faults, model.config());
+  Outcome outcome = outcome_of(model, prompt, injected);
   auto logits = last_logits(outcome.logits, 0);
   row.p_answer = probability(logits, choice.first);
   row.p_wrong = probability(logits, choice.second);
@@ -139,7 +147,7 @@ void fill(CompareRow& row, const HookedTransformer& model, const Tokens& prompt,
                          logits[static_cast<std::size_t>(choice.second)];
   row.top = std::ranges::max_element(logits) - logits.begin();
   row.verdict = std::move(outcome.verdict);
-  row.accuracy = accuracy_of(model, options.prompts, injector);
+  row.accuracy = accuracy_of(model, options.prompts, injected);
 }
 
 }  // namespace
@@ -174,14 +182,14 @@ std::vector<CompareRow> compare(const HookedTransformer& model, const Tokens& pr
       throw std::out_of_range("[compare] token " + std::to_string(token) +
                               " out of range: the vocabulary has " +
                               std::to_string(model.config().d_vocab));
-  FaultInjector(options.faults, model.config());  // refuses what does not fit before anything runs
+  InjectedFaults(options.faults, model.config());  // refuses what does not fit before anything runs
   auto dtypes = options.dtypes.empty() ? std::vector{model.options().dtype} : options.dtypes;
   std::vector<CompareRow> rows;
   for (DType dtype : dtypes)
     for (const std::string& device : options.devices)
       for (bool faulty : {false, true}) {
-        if (faulty && options.faults.empty()) continue;
-        auto faults = faulty ? options.faults : std::vector<FaultSpec>{};
+        auto faults = faulty ? faults_on(device, options.faults) : std::vector<FaultSpec>{};
+        if (faulty && faults.empty()) continue;
         CompareRow row{.device = device, .dtype = dtype, .fault = in_words(faults), .error = {}};
         try {
           fill(row, moved(model, device, dtype), prompt, {answer, wrong}, options, faults);

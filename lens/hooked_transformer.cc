@@ -14,7 +14,9 @@
 #include "hooks/build_info.h"
 #include "hooks/transformer/torch_array.h"
 #include "lens/torch_parallel.h"
+#include "verify/device/simulated.h"
 #include "verify/processing_check.h"
+#include "verify/reference/wiring.h"
 
 namespace lenscpp {
 namespace {
@@ -23,7 +25,12 @@ namespace {
   throw std::invalid_argument("[model] " + what);
 }
 
+bool is_simulated(const std::string& name) {
+  return name == "simulated" || name.starts_with("simulated:");
+}
+
 c10::Device device_of(const std::string& name) {
+  if (is_simulated(name)) simulated_device();
   try {
     c10::Device device(name);
     if (device.is_meta())
@@ -239,6 +246,31 @@ Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& o
   return request;
 }
 
+// The device is told which tensor comes next, so that a fault can be limited to one.
+PassResult HookedTransformer::pass(const Request& request, Sink* sink,
+                                   const RunOptions& options) const {
+  auto faults = options.device_faults;
+  if (!faults) return pass_->run(request, sink, options.interference);
+  if (!is_simulated(options_.device))
+    refuse("a fault inside the device needs the simulated device; this model is on \"" +
+           options_.device + "\"");
+  struct Armed {
+    std::shared_ptr<DeviceFaults> faults;
+    ~Armed() {
+      simulated_device().arm(nullptr);
+      faults->end();
+    }
+  } armed{faults};
+  std::vector<TensorId> order;
+  for (const Link& link : wire(weights(), request)) order.push_back(link.output);
+  faults->begin(order);
+  simulated_device().arm(faults);
+  return pass_->run(request, sink, [&](const TensorId& id, const at::Tensor& x) {
+    faults->passed(id);
+    return options.interference ? options.interference(id, x) : x;
+  });
+}
+
 RunRecord HookedTransformer::record_for(const Request& request, const PassResult& pass) const {
   RunRecord record;
   record.model = name_;
@@ -256,7 +288,9 @@ RunRecord HookedTransformer::record_for(const Request& request, const PassResult
                        {"center_unembed", options_.processing.center_unembed},
                        {"fold_value_biases", options_.processing.fold_value_biases}};
   record.device = options_.device;
-  record.device_name = pass_->device().str();
+  record.device_name = is_simulated(options_.device)
+                           ? "simulated: an accelerator in plain C++ that computes on the CPU"
+                           : pass_->device().str();
   record.dtype = name_of(options_.dtype);
   record.ambient = pass.ambient;
   record.libraries = {{"torch", TORCH_VERSION}, {"lenscpp", lenscpp_version()}};
@@ -287,13 +321,13 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                      .drift = options.drift,
                      .projections = mode == VerifyMode::checksum ? projections_ : nullptr,
                      .parallel = torch_parallel_for});
-  PassResult pass = pass_->run(request, &verifier, options.interference);
+  PassResult pass = this->pass(request, &verifier, options);
   return std::move(verifier).finish(record_for(request, pass));
 }
 
 Array HookedTransformer::forward(const Tokens& tokens, const RunOptions& options) const {
   if (options.verify.value_or(options_.verify) == VerifyMode::off)
-    return snapshot(pass_->run(request_for(tokens, options), nullptr, options.interference).output);
+    return snapshot(pass(request_for(tokens, options), nullptr, options).output);
   RunOptions nothing_kept = options;
   nothing_kept.names = std::vector<std::string>{};
   return run_with_cache(tokens, nothing_kept).output();
@@ -303,7 +337,7 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
                                                   const RunOptions& options) const {
   Request request = request_for(tokens, options);
   Recorder recorder;
-  PassResult pass = pass_->run(request, &recorder, options.interference);
+  PassResult pass = this->pass(request, &recorder, options);
   Activations activations;
   for (const TensorId& id : selected_hooks(config(), options)) {
     auto found = recorder.tensors().find({id.site, id.layer, request.stages(id.site, id.layer)});

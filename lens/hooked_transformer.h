@@ -13,6 +13,7 @@
 #include "hooks/checkpoint/processing.h"
 #include "hooks/tokenizer/tokenizer.h"
 #include "hooks/transformer/transformer.h"
+#include "verify/device/device_faults.h"
 #include "verify/verifier.h"
 
 namespace lenscpp {
@@ -56,6 +57,8 @@ struct RunOptions {
       {};                          // exclusive, negative from the end: returns the residual there
   bool drift = false;              // report the distance from a float64 run
   Interference interference = {};  // faults injected at the taps
+  // Faults inside the simulated device, armed for this run; std::invalid_argument on any other.
+  std::shared_ptr<DeviceFaults> device_faults = {};
 };
 
 /// A transformer whose every run is checked before anybody reads it. Const after loading.
@@ -106,6 +109,7 @@ class HookedTransformer {
                                 const std::map<std::string, Array>& recorded) const;
 
  private:
+  PassResult pass(const Request& request, Sink* sink, const RunOptions& options) const;
   Request request_for(const Tokens& tokens, const RunOptions& options) const;
   RunRecord record_for(const Request& request, const PassResult& pass) const;
 

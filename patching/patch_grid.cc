@@ -371,7 +371,8 @@ Array Sweep::logits_of(const Tokens& tokens, const Plan& plan) {
   RunOptions run{.verify = verify_,
                  .names = std::vector<std::string>{},
                  .plan = plan,
-                 .interference = o_.interference};
+                 .interference = o_.interference,
+                 .device_faults = o_.device_faults};
   if (verify_ == VerifyMode::off) return model_.forward(tokens, run);
   VerifiedCache cache = model_.run_with_cache(tokens, run);
   verdict_.n_compared += cache.verdict().n_compared();
@@ -493,7 +494,8 @@ GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean
                       const Tokens& corrupted, const GridOptions& options, const Metric& metric) {
   RunOptions run{.verify = VerifyMode::exact,
                  .names = std::vector<std::string>{},
-                 .interference = options.interference};
+                 .interference = options.interference,
+                 .device_faults = options.device_faults};
   check_site(options.site, model.config());
   if (options.direction == Direction::noise) run.names = grid_hooks(options.site, model.config());
   return patch_grid(model, clean, model.run_with_cache(corrupted, run), options, metric);

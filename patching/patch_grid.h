@@ -31,8 +31,9 @@ struct GridOptions {
   /// Patched copies of the prompts share a run: as many as fit here with their activations, in
   /// bytes.
   std::size_t max_bytes = std::size_t{256} << 20;
-  std::optional<std::int64_t> max_cells = {};  // and at most so many cells a run
-  Interference interference = {};              // faults, in every run that the grid makes
+  std::optional<std::int64_t> max_cells = {};        // and at most so many cells a run
+  Interference interference = {};                    // faults, in every run that the grid makes
+  std::shared_ptr<DeviceFaults> device_faults = {};  // those inside the simulated device
   /// Called before each run and at the end; what it throws ends the sweep.
   std::function<void(std::int64_t done, std::int64_t cells)> progress = {};
 };

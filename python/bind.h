@@ -25,6 +25,7 @@ namespace py = pybind11;
 void bind_hooks(py::module_& m);
 void bind_verify(py::module_& m);
 void bind_lens(py::module_& m);
+void bind_simulated(py::module_& m);
 void bind_compare(py::module_& m);
 void bind_patching(py::module_& m);
 void bind_attribution(py::module_& m);

@@ -142,16 +142,14 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
 template <class Run>
 void with_faults(const HookedTransformer& model, RunOptions& options, const py::kwargs& call,
                  const Run& run) {
-  std::shared_ptr<FaultInjector> injector;
   auto specs = call.contains("faults") ? specs_from(call["faults"]) : std::vector<FaultSpec>{};
-  if (!specs.empty()) injector = std::make_shared<FaultInjector>(std::move(specs), model.config());
-  options.interference = interruptible(injector ? interference_of(injector) : Interference());
+  InjectedFaults injected(specs, model.config());
+  options.interference = interruptible(injected.interference());
+  options.device_faults = injected.device_faults();
   Request named{.rows = {}, .plan = options.plan, .on_demand = {}, .callbacks = options.callbacks};
   auto report = [&] {
-    if (injector)
-      for (const auto& firing : injector->log())
-        call["fired"].attr("append")(
-            py::make_tuple(firing.fault, named.name_of(firing.id), firing.changed));
+    for (const auto& firing : injected.log(named))
+      call["fired"].attr("append")(py::make_tuple(firing.fault, firing.name, firing.changed));
   };
   try {
     py::gil_scoped_release release;
@@ -432,7 +430,7 @@ void bind_faults(py::module_& m) {
   spec.def(py::init([](const std::string& name, const std::map<std::string, double>& parameters,
                        std::optional<std::string> hook, std::optional<std::int64_t> layer,
                        std::uint64_t seed, std::int64_t stage) {
-             fault_info(name);
+             if (!is_device_fault(name)) fault_info(name);
              return FaultSpec{.name = name,
                               .parameters = parameters,
                               .hook = std::move(hook),
@@ -448,16 +446,33 @@ void bind_faults(py::module_& m) {
       });
   freeze(spec);
   m.def("fault_catalogue", [] {
-    py::list rows;
-    for (const FaultInfo& fault : fault_catalogue()) {
-      py::dict parameters;
-      for (const FaultParameter& p : fault.parameters)
+    auto add = [](py::dict& parameters, std::span<const FaultParameter> list) {
+      for (const FaultParameter& p : list)
         parameters[py::str(std::string(p.name))] =
             py::dict(py::arg("meaning") = std::string(p.meaning), py::arg("default") = p.preset,
                      py::arg("whole") = p.whole);
-      rows.append(py::dict(py::arg("name") = std::string(fault.name),
+    };
+    py::list rows;
+    for (const FaultInfo& fault : fault_catalogue()) {
+      py::dict parameters;
+      add(parameters, fault.parameters);
+      rows.append(py::dict(py::arg("name") = std::string(fault.name), py::arg("kind") = "tap",
                            py::arg("description") = std::string(fault.description),
                            py::arg("source") = std::string(fault.source),
+                           py::arg("parameters") = parameters));
+    }
+    for (const DeviceFaultInfo& fault : device_fault_catalogue()) {
+      py::dict parameters;
+      add(parameters, fault.parameters);
+      add(parameters, device_fault_parameters());
+      rows.append(py::dict(py::arg("name") = std::string(fault.name), py::arg("kind") = "device",
+                           py::arg("id") = std::string(fault.id),
+                           py::arg("description") = std::string(fault.description),
+                           py::arg("source") = std::string(fault.source),
+                           py::arg("trigger") = std::string(fault.trigger),
+                           py::arg("recipe") = std::string(fault.recipe),
+                           py::arg("operators") = std::vector<std::string>(fault.operators.begin(),
+                                                                           fault.operators.end()),
                            py::arg("parameters") = parameters));
     }
     return rows;

@@ -236,13 +236,12 @@ GridResult sweep(Ours<HookedTransformer> model, Ours<HeldVerified> clean,
   GridOptions options = options_from(*model, call);
   std::vector<FaultSpec> specs;
   for (py::handle fault : call["faults"]) specs.push_back(*fault.cast<Ours<FaultSpec>>());
-  std::shared_ptr<FaultInjector> injector;
-  if (!specs.empty()) injector = std::make_shared<FaultInjector>(specs, model->config());
-  options.interference = heard(injector ? interference_of(injector) : Interference());
+  InjectedFaults injected(specs, model->config());
+  options.interference = heard(injected.interference());
+  options.device_faults = injected.device_faults();
   auto report = [&] {
-    if (injector)
-      for (const auto& f : injector->log())
-        call["fired"].attr("append")(py::make_tuple(f.fault, to_string(f.id), f.changed));
+    for (const auto& f : injected.log({}))
+      call["fired"].attr("append")(py::make_tuple(f.fault, f.name, f.changed));
   };
   try {
     std::optional<GridResult> grid;

@@ -31,6 +31,7 @@ MAY_INCLUDE = {
     "verify/reference": REFERENCE,
     "verify": VERIFY,
     "verify/device": VERIFY,
+    "verify/device/simulated": [*VERIFY, "verify/device/simulated"],
     "verify/store": [*VERIFY, "verify/store"],
     "lens": [*HOOKS, *VERIFY, "verify/store", "lens"],
     "patching": [*HOOKS, *VERIFY, "verify/store", "lens", "patching"],
@@ -38,7 +39,7 @@ MAY_INCLUDE = {
     "patching/command": [*HOOKS, *VERIFY, "verify/store", "lens", "patching", "patching/command"],
     "python": [*HOOKS, *VERIFY, "verify/store", "lens", "patching", "python"],
 }
-WITH_TORCH = ["hooks/transformer", "lens", "patching", "python"]
+WITH_TORCH = ["hooks/transformer", "verify/device/simulated", "lens", "patching", "python"]
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/")
 EIGEN = re.compile(r"(unsupported/)?Eigen/")
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)

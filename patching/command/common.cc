@@ -30,6 +30,15 @@ std::string fault_names() {
     }
     line += (line.empty() ? "" : " ") + std::string(fault.name);
   }
+  names += line + "\nand inside the device, with --device simulated:\n";
+  line.clear();
+  for (const DeviceFaultInfo& fault : device_fault_catalogue()) {
+    if (line.size() + fault.id.size() > kWidth) {
+      names += line + "\n";
+      line.clear();
+    }
+    line += (line.empty() ? "" : " ") + std::string(fault.id);
+  }
   return names + line;
 }
 
@@ -215,22 +224,22 @@ FaultSpec parse_fault(const std::string& text, std::uint64_t seed) {
     spec.parameters[std::string(pair.substr(0, equals))] = number_of(pair.substr(equals + 1), text);
     rest.remove_prefix(std::min(pair.size() + 1, rest.size()));
   }
-  fault_info(spec.name);
+  if (!is_device_fault(spec.name)) fault_info(spec.name);
   return spec;
 }
 
 Faults::Faults(const CommonOptions& options, const Config& config) {
   std::vector<FaultSpec> specs;
   for (const std::string& text : options.inject) specs.push_back(parse_fault(text, options.seed));
-  if (!specs.empty()) injector_ = std::make_shared<FaultInjector>(std::move(specs), config);
+  faults_ = InjectedFaults(specs, config);
 }
 
 std::string Faults::in_words(Status status) const {
-  if (!injector_) return "";
+  if (faults_.empty()) return "";
   std::string words;
-  for (const auto& f : injector_->log())
-    words += (words.empty() ? "" : "; ") + f.fault + " at " + to_string(f.id) + " changed " +
-             std::to_string(f.changed) + " elements";
+  for (const auto& f : faults_.log({}))
+    words += (words.empty() ? "" : "; ") + f.fault + (f.op.empty() ? "" : " in " + f.op) + " at " +
+             f.name + " changed " + std::to_string(f.changed) + " elements";
   bool seen = words.empty() || status != Status::verified;
   return "injected: " + (words.empty() ? "nothing was changed" : words) +
          (seen ? "" : "; within the bounds of rounding, so not refused") + "\n";
@@ -238,9 +247,10 @@ std::string Faults::in_words(Status status) const {
 
 ordered_json Faults::to_json() const {
   ordered_json list = ordered_json::array();
-  if (injector_)
-    for (const auto& f : injector_->log())
-      list.push_back({{"fault", f.fault}, {"name", to_string(f.id)}, {"changed", f.changed}});
+  for (const auto& f : faults_.log({})) {
+    list.push_back({{"fault", f.fault}, {"name", f.name}, {"changed", f.changed}});
+    if (!f.op.empty()) list.back()["op"] = f.op;
+  }
   return list;
 }
 

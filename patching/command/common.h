@@ -78,16 +78,15 @@ HookedTransformer load(const CommonOptions& options);
 class Faults {
  public:
   Faults(const CommonOptions& options, const Config& config);
-  Interference interference() const {
-    return injector_ ? interference_of(injector_) : Interference();
-  }
+  Interference interference() const { return faults_.interference(); }
+  const std::shared_ptr<DeviceFaults>& device_faults() const { return faults_.device_faults(); }
   /// "injected: head at blocks.1.attn.hook_z changed 480 elements" and a line break; empty without
   /// --inject.
   std::string in_words(Status status) const;
   nlohmann::ordered_json to_json() const;
 
  private:
-  std::shared_ptr<FaultInjector> injector_;
+  InjectedFaults faults_;
 };
 /// "NAME[:key=value,...][@HOOK]". Throws std::invalid_argument saying what it could not read.
 FaultSpec parse_fault(const std::string& text, std::uint64_t seed);

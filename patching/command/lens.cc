@@ -64,7 +64,8 @@ ExitStatus lens(const Options& o) {
       {.filter =
            [&](const std::string& name) { return reads(name, site, model.config().n_layers); },
        .pos_slice = std::vector<std::int64_t>{pos},
-       .interference = faults.interference()});
+       .interference = faults.interference(),
+       .device_faults = faults.device_faults()});
   LogitLens table = logit_lens(cache, {.site = site, .apply_ln = !o.no_ln});
   auto prediction = as_lens(cache.output()).top_k(0, 0, pos, 1);
   std::int64_t final_token = prediction.at(0).token;

@@ -98,6 +98,10 @@ std::vector<Axis> Patching::axes_of(Site site) const {
 
 Interference Patching::interference() const {
   Interference inner = faults_.interference();
+  if (faults_.device_faults() && o_.inject_run >= 0)
+    throw std::invalid_argument(
+        "[--inject-run] a fault inside the device is in every run of a grid, or in one call: "
+        "NAME:call=N");
   if (!inner || o_.inject_run < 0) return inner;
   auto run = std::make_shared<std::int64_t>(-1);
   return [inner, run, wanted = o_.inject_run](const TensorId& id, const at::Tensor& x) {
@@ -113,7 +117,8 @@ VerifiedCache Patching::base(const std::string& prompt) const {
   return run_checked(o_, model_, model_.to_tokens(prompt),
                      {.verify = VerifyMode::exact,
                       .names = names,
-                      .interference = o_.inject_run < 0 ? faults_.interference() : Interference()});
+                      .interference = o_.inject_run < 0 ? faults_.interference() : Interference(),
+                      .device_faults = faults_.device_faults()});
 }
 
 GridResult Patching::sweep(std::size_t i, const VerifiedCache& clean,
@@ -123,6 +128,7 @@ GridResult Patching::sweep(std::size_t i, const VerifiedCache& clean,
                       .over = over_[i],
                       .direction = direction_,
                       .interference = interference(),
+                      .device_faults = faults_.device_faults(),
                       .progress = [&](std::int64_t done, std::int64_t cells) {
                         progress.emplace("patching " + short_name(sites_[i]) + ": " +
                                          std::to_string(done) + " of " + std::to_string(cells));

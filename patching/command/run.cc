@@ -52,7 +52,8 @@ class Run {
 
 // Nothing is kept that nobody will save.
 RunOptions Run::options() const {
-  RunOptions options{.interference = faults_.interference()};
+  RunOptions options{.interference = faults_.interference(),
+                     .device_faults = faults_.device_faults()};
   if (o_.out.empty()) options.names = std::vector<std::string>{};
   return options;
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import _hooks, _inputs, _lenscpp, faults
+from . import _hooks, _inputs, _lenscpp, _simulated, faults
 from ._config import HookedTransformerConfig, config_of
 
 Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
@@ -574,7 +574,7 @@ def _device(device: Any) -> str:
         raise TypeError(f"[device] a device is a str, a torch.device or None; found: {_inputs.kind(device)}")
     if str(device).split(":")[0] == "mps":
         warnings.warn(_MPS, UserWarning, stacklevel=3)
-    return str(device)
+    return _simulated.prepare(str(device))
 
 
 def _dtype(dtype: Any) -> str:

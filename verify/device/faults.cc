@@ -328,25 +328,6 @@ std::string joined(const std::vector<std::string>& names) {
   throw std::invalid_argument("[faults] " + spec.name + ": " + what);
 }
 
-void check_parameters(const FaultSpec& spec, const FaultInfo& fault) {
-  for (const auto& [name, value] : spec.parameters) {
-    auto found = std::ranges::find(fault.parameters, name, &FaultParameter::name);
-    if (found == fault.parameters.end())
-      refuse(spec, "no parameter " + in_quotes(name) +
-                       "; allowed: " + joined(names_of(fault.parameters)));
-    if (!std::isfinite(value)) refuse(spec, name + " is not finite");
-    if (found->whole && (value != std::floor(value) || std::abs(value) > 0x1p53))
-      refuse(spec, name + " is " + std::to_string(value) + "; needed: a whole number");
-  }
-  auto at_least_one = [&](const char* name) {
-    auto found = spec.parameters.find(name);
-    if (found != spec.parameters.end() && found->second < 1)
-      refuse(spec,
-             std::string(name) + " is " + std::to_string(found->second) + "; needed: 1 or more");
-  };
-  for (const char* name : {"group", "bits", "height", "width"}) at_least_one(name);
-}
-
 // A site by its name without the layer, internal ones included, or by TransformerLens's short
 // forms.
 std::optional<Site> site_named(std::string_view name, const Config& config) {
@@ -406,45 +387,69 @@ const FaultInfo& fault_info(std::string_view name) {
                               "; all: " + joined(names_of(fault_catalogue())));
 }
 
+void check_parameters(const FaultSpec& spec, std::span<const FaultParameter> parameters) {
+  for (const auto& [name, value] : spec.parameters) {
+    auto found = std::ranges::find(parameters, name, &FaultParameter::name);
+    if (found == parameters.end())
+      refuse(spec,
+             "no parameter " + in_quotes(name) + "; allowed: " + joined(names_of(parameters)));
+    if (!std::isfinite(value)) refuse(spec, name + " is not finite");
+    if (found->whole && (value != std::floor(value) || std::abs(value) > 0x1p53))
+      refuse(spec, name + " is " + std::to_string(value) + "; needed: a whole number");
+  }
+  auto at_least_one = [&](const char* name) {
+    auto found = spec.parameters.find(name);
+    if (found != spec.parameters.end() && found->second < 1)
+      refuse(spec,
+             std::string(name) + " is " + std::to_string(found->second) + "; needed: 1 or more");
+  };
+  for (const char* name : {"group", "bits", "height", "width"}) at_least_one(name);
+}
+
+FaultPlace place_of(const FaultSpec& spec, const Config& config,
+                    std::span<const std::string> allowed) {
+  FaultPlace place{.layer = spec.layer};
+  if (place.layer && *place.layer < 0) *place.layer += config.n_layers;
+  if (place.layer && (*place.layer < 0 || *place.layer >= config.n_layers))
+    throw std::out_of_range("[faults] " + spec.name + ": layer " + std::to_string(*spec.layer) +
+                            " out of range: the model has " + std::to_string(config.n_layers) +
+                            " layers");
+  if (!spec.hook) return place;
+  std::string full = act_name(*spec.hook);
+  std::string_view name = full;
+  if (name.starts_with("blocks.")) {
+    std::size_t dot = name.find('.', 7);
+    std::string digits(name.substr(7, dot == std::string_view::npos ? dot : dot - 7));
+    bool number = !digits.empty() && digits.size() < 10 &&
+                  std::ranges::all_of(digits, [](char c) { return c >= '0' && c <= '9'; });
+    std::int64_t named = number ? std::stoll(digits) : -1;
+    if (number && named >= config.n_layers)
+      throw std::out_of_range("[faults] " + spec.name + ": " + in_quotes(full) +
+                              ": the model has " + std::to_string(config.n_layers) + " layers");
+    if (number && place.layer && *place.layer != named)
+      refuse(spec, "hook " + in_quotes(full) + " is not of layer " + std::to_string(*place.layer));
+    if (number && dot != std::string_view::npos) {
+      place.layer = named;
+      name.remove_prefix(dot + 1);
+    }
+  }
+  place.site = site_named(name, config);
+  if (!place.site || (place.layer && !info(*place.site).per_layer))
+    refuse(spec, "no hook point " + in_quotes(*spec.hook) + (place.site ? " in a layer" : "") +
+                     "; nearest: " + nearest_names(name, allowed));
+  return place;
+}
+
 FaultInjector::FaultInjector(std::vector<FaultSpec> specs, const Config& config) {
   for (FaultSpec& spec : specs) {
     const FaultInfo& fault = fault_info(spec.name);
-    check_parameters(spec, fault);
+    check_parameters(spec, fault.parameters);
     if (spec.stage < 0) refuse(spec, "stage " + std::to_string(spec.stage) + " is negative");
-    Armed armed{.info = &fault, .spec = {}, .site = {}, .layer = spec.layer};
-    if (armed.layer && *armed.layer < 0) *armed.layer += config.n_layers;
-    if (armed.layer && (*armed.layer < 0 || *armed.layer >= config.n_layers))
-      throw std::out_of_range("[faults] " + spec.name + ": layer " + std::to_string(*spec.layer) +
-                              " out of range: the model has " + std::to_string(config.n_layers) +
-                              " layers");
-    if (spec.hook) {
-      std::string full = act_name(*spec.hook);
-      std::string_view name = full;
-      if (name.starts_with("blocks.")) {
-        std::size_t dot = name.find('.', 7);
-        std::string digits(name.substr(7, dot == std::string_view::npos ? dot : dot - 7));
-        bool number = !digits.empty() && digits.size() < 10 &&
-                      std::ranges::all_of(digits, [](char c) { return c >= '0' && c <= '9'; });
-        std::int64_t named = number ? std::stoll(digits) : -1;
-        if (number && named >= config.n_layers)
-          throw std::out_of_range("[faults] " + spec.name + ": " + in_quotes(full) +
-                                  ": the model has " + std::to_string(config.n_layers) + " layers");
-        if (number && armed.layer && *armed.layer != named)
-          refuse(spec,
-                 "hook " + in_quotes(full) + " is not of layer " + std::to_string(*armed.layer));
-        if (number && dot != std::string_view::npos) {
-          armed.layer = named;
-          name.remove_prefix(dot + 1);
-        }
-      }
-      armed.site = site_named(name, config);
-      if (!armed.site || (armed.layer && !info(*armed.site).per_layer))
-        refuse(spec, "no hook point " + in_quotes(*spec.hook) + (armed.site ? " in a layer" : "") +
-                         "; nearest: " + nearest_names(name, hooks_where(fault, config)));
-      if (!fault.applies(*armed.site))
-        refuse(spec, "cannot occur at " + in_quotes(*spec.hook) + "; nearest where it can: " +
-                         nearest_names(name, hooks_where(fault, config)));
-    }
+    auto allowed = hooks_where(fault, config);
+    Armed armed{.info = &fault, .spec = {}, .place = place_of(spec, config, allowed)};
+    if (armed.place.site && !fault.applies(*armed.place.site))
+      refuse(spec, "cannot occur at " + in_quotes(*spec.hook) + "; nearest where it can: " +
+                       nearest_names(info(*armed.place.site).name, allowed));
     remembers_ = remembers_ || fault.apply == stale;
     armed.spec = std::move(spec);
     armed_.push_back(std::move(armed));
@@ -452,9 +457,7 @@ FaultInjector::FaultInjector(std::vector<FaultSpec> specs, const Config& config)
 }
 
 bool FaultInjector::Armed::matches(const TensorId& id) const {
-  if (id.stage != spec.stage || !info->applies(id.site)) return false;
-  if (site && *site != id.site) return false;
-  return !layer || (lenscpp::info(id.site).per_layer && *layer == id.layer);
+  return id.stage == spec.stage && info->applies(id.site) && place.holds(id);
 }
 
 bool FaultInjector::wants(const TensorId& id) const {

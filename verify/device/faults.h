@@ -74,6 +74,23 @@ struct FaultInfo {
   MutableArray (*apply)(FaultContext&);  // the faulted value: one function a fault
 };
 
+/// Where a spec's hook and layer are in a model.
+struct FaultPlace {
+  std::optional<Site> site = {};           // unset: everywhere
+  std::optional<std::int64_t> layer = {};  // unset: in every layer
+  /// Whether a tensor is there.
+  bool holds(const TensorId& id) const {
+    if (site && *site != id.site) return false;
+    return !layer || (info(id.site).per_layer && *layer == id.layer);
+  }
+};
+/// Throws std::invalid_argument for a hook that the model has not, naming the nearest of `allowed`,
+/// std::out_of_range for a layer.
+FaultPlace place_of(const FaultSpec& spec, const Config& config,
+                    std::span<const std::string> allowed);
+/// Throws std::invalid_argument: a parameter that is unknown, not finite or not whole.
+void check_parameters(const FaultSpec& spec, std::span<const FaultParameter> parameters);
+
 std::span<const FaultInfo> fault_catalogue();
 /// Throws std::invalid_argument naming the nearest faults.
 const FaultInfo& fault_info(std::string_view name);
@@ -109,8 +126,7 @@ class FaultInjector {
   struct Armed {
     const FaultInfo* info;
     FaultSpec spec;
-    std::optional<Site> site;
-    std::optional<std::int64_t> layer;
+    FaultPlace place;
     bool matches(const TensorId& id) const;
   };
 
