@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from . import _lenscpp
+from . import _lenscpp, _simulated
 
 
 class Injection:
@@ -31,8 +32,10 @@ _active: ContextVar[tuple[Injection, ...]] = ContextVar("lenscpp_faults", defaul
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every fault: name, description, source (where it was seen in the wild), and its parameters by name
-    (meaning, default or None, whole: whether it is an integer)."""
+    """Every fault: name, kind ("tap": a whole tensor is changed, on any device; "device": inside an operator of
+    the simulated device), description, source (where it was seen in the wild), and its parameters by name
+    (meaning, default or None, whole: whether it is an integer). Those of a device also have an id, which
+    serves as a name too, a trigger, a recipe, and the operators in which they sit."""
     return _lenscpp.fault_catalogue()
 
 
@@ -51,8 +54,9 @@ def inject(
     name: of the catalogue. hook: a full hook name, or one without its layer; None is every site where the
     fault can occur. layer: negative from the end; None is every layer. seed: chooses what is not given.
     stage: of an edited tensor, 0 as computed, n after its n-th edit. parameters: those of the fault.
+    A fault of kind "device" with a hook sits in the operators that compute that tensor.
     Raises ValueError for an unknown fault; the run raises ValueError or IndexError for a hook, a layer or a
-    parameter that its model has not.
+    parameter that its model has not, and ValueError for a device fault on any but the simulated device.
     """
     for key, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -64,6 +68,26 @@ def inject(
         yield injection
     finally:
         _active.reset(token)
+
+
+@contextmanager
+def simulated_limits(**limits: Any) -> Iterator[None]:
+    """Inside this block the simulated device imitates a lesser one; other limits stay as they are.
+
+    float64: False refuses it with Apple's TypeError. max_buffer_bytes: a larger allocation aborts the process,
+    as Apple's does; 0 is no limit. missing: operators without a kernel, as ["gelu"]. fallback: whether those
+    run on the CPU with PyTorch's warning, or raise NotImplementedError. aborts_at, hangs_at: an operator whose
+    call aborts the process, or never returns. faults: device faults that are armed outside of runs too, each
+    {"name": ..., "parameters": {...}, "seed": ...}.
+    Raises ValueError for what is unknown or of the wrong type.
+    """
+    _simulated.prepare("simulated")
+    before = _lenscpp.simulated_limits()
+    _lenscpp.simulated_set_limits(json.dumps({**json.loads(before), **limits}))
+    try:
+        yield
+    finally:
+        _lenscpp.simulated_set_limits(before)
 
 
 def _for_run() -> tuple[Injection, ...]:
