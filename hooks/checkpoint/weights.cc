@@ -148,6 +148,33 @@ Weights load_weights(const std::filesystem::path& folder, DType dtype) {
   return weights;
 }
 
+Weights outline(const Config& c, DType dtype) {
+  auto of = [dtype](Shape shape) { return Array::wrap(nullptr, std::move(shape), dtype, nullptr); };
+  auto norm = [&] { return c.norm == NormKind::layer_norm ? of({c.d_model}) : Array(); };
+  Weights w{.config = c, .dtype = dtype};
+  w.W_E = of({c.d_vocab, c.d_model});
+  w.W_pos = of({c.n_ctx, c.d_model});
+  std::int64_t qkv = width_Q(c) + 2 * width_KV(c);
+  LayerWeights layer{.ln1_w = norm(),
+                     .ln1_b = norm(),
+                     .W_QKV = of({c.d_model, qkv}),
+                     .b_QKV = of({qkv}),
+                     .W_O = of({width_Q(c), c.d_model}),
+                     .b_O = of({c.d_model}),
+                     .ln2_w = norm(),
+                     .ln2_b = norm(),
+                     .W_in = of({c.d_model, c.d_mlp}),
+                     .b_in = of({c.d_mlp}),
+                     .W_out = of({c.d_mlp, c.d_model}),
+                     .b_out = of({c.d_model})};
+  w.layers.assign(static_cast<std::size_t>(c.n_layers), layer);
+  w.ln_final_w = norm();
+  w.ln_final_b = norm();
+  w.W_U = of({c.d_vocab, c.d_model});
+  w.b_U = of({c.d_vocab});
+  return w;
+}
+
 Weights cast(const Weights& weights, DType dtype) {
   if (dtype == DType::i64)
     throw std::invalid_argument(
