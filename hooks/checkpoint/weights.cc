@@ -12,6 +12,7 @@
 
 #include "hooks/checkpoint/families/family.h"
 #include "hooks/checkpoint/finite.h"
+#include "hooks/checkpoint/quantized.h"
 #include "hooks/checkpoint/safetensors.h"
 #include "hooks/nearest.h"
 
@@ -47,6 +48,15 @@ Array rounded(const Array& array, DType dtype, const std::string& where) {
 
 bool is_floating(const std::string& file_dtype) {
   return file_dtype == "F64" || file_dtype == "F32" || file_dtype == "F16" || file_dtype == "BF16";
+}
+
+// A config.json may have lost its quantization_config; the tensors still say it.
+void refuse_quantized(const Checkpoint& checkpoint) {
+  for (const std::string& name : checkpoint.names())
+    if (auto method = quantization_of(name, checkpoint.info(name).dtype))
+      throw std::invalid_argument("[weights] " + checkpoint.origin(name) + ": tensor " +
+                                  in_quotes(name) + " of " + checkpoint.info(name).dtype +
+                                  " is quantized (" + *method + "); " + std::string(kDequantize));
 }
 
 template <class WeightsT, class Visit>
@@ -141,6 +151,7 @@ Weights load_weights(const std::filesystem::path& folder, DType dtype) {
         "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
   Config config = read_config(folder);
   Checkpoint checkpoint = Checkpoint::open(folder);
+  refuse_quantized(checkpoint);
   TensorSource tensors(checkpoint, dtype);
   Weights weights = family(config.family, folder.string()).weights(config, tensors);
   tensors.finish();

@@ -98,14 +98,18 @@ class Walk {
         scratch_(use, weights.dtype),
         links_(plan_links(weights, request)) {}
 
+  // Host and device reach their peaks at links of their own.
   MemoryPlan peak() {
     find_owners();
-    MemoryPlan highest;
+    MemoryPlan host, device;
     for (std::size_t i = 0; i < links_.size(); ++i) {
       MemoryPlan now = at(i);
-      if (now.host() + now.device() > highest.host() + highest.device()) highest = std::move(now);
+      if (now.host() > host.host()) host = now;
+      if (now.device() > device.device()) device = std::move(now);
     }
-    return highest;
+    for (std::size_t i = 0; i < host.items.size(); ++i)
+      host.items[i].device = device.items.empty() ? 0 : device.items[i].device;
+    return host;
   }
 
  private:

@@ -49,7 +49,9 @@ TEST(Limits, AKnownBugStandsInItsVersionsAndInNoOther) {
     EXPECT_EQ(most(limits_of("mps", known.before), known.measure), -1) << name_of(known.measure);
     EXPECT_GT(most(limits_of("mps", known.first), known.measure), 0) << name_of(known.measure);
     EXPECT_GT(most(limits_of("mps", known.last), known.measure), 0) << name_of(known.measure);
-    if (known.after) EXPECT_EQ(most(limits_of("mps", *known.after), known.measure), -1);
+    if (known.after) {
+      EXPECT_EQ(most(limits_of("mps", *known.after), known.measure), -1);
+    }
   }
 }
 
