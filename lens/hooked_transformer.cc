@@ -47,6 +47,12 @@ DeviceLimits limits_for(const LoadOptions& options) {
   return options.limits.value_or(limits_of_device(options.device));
 }
 
+void require_dtype(const std::string& device, DType dtype) {
+  if (auto reason = dtype_refused(device, dtype))
+    throw DeviceError("[preflight] " + std::string(name_of(dtype)) + " on " + device + ": " +
+                      *reason);
+}
+
 // Before anything large is read: arithmetic over the config.
 void require_loadable(const std::filesystem::path& folder, const LoadOptions& options) {
   Preflight p = preflight(folder, {.load = options, .pos = 1});
@@ -58,7 +64,7 @@ void require_loadable(const std::filesystem::path& folder, const LoadOptions& op
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
                                          const LoadOptions& options) {
   const std::string& name = options.device;
-  require_dtype(name, running_macos(), weights->dtype);
+  require_dtype(name, weights->dtype);
   require_weights_fit(*weights, limits_for(options));
   try {
     return std::make_shared<const Transformer>(std::move(weights), device_of(name));
@@ -131,7 +137,7 @@ std::string now_utc() {
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
                                                      const LoadOptions& options) {
   device_of(options.device);
-  require_dtype(options.device, running_macos(), options.dtype);
+  require_dtype(options.device, options.dtype);
   require_loadable(folder, options);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
   std::optional<Tokenizer> tokenizer;
@@ -145,10 +151,7 @@ HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path
 
 HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
                                      std::optional<Tokenizer> tokenizer, const LoadOptions& options)
-    : pass_(place(weights, options)),
-      tokenizer_(std::move(tokenizer)),
-      options_(options),
-      limits_(limits_for(options)) {
+    : pass_(place(weights, options)), tokenizer_(std::move(tokenizer)), options_(options) {
   options_.dtype = weights->dtype;
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
 }
@@ -294,7 +297,7 @@ PassResult HookedTransformer::pass(const Request& request, Sink* sink,
 
 HookedTransformer::Computed HookedTransformer::compute(const Request& request, Sink* sink,
                                                        const RunOptions& options) const {
-  auto parts = parts_of(weights(), request, limits_);
+  auto parts = parts_of(weights(), request, limits_for(options_));
   require_room(request, options, !parts.empty());
   if (parts.empty()) return {pass(request, sink, options), {}};
   auto run = [&](const Request& part, Sink* to) { return pass(part, to, options); };

@@ -128,7 +128,6 @@ class HookedTransformer {
   std::shared_ptr<const Transformer> pass_;
   std::optional<Tokenizer> tokenizer_;
   LoadOptions options_;
-  DeviceLimits limits_;
   std::string name_;
   std::shared_future<std::string> digest_;
   std::shared_ptr<Projections> projections_ =

@@ -9,6 +9,8 @@
 
 #include <set>
 
+#include "verify/device/simulated.h"
+
 namespace lenscpp {
 namespace {
 
@@ -43,10 +45,30 @@ Config as_loaded(Config config, const LoadOptions& load) {
   return config;
 }
 
+// What the simulated device imitates of Apple's, as it is set now.
+DeviceLimits simulated_limits() {
+  DeviceLimits limits;
+  if (std::int64_t most = simulated_device().limits().max_buffer_bytes; most > 0)
+    limits.limits.push_back({.name = std::to_string(most) + " bytes a buffer",
+                             .measure = Measure::bytes,
+                             .most = most});
+  return limits;
+}
+
+std::string kind_of(const std::string& device) { return device.substr(0, device.find(':')); }
+
 }  // namespace
 
+std::optional<std::string> dtype_refused(const std::string& device, DType dtype) {
+  bool simulated = kind_of(device) == "simulated";
+  if (simulated && simulated_device().limits().float64) return {};
+  return why_not(simulated ? "mps" : kind_of(device), running_macos(), name_of(dtype));
+}
+
 DeviceLimits limits_of_device(const std::string& device) {
-  DeviceLimits limits = limits_of(device.substr(0, device.find(':')), version_from(TORCH_VERSION));
+  DeviceLimits limits = kind_of(device) == "simulated"
+                            ? simulated_limits()
+                            : limits_of(kind_of(device), version_from(TORCH_VERSION));
   limits.device = device;
   return limits;
 }
@@ -70,7 +92,7 @@ std::optional<AvailableMemory> available_device_memory(const std::string& device
 Preflight preflight(const Config& checkpoint, const std::string& name, const PreflightOptions& o) {
   Config config = as_loaded(checkpoint, o.load);
   Request request = request_of(config, o);
-  bool on_host = o.load.device.substr(0, o.load.device.find(':')) == "cpu";
+  bool on_host = kind_of(o.load.device) == "cpu";
   PreflightQuestion question{
       .model = name,
       .device = o.load.device,
@@ -79,7 +101,7 @@ Preflight preflight(const Config& checkpoint, const std::string& name, const Pre
               .verified = o.load.verify != VerifyMode::off,
               .threads = at::get_num_threads()},
       .limits = o.load.limits.value_or(limits_of_device(o.load.device)),
-      .os = running_macos(),
+      .dtype_refused = dtype_refused(o.load.device, o.load.dtype),
       .host = available_host_memory(),
       .device_memory = available_device_memory(o.load.device)};
   if (o.names) {

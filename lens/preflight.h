@@ -13,6 +13,8 @@
 
 namespace lenscpp {
 
+/// Why the device cannot hold the dtype, in PyTorch's words; nothing where it can.
+std::optional<std::string> dtype_refused(const std::string& device, DType dtype);
 /// The limits of a device ("mps", "cuda:1", ...) in the PyTorch of this build. Empty for the CPU.
 DeviceLimits limits_of_device(const std::string& device);
 /// What the device's allocator can still give; nothing where it does not say, and for the CPU.

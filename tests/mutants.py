@@ -26,11 +26,28 @@ SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
+LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.cc", "verify/device/memory_plan.cc"
+SPLIT, QUANTIZED = "lens/split_run.cc", "hooks/checkpoint/quantized.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
 # however it is broken into lines.
 MUTANTS = [
+    # preflight
+    (PREFLIGHT, "!(found <= limit.most)", "false", "limits of devices"),
+    (PREFLIGHT, "!(found <= limit.most)", "!(found < limit.most)", "a limit is inclusive"),
+    (PREFLIGHT, "p.rows >= kTile && p.columns >= kTile ? p.terms : 0", "p.terms", "products of few rows"),
+    (PREFLIGHT, "if (sum_of(needed, margin) <= available->bytes) return;", "return;", "memory of loads and runs"),
+    (PREFLIGHT, "if (sum_of(needed, margin) <= available->bytes) return;", "if (needed <= available->bytes) return;", "margin for the system"),
+    (LIMITS, "(!limit.last || torch <= *limit.last)", "true", "the last version with a known bug"),
+    (LIMITS, "torch >= limit.first &&", "", "the first version with a known bug"),
+    (LIMITS, "os && *os < Version{14, 0}", "false", "bfloat16 needs macOS 14"),
+    (MEMORY, "std::max(available.bytes / 20, 64 * kMiB)", "available.bytes / 20", "the least margin"),
+    (MEMORY, "!least || bytes < least->bytes", "!least", "the least of what says how much memory there is"),
+    (SPLIT, "(*edit.where.batch < 0 ? batch : 0) - first", "(*edit.where.batch < 0 ? batch : 0)", "edits of one prompt in parts"),
+    (SPLIT, "part.source = edit.source.rows(first, first + count);", "part.source = edit.source.rows(0, count);", "sources of parts"),
+    (SPLIT, "if (edit.kind == EditKind::mean && edit.source.rank() == 0)", "if (false)", "means over the batch are not split"),
+    (QUANTIZED, "if (tensor.ends_with(trace.ending)) return std::string(trace.method);", "", "names of quantized tensors"),
     # checksums
     (CHECKSUM, "factor * factor * (x_square_w + b_square)", "100 * factor * factor * (x_square_w + b_square)", "tightness of the residuals' sigma"),
     (CHECKSUM, "c.u_s * c.u_s * y_square + c.u_a * c.u_a * device", "c.u_a * c.u_a * device", "the store's rounding in sigma"),

@@ -201,13 +201,6 @@ void require_run_fits(const Weights& weights, const Request& request, const Devi
                               longest_prompt(weights, request, limits)));
 }
 
-void require_dtype(const std::string& device, const std::optional<Version>& os, DType dtype) {
-  std::string kind = device.substr(0, device.find(':'));
-  if (auto reason = why_not(kind, os, name_of(dtype)))
-    throw DeviceError("[preflight] " + std::string(name_of(dtype)) + " on " + device + ": " +
-                      *reason);
-}
-
 void require_memory(const std::string& what, std::int64_t needed,
                     const std::optional<AvailableMemory>& available) {
   if (!available) return;
@@ -240,22 +233,21 @@ Preflight preflight(const Config& config, const Request& request, const Prefligh
   Config processed = config;
   if (q.load.processing.fold_ln) processed.norm = NormKind::layer_norm_pre;
   Weights weights = outline(processed, q.load.dtype);
-  Preflight p{
-      .model = q.model,
-      .device = q.device,
-      .dtype = q.load.dtype,
-      .batch = request.rows.batch,
-      .pos = request.rows.pos,
-      .limits = q.limits,
-      .tensors = {},
-      .dtype_refused = why_not(q.device.substr(0, q.device.find(':')), q.os, name_of(q.load.dtype)),
-      .violations = weight_violations(weights, q.limits),
-      .largest_batch = largest_batch(weights, request, q.limits),
-      .longest_prompt = longest_prompt(weights, request, q.limits),
-      .load = plan_load(config, q.load),
-      .run = plan_run(weights, request, q.use),
-      .host = q.host,
-      .device_memory = q.device_memory};
+  Preflight p{.model = q.model,
+              .device = q.device,
+              .dtype = q.load.dtype,
+              .batch = request.rows.batch,
+              .pos = request.rows.pos,
+              .limits = q.limits,
+              .tensors = {},
+              .dtype_refused = q.dtype_refused,
+              .violations = weight_violations(weights, q.limits),
+              .largest_batch = largest_batch(weights, request, q.limits),
+              .longest_prompt = longest_prompt(weights, request, q.limits),
+              .load = plan_load(config, q.load),
+              .run = plan_run(weights, request, q.use),
+              .host = q.host,
+              .device_memory = q.device_memory};
   std::ranges::move(run_violations(weights, request, q.limits), std::back_inserter(p.violations));
   auto add = [&](const PlannedTensor& t) { p.tensors.emplace_back(name_of(t, request), t); };
   for (const PlannedTensor& t : planned_weights(weights)) add(t);

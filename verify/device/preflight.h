@@ -44,8 +44,6 @@ std::int64_t longest_prompt(const Weights& weights, const Request& request,
 /// what would fit.
 void require_weights_fit(const Weights& weights, const DeviceLimits& limits);
 void require_run_fits(const Weights& weights, const Request& request, const DeviceLimits& limits);
-/// Throws DeviceError in PyTorch's words where the device cannot hold the dtype.
-void require_dtype(const std::string& device, const std::optional<Version>& os, DType dtype);
 /// Throws DeviceError with both numbers when `needed` and the margin are more than there is.
 void require_memory(const std::string& what, std::int64_t needed,
                     const std::optional<AvailableMemory>& available);
@@ -75,7 +73,7 @@ struct PreflightQuestion {
   PlannedLoad load;
   PlannedUse use;
   DeviceLimits limits;
-  std::optional<Version> os = {};
+  std::optional<std::string> dtype_refused = {};  // why_not of device and dtype
   std::optional<AvailableMemory> host = {}, device_memory = {};
 };
 /// `config` as in the checkpoint, before processing.

@@ -156,13 +156,6 @@ TEST(PreflightMemory, RefusesWithBothNumbers) {
       << "unknown is not refused";
 }
 
-TEST(PreflightDtype, IsRefusedInPyTorchsWords) {
-  EXPECT_EQ(refusal([] { require_dtype("mps", Version{15, 0}, DType::f32); }), "");
-  std::string said = refusal([] { require_dtype("mps:0", Version{15, 0}, DType::f64); });
-  EXPECT_NE(said.find("float64 on mps:0: Cannot convert a MPS Tensor"), said.npos) << said;
-  EXPECT_NE(refusal([] { require_dtype("mps", Version{13, 0}, DType::bf16); }), "");
-}
-
 PreflightQuestion question(std::int64_t available) {
   return {.model = "gpt2-small",
           .device = "mps",
@@ -204,6 +197,7 @@ TEST(PreflightAnswer, SaysWhatDoesNot) {
 
   PreflightQuestion wide = question(std::int64_t{1} << 40);
   wide.load.dtype = DType::f64;
+  wide.dtype_refused = why_not("mps", {}, "float64");
   p = preflight(gpt2_small(), run_of(1, 8), wide);
   EXPECT_FALSE(p.fits());
   EXPECT_NE(in_words(p).find("Cannot convert a MPS Tensor"), std::string::npos);
