@@ -15,6 +15,8 @@ namespace {
 
 constexpr std::int64_t kMiB = 1 << 20;
 constexpr std::int64_t kDouble = 8;
+// What oneDNN takes a thread to pack the operands of a bfloat16 product on the CPU.
+constexpr std::int64_t kPacking_bytes = 128 << 10;
 
 std::int64_t scaled(std::int64_t bytes, std::int64_t by) { return product_of(bytes, by); }
 
@@ -152,6 +154,8 @@ class Walk {
     };
     auto add = [](std::int64_t& total, std::int64_t bytes) { total = sum_of(total, bytes); };
     add(on_device(parts), planned_mask(weights_, request_).bytes());
+    if (use_.on_host && weights_.dtype == DType::bf16)
+      add(parts.host, kPacking_bytes * use_.threads);
     for (std::size_t i = 0; i <= now; ++i) {
       const PlannedLink& l = links_[i];
       std::int64_t bytes = l.output.bytes();
