@@ -22,6 +22,7 @@ nlohmann::json to_json(const RunRecord& r) {
                       {"tokens", r.tokens},
                       {"first_layer", r.first_layer},
                       {"end_layer", r.end_layer},
+                      {"split", r.split},
                       {"plan", r.plan},
                       {"hooks", hooks},
                       {"processing", r.processing},

@@ -28,6 +28,7 @@ struct RunRecord {
   std::int64_t batch = 0, pos = 0;
   std::vector<std::int64_t> tokens;  // [batch * pos], row-major; empty when started from a residual
   std::int64_t first_layer = 0, end_layer = 0;
+  std::vector<std::int64_t> split;  // prompts of each part that ran by itself; empty: all at once
   nlohmann::json plan = nlohmann::json::array();
   std::vector<HookCall> hooks;  // in the order in which they were called
   nlohmann::json processing = nlohmann::json::object();

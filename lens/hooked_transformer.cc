@@ -13,6 +13,8 @@
 
 #include "hooks/build_info.h"
 #include "hooks/transformer/torch_array.h"
+#include "lens/preflight.h"
+#include "lens/split_run.h"
 #include "lens/torch_parallel.h"
 #include "verify/device/simulated.h"
 #include "verify/processing_check.h"
@@ -41,9 +43,23 @@ c10::Device device_of(const std::string& name) {
   }
 }
 
+DeviceLimits limits_for(const LoadOptions& options) {
+  return options.limits.value_or(limits_of_device(options.device));
+}
+
+// Before anything large is read: arithmetic over the config.
+void require_loadable(const std::filesystem::path& folder, const LoadOptions& options) {
+  Preflight p = preflight(folder, {.load = options, .pos = 1});
+  require_memory("loading this model", p.load.host(), p.host);
+  require_memory("this model on " + options.device, p.load.device(), p.device_memory);
+}
+
 // A device that is missing says so when the first weight is copied to it.
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
-                                         const std::string& name) {
+                                         const LoadOptions& options) {
+  const std::string& name = options.device;
+  require_dtype(name, running_macos(), weights->dtype);
+  require_weights_fit(*weights, limits_for(options));
   try {
     return std::make_shared<const Transformer>(std::move(weights), device_of(name));
   } catch (const c10::Error& e) {
@@ -115,6 +131,8 @@ std::string now_utc() {
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
                                                      const LoadOptions& options) {
   device_of(options.device);
+  require_dtype(options.device, running_macos(), options.dtype);
+  require_loadable(folder, options);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
   std::optional<Tokenizer> tokenizer;
   std::filesystem::path file = options.tokenizer.value_or(folder / "tokenizer.json");
@@ -127,7 +145,10 @@ HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path
 
 HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
                                      std::optional<Tokenizer> tokenizer, const LoadOptions& options)
-    : pass_(place(weights, options.device)), tokenizer_(std::move(tokenizer)), options_(options) {
+    : pass_(place(weights, options)),
+      tokenizer_(std::move(tokenizer)),
+      options_(options),
+      limits_(limits_for(options)) {
   options_.dtype = weights->dtype;
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
 }
@@ -271,7 +292,44 @@ PassResult HookedTransformer::pass(const Request& request, Sink* sink,
   });
 }
 
-RunRecord HookedTransformer::record_for(const Request& request, const PassResult& pass) const {
+HookedTransformer::Computed HookedTransformer::compute(const Request& request, Sink* sink,
+                                                       const RunOptions& options) const {
+  auto parts = parts_of(weights(), request, limits_);
+  require_room(request, options, !parts.empty());
+  if (parts.empty()) return {pass(request, sink, options), {}};
+  auto run = [&](const Request& part, Sink* to) { return pass(part, to, options); };
+  return {run_in_parts(request, parts, sink, run), parts};
+}
+
+// Asking the system takes longer than a small run.
+void HookedTransformer::require_room(const Request& request, const RunOptions& options,
+                                     bool in_parts) const {
+  constexpr std::int64_t kWorthAsking = std::int64_t{1} << 30;
+  if (rough_run_bytes(config(), request) < kWorthAsking) return;
+  std::set<std::pair<Site, std::int64_t>> kept;
+  for (const TensorId& id : selected_hooks(config(), options)) kept.insert({id.site, id.layer});
+  PlannedUse use{.on_host = pass_->device().is_cpu(),
+                 .verified = options.verify.value_or(options_.verify) != VerifyMode::off,
+                 .drift = options.drift,
+                 .threads = at::get_num_threads(),
+                 .keep =
+                     [&](Site site, std::int64_t l) {
+                       return kept.contains({site, l});
+                     },
+                 .kept_positions = {}};
+  if (options.pos_slice) use.kept_positions = std::ssize(*options.pos_slice);
+  MemoryPlan plan = plan_run(weights(), request, use);
+  std::int64_t host = plan.host();
+  use.verified = false;  // of a run in parts, everything is there before the first check
+  if (in_parts) host = sum_of(host, plan_run(weights(), request, use).host());
+  require_memory("this run", host, available_host_memory());
+  if (!in_parts)
+    require_memory("this run on " + options_.device, plan.device(),
+                   available_device_memory(options_.device));
+}
+
+RunRecord HookedTransformer::record_for(const Request& request, const Computed& computed) const {
+  const PassResult& pass = computed.pass;
   RunRecord record;
   record.model = name_;
   record.model_digest = digest();
@@ -281,6 +339,7 @@ RunRecord HookedTransformer::record_for(const Request& request, const PassResult
   record.tokens = request.rows.tokens;
   record.first_layer = request.rows.first_layer;
   record.end_layer = request.rows.end_layer;
+  record.split = computed.split;
   record.plan = to_json(request.plan);
   record.hooks = pass.hooks;
   record.processing = {{"fold_ln", options_.processing.fold_ln},
@@ -321,13 +380,13 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                      .drift = options.drift,
                      .projections = mode == VerifyMode::checksum ? projections_ : nullptr,
                      .parallel = torch_parallel_for});
-  PassResult pass = this->pass(request, &verifier, options);
-  return std::move(verifier).finish(record_for(request, pass));
+  Computed computed = compute(request, &verifier, options);
+  return std::move(verifier).finish(record_for(request, computed));
 }
 
 Array HookedTransformer::forward(const Tokens& tokens, const RunOptions& options) const {
   if (options.verify.value_or(options_.verify) == VerifyMode::off)
-    return snapshot(pass(request_for(tokens, options), nullptr, options).output);
+    return snapshot(compute(request_for(tokens, options), nullptr, options).pass.output);
   RunOptions nothing_kept = options;
   nothing_kept.names = std::vector<std::string>{};
   return run_with_cache(tokens, nothing_kept).output();
@@ -337,21 +396,21 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
                                                   const RunOptions& options) const {
   Request request = request_for(tokens, options);
   Recorder recorder;
-  PassResult pass = this->pass(request, &recorder, options);
+  Computed computed = compute(request, &recorder, options);
   Activations activations;
   for (const TensorId& id : selected_hooks(config(), options)) {
     auto found = recorder.tensors().find({id.site, id.layer, request.stages(id.site, id.layer)});
     if (found != recorder.tensors().end())
       activations.add(id, found->second, found->second.digest());
   }
-  Array output = snapshot(pass.output);
+  Array output = snapshot(computed.pass.output);
   std::int64_t end = request.rows.end_layer;
   TensorId last = request.rows.unembeds     ? TensorId{Site::unembed_out}
                   : end < config().n_layers ? TensorId{Site::resid_pre, end}
                                             : TensorId{Site::resid_post, end - 1};
   std::string digest = output.digest();
   activations.set_output(last, std::move(output), std::move(digest));
-  RunRecord record = record_for(request, pass);
+  RunRecord record = record_for(request, computed);
   record.mode = name_of(VerifyMode::off);
   return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record),
                          Verdict{});

@@ -14,6 +14,7 @@
 #include "hooks/tokenizer/tokenizer.h"
 #include "hooks/transformer/transformer.h"
 #include "verify/device/device_faults.h"
+#include "verify/device/limits.h"
 #include "verify/verifier.h"
 
 namespace lenscpp {
@@ -33,7 +34,8 @@ struct LoadOptions {
   std::optional<std::int64_t> first_n_layers = {};
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
   std::optional<std::filesystem::path> tokenizer =
-      {};  // unset: tokenizer.json in the folder, if any
+      {};                                   // unset: tokenizer.json in the folder, if any
+  std::optional<DeviceLimits> limits = {};  // unset: what is known of the device
 };
 
 /// Where a run starts that does not start from tokens.
@@ -65,7 +67,8 @@ struct RunOptions {
 class HookedTransformer {
  public:
   /// Reads a Hugging Face folder. Throws what read_config, load_weights and Tokenizer::from_file
-  /// throw; DeviceError when the device is unknown or missing; std::runtime_error when the
+  /// throw; DeviceError when the device is unknown or missing, cannot hold the dtype or a weight,
+  /// or when there is not enough memory, before anything large is read; std::runtime_error when the
   /// processed weights do not compute what the checkpoint computes.
   static HookedTransformer from_pretrained(const std::filesystem::path& folder,
                                            const LoadOptions& options = {});
@@ -97,7 +100,9 @@ class HookedTransformer {
   std::int64_t to_single_token(const std::string& text) const;
 
   /// Runs and verifies. Throws VerificationFailed when the run is INVALID; std::invalid_argument
-  /// when verification is off for this call or model (then use run_unverified).
+  /// when verification is off for this call or model (then use run_unverified); DeviceError, before
+  /// anything is allocated, when a tensor of the run is beyond a limit of the device or its memory.
+  /// A batch that is beyond one runs in parts where that is exact: see lens/split_run.h.
   VerifiedCache run_with_cache(const Tokens& tokens, const RunOptions& options = {}) const;
   /// The output alone (logits, or the residual at stop_at_layer), verified all the same.
   Array forward(const Tokens& tokens, const RunOptions& options = {}) const;
@@ -111,11 +116,19 @@ class HookedTransformer {
  private:
   PassResult pass(const Request& request, Sink* sink, const RunOptions& options) const;
   Request request_for(const Tokens& tokens, const RunOptions& options) const;
-  RunRecord record_for(const Request& request, const PassResult& pass) const;
+  // What a pass over the request leaves, in one go or in parts, and how it was split.
+  struct Computed {
+    PassResult pass;
+    std::vector<std::int64_t> split;
+  };
+  RunRecord record_for(const Request& request, const Computed& computed) const;
+  Computed compute(const Request& request, Sink* sink, const RunOptions& options) const;
+  void require_room(const Request& request, const RunOptions& options, bool in_parts) const;
 
   std::shared_ptr<const Transformer> pass_;
   std::optional<Tokenizer> tokenizer_;
   LoadOptions options_;
+  DeviceLimits limits_;
   std::string name_;
   std::shared_future<std::string> digest_;
   std::shared_ptr<Projections> projections_ =

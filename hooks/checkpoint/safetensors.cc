@@ -42,7 +42,7 @@ struct FileType {
   std::optional<DType> dtype;  // none: may lie in a file (masks do), cannot be read as an Array
 };
 
-constexpr std::array<FileType, 13> kFileTypes{{{"F64", 8, DType::f64},
+constexpr std::array<FileType, 15> kFileTypes{{{"F64", 8, DType::f64},
                                                {"F32", 4, DType::f32},
                                                {"F16", 2, DType::f16},
                                                {"BF16", 2, DType::bf16},
@@ -54,7 +54,9 @@ constexpr std::array<FileType, 13> kFileTypes{{{"F64", 8, DType::f64},
                                                {"U32", 4, std::nullopt},
                                                {"U16", 2, std::nullopt},
                                                {"U8", 1, std::nullopt},
-                                               {"BOOL", 1, std::nullopt}}};
+                                               {"BOOL", 1, std::nullopt},
+                                               {"F8_E4M3", 1, std::nullopt},
+                                               {"F8_E5M2", 1, std::nullopt}}};
 
 const FileType* find_type(std::string_view name) {
   for (const FileType& type : kFileTypes)

@@ -12,6 +12,7 @@
 
 #include "hooks/checkpoint/families/family.h"
 #include "hooks/checkpoint/finite.h"
+#include "hooks/checkpoint/quantized.h"
 #include "hooks/checkpoint/safetensors.h"
 #include "hooks/nearest.h"
 
@@ -47,6 +48,15 @@ Array rounded(const Array& array, DType dtype, const std::string& where) {
 
 bool is_floating(const std::string& file_dtype) {
   return file_dtype == "F64" || file_dtype == "F32" || file_dtype == "F16" || file_dtype == "BF16";
+}
+
+// A config.json may have lost its quantization_config; the tensors still say it.
+void refuse_quantized(const Checkpoint& checkpoint) {
+  for (const std::string& name : checkpoint.names())
+    if (auto method = quantization_of(name, checkpoint.info(name).dtype))
+      throw std::invalid_argument("[weights] " + checkpoint.origin(name) + ": tensor " +
+                                  in_quotes(name) + " of " + checkpoint.info(name).dtype +
+                                  " is quantized (" + *method + "); " + std::string(kDequantize));
 }
 
 template <class WeightsT, class Visit>
@@ -141,11 +151,39 @@ Weights load_weights(const std::filesystem::path& folder, DType dtype) {
         "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
   Config config = read_config(folder);
   Checkpoint checkpoint = Checkpoint::open(folder);
+  refuse_quantized(checkpoint);
   TensorSource tensors(checkpoint, dtype);
   Weights weights = family(config.family, folder.string()).weights(config, tensors);
   tensors.finish();
   weights.config.stored_dtype = tensors.widest_stored();
   return weights;
+}
+
+Weights outline(const Config& c, DType dtype) {
+  auto of = [dtype](Shape shape) { return Array::wrap(nullptr, std::move(shape), dtype, nullptr); };
+  auto norm = [&] { return c.norm == NormKind::layer_norm ? of({c.d_model}) : Array(); };
+  Weights w{.config = c, .dtype = dtype};
+  w.W_E = of({c.d_vocab, c.d_model});
+  w.W_pos = of({c.n_ctx, c.d_model});
+  std::int64_t qkv = width_Q(c) + 2 * width_KV(c);
+  LayerWeights layer{.ln1_w = norm(),
+                     .ln1_b = norm(),
+                     .W_QKV = of({c.d_model, qkv}),
+                     .b_QKV = of({qkv}),
+                     .W_O = of({width_Q(c), c.d_model}),
+                     .b_O = of({c.d_model}),
+                     .ln2_w = norm(),
+                     .ln2_b = norm(),
+                     .W_in = of({c.d_model, c.d_mlp}),
+                     .b_in = of({c.d_mlp}),
+                     .W_out = of({c.d_mlp, c.d_model}),
+                     .b_out = of({c.d_model})};
+  w.layers.assign(static_cast<std::size_t>(c.n_layers), layer);
+  w.ln_final_w = norm();
+  w.ln_final_b = norm();
+  w.W_U = of({c.d_vocab, c.d_model});
+  w.b_U = of({c.d_vocab});
+  return w;
 }
 
 Weights cast(const Weights& weights, DType dtype) {

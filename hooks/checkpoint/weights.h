@@ -80,6 +80,11 @@ struct Weights {
 /// read.
 Weights load_weights(const std::filesystem::path& folder, DType dtype);
 
+/// The weights that a config makes, by shape and dtype alone: no element may be read, none takes
+/// memory. For what must know sizes before anything is loaded. Norms are there unless folded
+/// (config.norm).
+Weights outline(const Config& config, DType dtype);
+
 /// The same weights rounded to `dtype`; what shared a buffer goes on sharing. Throws
 /// std::invalid_argument naming the array that overflows `dtype`.
 Weights cast(const Weights& weights, DType dtype);

@@ -37,6 +37,7 @@ from ._grid import GridResult
 from ._logit_lens import LogitLens, TopK, logit_lens
 from ._metrics import KL, LogitDiff, LogProb, Loss, Metric, Prob
 from ._model import HookedTransformer, verify_recorded
+from ._preflight import Preflight, preflight
 from ._store import load, load_unverified
 
 _abc.Mapping.register(VerifiedCache)
@@ -63,6 +64,7 @@ __all__ = [
     "Patch",
     "Plan",
     "Point",
+    "Preflight",
     "Prob",
     "Scale",
     "Tokenizer",
@@ -80,6 +82,7 @@ __all__ = [
     "logit_lens",
     "patching",
     "plot_attention",
+    "preflight",
     "utils",
     "verify_recorded",
 ]

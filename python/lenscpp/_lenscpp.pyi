@@ -495,6 +495,28 @@ def compare_rows(
     prompts: Sequence[tuple[str, str, str]],
     faults: Sequence[FaultSpec],
 ) -> list[tuple[dict[str, Any], Verdict | None]]: ...
+def preflight_folder(
+    folder: str,
+    *,
+    device: str,
+    dtype: str,
+    verify: str,
+    batch: int,
+    length: int | None,
+    names: Sequence[str] | None,
+    processing: Mapping[str, bool],
+) -> tuple[dict[str, Any], str]: ...
+def preflight_model(
+    model: Model,
+    *,
+    device: str,
+    dtype: str,
+    verify: str,
+    batch: int,
+    length: int | None,
+    names: Sequence[str] | None,
+    processing: Mapping[str, bool],
+) -> tuple[dict[str, Any], str]: ...
 def read_choice_prompts(file: str) -> list[tuple[str, str, str]]: ...
 def cache_extents(cache: VerifiedCache) -> tuple[int, int]: ...
 def cache_d_mlp(cache: VerifiedCache) -> int: ...

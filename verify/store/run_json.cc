@@ -68,6 +68,7 @@ RunRecord run_record_from_json(const json& j) {
   j.at("tokens").get_to(r.tokens);
   j.at("first_layer").get_to(r.first_layer);
   j.at("end_layer").get_to(r.end_layer);
+  if (j.contains("split")) j.at("split").get_to(r.split);  // files of before have none
   r.plan = j.at("plan");
   for (const json& call : j.at("hooks"))
     r.hooks.push_back({.name = call.at("name"),

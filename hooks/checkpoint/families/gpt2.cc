@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "hooks/checkpoint/fields.h"
+#include "hooks/checkpoint/quantized.h"
 #include "hooks/nearest.h"
 
 namespace lenscpp {
@@ -160,9 +161,10 @@ void name_neutral_fields(Fields& fields) {
 Config gpt2_config(const nlohmann::json& document, const std::string& origin) {
   Fields fields(document, origin);
   check_architecture(fields);
-  fields.refuse_if_set("quantization_config",
-                       "quantized weights are not read; save the model in "
-                       "float32, float16 or bfloat16");
+  for (const char* name : {"quantization_config", "compression_config"})
+    if (auto found = document.find(name); found != document.end())
+      fields.refuse_if_set(
+          name, "method: " + quantization_method(*found) + "; " + std::string(kDequantize));
   fields.refuse_if_set("auto_map",
                        "a model that brings its own code may compute anything; save it "
                        "as a GPT2LMHeadModel");

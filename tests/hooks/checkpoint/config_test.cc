@@ -174,7 +174,7 @@ TEST(Config, FlagsAreBooleans) {
 }
 
 TEST(Config, WhatWouldChangeNumbersIsRefusedByName) {
-  expect_field_refused("quantization_config", {{"bits", 4}}, {"quantized", "bits"});
+  expect_field_refused("quantization_config", {{"bits", 4}}, {"quantized", "an unknown method, 4 bits"});
   expect_field_refused("auto_map", {{"AutoModel", "x.Y"}}, {"code"});
   expect_field_refused("pruned_heads", {{"0", {1}}}, {"pruned"});
   expect_field_refused("add_cross_attention", true, {"cross-attention"});

@@ -225,7 +225,7 @@ TEST(LoadWeightsRefuses, EachMisshapenTensorByName) {
 TEST(LoadWeightsRefuses, ExtraTensorsByName) {
   for (std::string name :
        {"transformer.h.2.ln_1.weight", "score.weight", "transformer.h.2.attn.bias", "wte.weights",
-        "transformer.h.0.attn.c_attn.g_idx", "transformer.h.00.attn.bias", "lm_head.bias"}) {
+        "transformer.h.0.attn.c_attn.gidx", "transformer.h.00.attn.bias", "lm_head.bias"}) {
     TinyGpt2 model;
     model.tensors[name] = Array::of(std::vector<float>{1}, {1});
     expect_load_refused(model, {"1 tensor", "\"" + name + "\"", "[1]"});

@@ -1,0 +1,104 @@
+// Preflight on this machine.
+#include "lens/preflight.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Device.h>
+#include <c10/util/Exception.h>
+#include <torch/version.h>
+
+#include <set>
+
+namespace lenscpp {
+namespace {
+
+// Tokens of a run that is only measured: none; positions neither.
+Request request_of(const Config& config, const PreflightOptions& o) {
+  std::int64_t pos = o.pos.value_or(config.n_ctx);
+  if (o.batch < 1 || pos < 1)
+    throw std::invalid_argument("[preflight] " + std::to_string(o.batch) + " prompts of " +
+                                std::to_string(pos) + " tokens; at least one of each is needed");
+  if (pos > config.n_ctx)
+    throw std::out_of_range("[preflight] length " + std::to_string(pos) +
+                            " is beyond the model's context: n_ctx is " +
+                            std::to_string(config.n_ctx));
+  Request request{.rows = {.batch = o.batch,
+                           .pos = pos,
+                           .tokens = {},
+                           .positions = {},
+                           .end_layer = config.n_layers},
+                  .plan = o.plan,
+                  .on_demand = {}};
+  o.plan.validate(config, request.rows.extents());
+  return request;
+}
+
+Config as_loaded(Config config, const LoadOptions& load) {
+  if (!load.first_n_layers) return config;
+  if (*load.first_n_layers < 1 || *load.first_n_layers > config.n_layers)
+    throw std::out_of_range("[preflight] first_n_layers " + std::to_string(*load.first_n_layers) +
+                            " out of range: the checkpoint has " + std::to_string(config.n_layers) +
+                            " layers");
+  config.n_layers = *load.first_n_layers;
+  return config;
+}
+
+}  // namespace
+
+DeviceLimits limits_of_device(const std::string& device) {
+  DeviceLimits limits = limits_of(device.substr(0, device.find(':')), version_from(TORCH_VERSION));
+  limits.device = device;
+  return limits;
+}
+
+std::optional<AvailableMemory> available_device_memory(const std::string& device) {
+  try {
+    c10::Device which(device);
+    if (which.is_cpu()) return {};
+    c10::DeviceIndex index = which.has_index() ? which.index() : c10::DeviceIndex{0};
+    c10::DeviceAllocator* allocator = c10::getDeviceAllocator(which.type());
+    auto free = static_cast<std::int64_t>(allocator->getMemoryInfo(index).first);
+    // What the allocator keeps for later is not free to the driver, but free to us.
+    auto stats = allocator->getDeviceStats(index);
+    free += stats.reserved_bytes.at(0).current - stats.allocated_bytes.at(0).current;
+    return AvailableMemory{free, "the allocator of " + device};
+  } catch (const c10::Error&) {
+    return {};  // no such device, or one that does not say
+  }
+}
+
+Preflight preflight(const Config& checkpoint, const std::string& name, const PreflightOptions& o) {
+  Config config = as_loaded(checkpoint, o.load);
+  Request request = request_of(config, o);
+  bool on_host = o.load.device.substr(0, o.load.device.find(':')) == "cpu";
+  PreflightQuestion question{
+      .model = name,
+      .device = o.load.device,
+      .load = {.processing = o.load.processing, .dtype = o.load.dtype, .on_host = on_host},
+      .use = {.on_host = on_host,
+              .verified = o.load.verify != VerifyMode::off,
+              .threads = at::get_num_threads()},
+      .limits = o.load.limits.value_or(limits_of_device(o.load.device)),
+      .os = running_macos(),
+      .host = available_host_memory(),
+      .device_memory = available_device_memory(o.load.device)};
+  if (o.names) {
+    std::set<std::pair<Site, std::int64_t>> wanted;
+    for (const TensorId& id : selected_hooks(config, {.names = o.names})) {
+      wanted.insert({id.site, id.layer});
+      if (info(id.site).presence == Presence::on_demand)
+        request.on_demand.insert({id.site, id.layer});
+    }
+    question.use.keep = [wanted](Site site, std::int64_t layer) {
+      return wanted.contains({site, layer});
+    };
+  }
+  return lenscpp::preflight(config, request, question);
+}
+
+Preflight preflight(const std::filesystem::path& folder, const PreflightOptions& options) {
+  auto name = folder.filename().empty() ? folder.parent_path().filename() : folder.filename();
+  return preflight(read_config(folder), name.string(), options);
+}
+
+}  // namespace lenscpp

@@ -1,0 +1,126 @@
+// Parts of a run, and putting them together.
+#include "lens/split_run.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "hooks/transformer/torch_array.h"
+#include "verify/device/preflight.h"
+
+namespace lenscpp {
+namespace {
+
+// Keeps the tensors in execution order, so that they can be handed on in it.
+class InOrder : public Sink {
+ public:
+  void take(const TensorId& id, const Array& value) override { tensors.emplace_back(id, value); }
+  std::vector<std::pair<TensorId, Array>> tensors;
+};
+
+// One after another along the first axis, the batch.
+Array concatenated(const std::vector<Array>& parts) {
+  Shape shape = parts.at(0).shape();
+  shape.at(0) = 0;
+  for (const Array& part : parts) shape[0] += part.size(0);
+  MutableArray whole(shape, parts[0].dtype());
+  std::byte* to = whole.bytes();
+  for (const Array& part : parts) to = std::copy_n(part.bytes(), part.nbytes(), to);
+  return std::move(whole).freeze();
+}
+
+// Hands on what the parts recorded and lets go of it.
+void hand_on(std::vector<InOrder>& parts, Sink& sink) {
+  for (std::size_t i = 0; i < parts[0].tensors.size(); ++i) {
+    TensorId id = parts[0].tensors[i].first;
+    std::vector<Array> values;
+    for (InOrder& part : parts) {
+      if (i >= part.tensors.size() || part.tensors[i].first != id)
+        throw std::logic_error("[split] the parts of a run computed different tensors");
+      values.push_back(std::exchange(part.tensors[i].second, {}));
+    }
+    sink.take(id, concatenated(values));
+  }
+}
+
+std::string why_whole(const Request& request) {
+  if (!request.callbacks.empty())
+    return "hook " + describe(request.callbacks[0]) + " sees all prompts at once";
+  for (const Edit& edit : request.plan.edits())
+    if (edit.kind == EditKind::mean && edit.source.rank() == 0)
+      return "the mean at " + hook_name(edit.site, edit.layer) +
+             " is taken over all prompts of the run";
+  return "";
+}
+
+Edit part_of(const Edit& edit, std::int64_t batch, std::int64_t first, std::int64_t count) {
+  Edit part = edit;
+  if (edit.where.batch) {
+    std::int64_t index = *edit.where.batch + (*edit.where.batch < 0 ? batch : 0) - first;
+    if (index < 0 || index >= count)  // of another part: nothing changes, at the same stage
+      return {
+          .kind = EditKind::scale, .site = edit.site, .layer = edit.layer, .where = {.batch = 0}};
+    part.where.batch = index;
+  }
+  // A vector serves every prompt, as does a source of one prompt; means bring their own prompts.
+  if (edit.kind != EditKind::mean && edit.source.rank() > 1 && edit.source.size(0) == batch)
+    part.source = edit.source.rows(first, first + count);
+  return part;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> parts_of(const Weights& weights, const Request& request,
+                                   const DeviceLimits& limits) {
+  auto violations = run_violations(weights, request, limits);
+  if (violations.empty()) return {};
+  std::int64_t batch = request.rows.batch, most = largest_batch(weights, request, limits);
+  if (most == 0) require_run_fits(weights, request, limits);  // throws
+  if (std::string why = why_whole(request); !why.empty())
+    throw DeviceError("[preflight] " + to_string(violations[0]) +
+                      "; the batch cannot be split, since " + why +
+                      "; what fits: " + std::to_string(most) + " prompts at a time");
+  std::vector<std::int64_t> parts(static_cast<std::size_t>(batch / most), most);
+  if (batch % most > 0) parts.push_back(batch % most);
+  return parts;
+}
+
+Request part_of(const Request& request, std::int64_t first, std::int64_t count) {
+  const Rows& rows = request.rows;
+  Request part = request;
+  auto cut = [&](std::vector<std::int64_t>& ids) {
+    if (!ids.empty())
+      ids = {ids.begin() + first * rows.pos, ids.begin() + (first + count) * rows.pos};
+  };
+  part.rows.batch = count;
+  cut(part.rows.tokens);
+  cut(part.rows.positions);
+  if (rows.start_residual)
+    part.rows.start_residual = rows.start_residual->rows(first, first + count);
+  for (BaseKeysValues& base : part.rows.base)
+    base = {base.keys.rows(first, first + count), base.values.rows(first, first + count)};
+  std::vector<Edit> edits;
+  for (const Edit& edit : request.plan.edits())
+    edits.push_back(part_of(edit, rows.batch, first, count));
+  part.plan = Plan(std::move(edits));
+  return part;
+}
+
+PassResult run_in_parts(const Request& request, const std::vector<std::int64_t>& parts, Sink* sink,
+                        const RunPart& run) {
+  PassResult result;
+  std::vector<InOrder> recorded(parts.size());
+  std::vector<Array> outputs;
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    Request part = part_of(request, first, parts[i]);
+    result = run(part, sink == nullptr ? nullptr : &recorded[i]);
+    outputs.push_back(snapshot(result.output));
+    first += parts[i];
+  }
+  if (sink != nullptr) hand_on(recorded, *sink);
+  result.output = alias(concatenated(outputs));
+  return result;
+}
+
+}  // namespace lenscpp

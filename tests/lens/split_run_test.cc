@@ -1,0 +1,225 @@
+// Runs in parts: the whole run within the bounds, verified as one, and refused where parts would
+// compute something else.
+#include "lens/split_run.h"
+
+#include <ATen/ops/mul.h>
+#include <gtest/gtest.h>
+
+#include "lens/preflight.h"
+#include "tests/golden_cases.h"
+#include "verify/store/run_json.h"
+
+namespace lenscpp {
+namespace {
+
+constexpr std::int64_t kLength = 16;
+
+// So that logits of at most `prompts` prompts of 16 tokens fit; the tables do as well.
+DeviceLimits room_for(std::int64_t prompts, const Config& c, DType dtype) {
+  std::int64_t bytes = prompts * kLength * c.d_vocab * static_cast<std::int64_t>(size_of(dtype));
+  return {.device = "toy",
+          .limits = {{.name = "a small buffer", .measure = Measure::bytes, .most = bytes}}};
+}
+
+std::string refusal(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const DeviceError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+Array noise(Shape shape, DType dtype) {
+  MutableArray values(std::move(shape), dtype);
+  for (std::int64_t i = 0; i < values.numel(); ++i) values.set(i, std::sin(static_cast<double>(i)));
+  return std::move(values).freeze();
+}
+
+std::vector<std::int64_t> seven_prompts() {
+  std::vector<std::int64_t> ids;
+  for (std::int64_t i = 0; i < 7 * kLength; ++i) ids.push_back(i * 37 % 257);
+  return ids;
+}
+
+class Split : public testing::TestWithParam<DType> {
+ protected:
+  DType dtype = GetParam();
+  HookedTransformer whole =
+      HookedTransformer::from_pretrained(golden::folder("three_layers"), {.dtype = dtype});
+  const Config& c = whole.config();
+  HookedTransformer parts{whole.shared_weights(),
+                          std::nullopt,
+                          {.dtype = dtype, .limits = room_for(3, whole.config(), dtype)}};
+  Tokens tokens = whole.tokens_of(seven_prompts(), 7);
+
+  // Both verified; the parts' output within what two summation orders differ by.
+  void expect_same(const RunOptions& options, const Tokens& run_tokens) {
+    VerifiedCache a = whole.run_with_cache(run_tokens, options),
+                  b = parts.run_with_cache(run_tokens, options);
+    EXPECT_TRUE(a.record().split.empty());
+    EXPECT_EQ(b.record().split, (std::vector<std::int64_t>{3, 3, 1}));
+    EXPECT_EQ(b.verdict().status, Status::verified);
+    EXPECT_EQ(b.verdict().coverage, 1);
+    EXPECT_EQ(b.verdict().n_compared(), a.verdict().n_compared());
+    ASSERT_EQ(a.activations().entries().size(), b.activations().entries().size());
+    double limit = dtype == DType::f32 ? 1e-5 : 0.1;
+    for (const auto& entry : a.activations().entries()) {
+      const Array& value = b.activations().at(entry.name).value;
+      EXPECT_EQ(value.shape(), entry.value.shape()) << entry.name;
+      EXPECT_LT(golden::normalized_error(value, entry.value), limit) << entry.name;
+    }
+    EXPECT_EQ(b.output().shape(), a.output().shape());
+    EXPECT_LT(golden::normalized_error(b.output(), a.output()), limit);
+  }
+};
+
+TEST_P(Split, IsTheWholeRun) { expect_same({}, tokens); }
+
+TEST_P(Split, WithPositionsAndDriftAndASite) {
+  expect_same(
+      {.names = std::vector<std::string>{"blocks.1.attn.hook_z", "blocks.0.attn.hook_result"},
+       .pos_slice = std::vector<std::int64_t>{1, 3},
+       .drift = true},
+      tokens);
+}
+
+TEST_P(Split, WithEditsOfOnePrompt) {
+  Plan plan(
+      {{.kind = EditKind::patch,
+        .site = Site::resid_pre,
+        .layer = 1,
+        .where = {.batch = 4},
+        .source = noise({7, kLength, c.d_model}, dtype)},
+       {.kind = EditKind::zero, .site = Site::z, .layer = 0, .where = {.batch = -1, .head = 1}},
+       {.kind = EditKind::scale,
+        .site = Site::attn_scores,
+        .layer = 2,
+        .where = {.batch = 0},
+        .factor = 0.5},
+       {.kind = EditKind::zero,
+        .site = Site::q_input,
+        .layer = 1,
+        .where = {.batch = 6, .head = 0}}});
+  expect_same({.plan = plan}, tokens);
+}
+
+TEST_P(Split, WithSourcesForEveryPromptForOneAndForAll) {
+  Plan plan({{.kind = EditKind::add,
+              .site = Site::resid_post,
+              .layer = 0,
+              .source = noise({7, kLength, c.d_model}, dtype),
+              .factor = 2},
+             {.kind = EditKind::patch,
+              .site = Site::mlp_out,
+              .layer = 1,
+              .source = noise({1, kLength, c.d_model}, dtype)},
+             {.kind = EditKind::add,
+              .site = Site::resid_pre,
+              .layer = 2,
+              .source = noise({c.d_model}, dtype)},
+             {.kind = EditKind::mean,
+              .site = Site::attn_out,
+              .layer = 0,
+              .source = noise({7, kLength, c.d_model}, dtype)}});
+  expect_same({.plan = plan}, tokens);
+}
+
+TEST_P(Split, FromAResidual) {
+  Array residual = whole.run_with_cache(tokens)["blocks.1.hook_resid_pre"];
+  expect_same({.start = Start{1, residual}}, {});
+}
+
+TEST_P(Split, LogitsAloneAndUnverified) {
+  double limit = dtype == DType::f32 ? 1e-5 : 0.1;
+  Array logits = whole.forward(tokens);
+  EXPECT_LT(golden::normalized_error(parts.forward(tokens), logits), limit);
+  EXPECT_LT(golden::normalized_error(parts.forward(tokens, {.verify = VerifyMode::off}), logits),
+            limit);
+  UnverifiedCache a = whole.run_unverified(tokens), b = parts.run_unverified(tokens);
+  EXPECT_EQ(b.record().split, (std::vector<std::int64_t>{3, 3, 1}));
+  ASSERT_EQ(b.activations().entries().size(), a.activations().entries().size());
+  for (const auto& entry : a.activations().entries())
+    EXPECT_LT(golden::normalized_error(b[entry.name], entry.value), limit) << entry.name;
+  EXPECT_LT(golden::normalized_error(b.activations().output().value, logits), limit);
+}
+
+TEST_P(Split, AFaultInOnePartIsSeenAndItsPromptNamed) {
+  std::int64_t call = 0;
+  Interference off = [&](const TensorId& id, const at::Tensor& x) {
+    return id.site == Site::mlp_post && id.layer == 1 && ++call == 2 ? at::mul(x, 1.5) : x;
+  };
+  try {
+    parts.run_with_cache(tokens, {.interference = off});
+    FAIL() << "not refused";
+  } catch (const VerificationFailed& e) {
+    const Point* first = e.verdict().first_failure();
+    EXPECT_EQ(first->name, "blocks.1.mlp.hook_post");
+    std::int64_t prompt = first->worst_index / (kLength * c.d_mlp);
+    EXPECT_TRUE(prompt >= 3 && prompt < 6) << prompt;
+    EXPECT_EQ(e.record().split.size(), 3u);
+  }
+}
+
+TEST_P(Split, IsRefusedWhereAFunctionSeesAllPrompts) {
+  Callback look{
+      .site = Site::z, .layer = 0, .name = "look", .call = [](const TensorId&, const Array&) {
+        return std::optional<Array>();
+      }};
+  std::string said = refusal([&] { parts.run_with_cache(tokens, {.callbacks = {look}}); });
+  for (const char* part : {"a small buffer", "cannot be split",
+                           "look at blocks.0.attn.hook_z sees all prompts", "3 prompts at a time"})
+    EXPECT_NE(said.find(part), said.npos) << part << "\n" << said;
+  Plan mean({{.kind = EditKind::mean, .site = Site::z, .layer = 0}});
+  said = refusal([&] { parts.run_with_cache(tokens, {.plan = mean}); });
+  EXPECT_NE(said.find("the mean at blocks.0.attn.hook_z"), said.npos) << said;
+  Tokens few = parts.tokens_of({1, 5, 200, 7}, 1);
+  EXPECT_NO_THROW(parts.run_with_cache(few, {.plan = mean, .callbacks = {look}}))
+      << "nothing to split";
+}
+
+TEST_P(Split, IsRefusedWhereNotEvenOnePromptFits) {
+  DeviceLimits few{
+      .device = "toy",
+      .limits = {{.name = "few products", .measure = Measure::product_batch, .most = 2}}};
+  HookedTransformer none(whole.shared_weights(), std::nullopt, {.dtype = dtype, .limits = few});
+  std::string said = refusal([&] { none.run_with_cache(tokens); });
+  for (const char* part :
+       {"7 prompts of 16 tokens on toy", "product_batch 21: limit \"few products\"",
+        "not even one token fits: use the CPU"})
+    EXPECT_NE(said.find(part), said.npos) << part << "\n" << said;
+}
+
+TEST_P(Split, TheRecordKeepsIt) {
+  VerifiedCache cache = parts.run_with_cache(tokens, {.names = std::vector<std::string>{}});
+  EXPECT_EQ(run_record_from_json(to_json(cache.record())).split, cache.record().split);
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Split, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& i) { return std::string(name_of(i.param)); });
+
+// Parts must have the same tensors and stages, or they could not be put together.
+TEST(SplitPart, KeepsEveryStageOfEveryPrompt) {
+  Plan plan(
+      {{.kind = EditKind::zero, .site = Site::z, .layer = 0, .where = {.batch = -1, .head = 0}},
+       {.kind = EditKind::zero, .site = Site::z, .layer = 0}});
+  Request request{.rows = {.batch = 5,
+                           .pos = 2,
+                           .tokens = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+                           .positions = {0, 1, 0, 1, 0, 1, 0, 1, 0, 1},
+                           .end_layer = 1},
+                  .plan = plan};
+  Request first = part_of(request, 0, 3), last = part_of(request, 3, 2);
+  EXPECT_EQ(first.rows.tokens, (std::vector<std::int64_t>{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(last.rows.tokens, (std::vector<std::int64_t>{6, 7, 8, 9}));
+  EXPECT_EQ(last.rows.positions.size(), 4u);
+  EXPECT_EQ(first.plan.edits().size(), 2u);
+  EXPECT_EQ(first.plan.edits()[0].kind, EditKind::scale)
+      << "of a prompt of another part: nothing changes";
+  EXPECT_EQ(first.plan.edits()[0].factor, 1);
+  EXPECT_EQ(last.plan.edits()[0].kind, EditKind::zero);
+  EXPECT_EQ(last.plan.edits()[0].where.batch, 1);
+}
+
+}  // namespace
+}  // namespace lenscpp
