@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <random>
 #include <set>
-#include <sstream>
 
 #include "hooks/nearest.h"
 #include "lens/fault_injection.h"
@@ -229,6 +229,10 @@ std::vector<FaultSpec> drill_faults() {
       {.name = "inf", .parameters = {{"sign", -1}}},
       {.name = "shift_rows", .parameters = {{"by", -1}}},
       {.name = "round_bits", .parameters = {{"bits", 8}}},
+      // Small ones, for what lies between.
+      {.name = "round_bits", .parameters = {{"bits", 16}}},
+      {.name = "scale", .parameters = {{"factor", 1.001}}},
+      {.name = "one_element", .parameters = {{"delta", 0.001}}},
       {.name = "mask_off_by_one", .parameters = {{"by", -1}}}};
   std::vector<FaultSpec> faults;
   for (const FaultInfo& row : fault_catalogue()) {
@@ -240,14 +244,14 @@ std::vector<FaultSpec> drill_faults() {
 }
 
 std::string fault_in_words(const FaultSpec& fault) {
-  std::ostringstream text;
-  text << fault.name;
-  const char* before = ":";
+  std::string text = fault.name;
   for (const auto& [name, value] : fault.parameters) {
-    text << before << name << "=" << value;
-    before = ",";
+    std::array<char, 32> digits{};
+    auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
+    text += (text.size() == fault.name.size() ? ":" : ",") + name + "=";
+    text.append(digits.data(), end);
   }
-  return text.str();
+  return text;
 }
 
 DrillReport drill(const HookedTransformer& model, const DrillOptions& o) {

@@ -23,7 +23,7 @@ struct DrillOptions {
   std::vector<std::int64_t> batches = {1, 2};
   std::vector<std::int64_t> lengths = {};   // empty: 1, 15 and the longest that the model takes
   std::optional<std::int64_t> sample = {};  // about so many runs, spread evenly, drawn by the seed
-  std::int64_t honest_runs = 4;             // in other summation orders, for each dtype and shape
+  std::int64_t honest_runs = 32;            // in other summation orders, for each dtype and shape
   std::uint64_t seed = 0;
   std::function<void(std::int64_t done, std::int64_t all)> progress = {};
 };

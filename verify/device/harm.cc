@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 namespace lenscpp {
@@ -47,10 +48,38 @@ double largest_magnitude(const Array& a) {
   return largest;
 }
 
-// How often the honest difference; nothing is allowed where honest runs do not differ at all.
-double over(double difference, double spread) {
+// Where nothing is allowed, any difference is infinitely too much.
+double over(double difference, double allowed) {
   if (difference == 0) return 0;
-  return spread > 0 ? difference / spread : kInfinity;
+  return allowed > 0 ? difference / allowed : kInfinity;
+}
+
+Array smaller_or_larger(const Array& a, const Array& b, bool larger) {
+  if (same_bits(a, b)) return a;
+  MutableArray result(a.shape(), a.dtype());
+  std::int64_t begin = 0;
+  in_blocks(a, b, [&](auto x, auto y) {
+    for (std::size_t i = 0; i < x.size(); ++i)
+      x[i] = larger ? std::max(x[i], y[i]) : std::min(x[i], y[i]);
+    result.store(begin, x);
+    begin += static_cast<std::int64_t>(x.size());
+  });
+  return std::move(result).freeze();
+}
+
+// The largest difference of one element over what honest runs may differ by there.
+double times_honest(const Array& found, const Array& clean, double spread, bool may_round) {
+  if (found.shape() != clean.shape() || found.dtype() != clean.dtype()) return kInfinity;
+  double worst = 0;
+  in_blocks(found, clean, [&](auto x, auto y) {
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      double d = difference(x[i], y[i]);
+      if (d == 0) continue;
+      double step = may_round ? unit_in_last_place(y[i], clean.dtype()) : 0;
+      worst = std::max(worst, over(d, std::max(spread, step)));
+    }
+  });
+  return worst;
 }
 
 // [prompt, vocabulary]: logits at the last position; empty when the run has none.
@@ -90,11 +119,18 @@ double largest_difference(const Array& a, const Array& b) {
   return largest;
 }
 
-HarmJudge::HarmJudge(const Recording& clean) : honest_{clean.tensors()} {
-  spread_.resize(honest_[0].size());
-  for (const auto& logits : last_logits(honest_[0])) {
+double unit_in_last_place(double value, DType dtype) {
+  if (!std::isfinite(value) || dtype == DType::i64) return 0;
+  double magnitude = std::max(std::abs(value), smallest_normal(dtype));
+  return 2 * unit_roundoff(dtype) * std::ldexp(1.0, std::ilogb(magnitude));
+}
+
+HarmJudge::HarmJudge(const Recording& clean) : clean_(clean.tensors()) {
+  for (const auto& [id, value] : clean_) low_.push_back(value);
+  high_ = low_;
+  for (const auto& logits : last_logits(clean_)) {
     std::vector<std::int64_t> order(logits.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
+    std::iota(order.begin(), order.end(), 0);
     auto likelier = [&](std::int64_t a, std::int64_t b) {
       return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
     };
@@ -102,63 +138,76 @@ HarmJudge::HarmJudge(const Recording& clean) : honest_{clean.tensors()} {
                               likelier);
     likeliest_.emplace_back(order.front(), order[order.size() > 1 ? 1 : 0]);
   }
+  for (const Choice& choice : metric_of(clean_)) low_metric_.push_back(choice.difference);
+  high_metric_ = low_metric_;
 }
 
-std::vector<double> HarmJudge::metric_of(const Run& run) const {
-  std::vector<double> metric;
+std::vector<HarmJudge::Choice> HarmJudge::metric_of(const Run& run) const {
+  std::vector<Choice> metric;
   auto logits = last_logits(run);
   for (std::size_t b = 0; b < std::min(logits.size(), likeliest_.size()); ++b) {
-    auto at = [&](std::int64_t token) {
-      auto i = static_cast<std::size_t>(token);
-      return i < logits[b].size() ? logits[b][i] : kInfinity;
-    };
-    metric.push_back(at(likeliest_[b].first) - at(likeliest_[b].second));
+    auto [first, second] = likeliest_[b];
+    double x = logits[b].at(static_cast<std::size_t>(first)),
+           y = logits[b].at(static_cast<std::size_t>(second));
+    DType dtype = run.back().second.dtype();
+    metric.push_back({x - y, unit_in_last_place(x, dtype) + unit_in_last_place(y, dtype)});
   }
   return metric;
 }
 
-void HarmJudge::add_honest(Run run) {
+void HarmJudge::add_honest(const Run& run) {
   auto same_tensor = [](const auto& a, const auto& b) {
     return a.first == b.first && a.second.shape() == b.second.shape() &&
            a.second.dtype() == b.second.dtype();
   };
-  if (!std::ranges::equal(run, honest_[0], same_tensor))
+  if (!std::ranges::equal(run, clean_, same_tensor))
     throw std::invalid_argument("[harm] an honest run has other tensors than the clean one");
-  std::vector<double> metric = metric_of(run);
-  for (const Run& other : honest_) {
-    for (std::size_t i = 0; i < run.size(); ++i)
-      spread_[i] = std::max(spread_[i], largest_difference(run[i].second, other[i].second));
-    std::vector<double> others = metric_of(other);
-    for (std::size_t b = 0; b < metric.size(); ++b)
-      metric_spread_ = std::max(metric_spread_, difference(metric[b], others[b]));
+  for (std::size_t i = 0; i < run.size(); ++i) {
+    low_[i] = smaller_or_larger(low_[i], run[i].second, false);
+    high_[i] = smaller_or_larger(high_[i], run[i].second, true);
+    if (!same_bits(low_[i], high_[i]) && i < first_spread_.value_or(run.size())) first_spread_ = i;
   }
-  honest_.push_back(std::move(run));
+  std::vector<Choice> metric = metric_of(run);
+  for (std::size_t b = 0; b < metric.size(); ++b) {
+    low_metric_[b] = std::min(low_metric_[b], metric[b].difference);
+    high_metric_[b] = std::max(high_metric_[b], metric[b].difference);
+  }
+}
+
+double HarmJudge::spread(std::size_t i) const { return largest_difference(high_[i], low_[i]); }
+
+bool HarmJudge::can_differ(std::size_t i) const {
+  return first_spread_.has_value() && i >= *first_spread_;
 }
 
 Judgement HarmJudge::judge(const Recording& run) const {
-  const Run &found = run.tensors(), &clean = honest_[0];
+  const Run& found = run.tensors();
   Judgement j;
-  auto see = [&](double difference, double spread, const std::string& where) {
-    if (!(difference <= kHarmful * spread)) j.harm = Harm::harmful;
-    double times = over(difference, spread);
+  auto see = [&](double times, const std::string& where) {
+    if (!(times <= kHarmful)) j.harm = Harm::harmful;
     if (times > j.times) j.times = times, j.worst = where;
   };
-  for (std::size_t i = 0; i < clean.size(); ++i) {
-    const auto& [id, value] = clean[i];
+  for (std::size_t i = 0; i < clean_.size(); ++i) {
+    const auto& [id, value] = clean_[i];
     bool there = i < found.size() && found[i].first == id;
     if (there && same_bits(found[i].second, value)) continue;
-    double d = there ? largest_difference(found[i].second, value) : kInfinity;
     if (!j.first) {
       double magnitude = largest_magnitude(value);
-      j.first = id, j.change = d, j.relative = magnitude > 0 ? d / magnitude : d;
+      double d = there ? largest_difference(found[i].second, value) : kInfinity;
+      j.first = id, j.relative = magnitude > 0 ? d / magnitude : d;
       j.harm = Harm::between;
     }
-    see(d, spread_[i], to_string(id));
+    see(there ? times_honest(found[i].second, value, spread(i), can_differ(i)) : kInfinity,
+        to_string(id));
   }
-  std::vector<double> metric = metric_of(found), before = metric_of(clean);
-  for (std::size_t b = 0; b < before.size(); ++b)
-    see(b < metric.size() ? difference(metric[b], before[b]) : kInfinity, metric_spread_,
+  if (!j.first) return j;
+  std::vector<Choice> metric = metric_of(found), before = metric_of(clean_);
+  for (std::size_t b = 0; b < before.size(); ++b) {
+    double allowed = std::max(high_metric_[b] - low_metric_[b], before[b].step);
+    see(b < metric.size() ? over(difference(metric[b].difference, before[b].difference), allowed)
+                          : kInfinity,
         "logit difference");
+  }
   return j;
 }
 
