@@ -25,8 +25,8 @@ constexpr std::int64_t kUsualLength = 15;  // no multiple of 32, as kernels like
   throw std::invalid_argument("[drill] " + what);
 }
 
-// A dtype and a shape, with what honest runs of it look like.
-struct Setting {
+// The model on one device in one dtype, with what honest runs of one batch look like there.
+struct Bench {
   HookedTransformer model;
   Tokens tokens;
   RunOptions options;  // the same for every run
@@ -50,7 +50,6 @@ Tokens drawn_tokens(const Config& config, std::int64_t batch, std::int64_t pos,
 Recording recorded(const HookedTransformer& model, const Tokens& tokens, RunOptions options) {
   Recording recording;
   options.watch = &recording;
-  options.verify = VerifyMode::exact;
   model.run_with_cache(tokens, options);
   return recording;
 }
@@ -70,16 +69,15 @@ std::vector<std::pair<TensorId, Array>> reordered(const HookedTransformer& model
   return run;
 }
 
-Setting set_up(const HookedTransformer& model, DType dtype, const Tokens& tokens,
-               const RunOptions& run, const DrillOptions& o) {
-  HookedTransformer moved = model.moved(model.options().device, dtype);
-  Recording clean = recorded(moved, tokens, run);
+Bench set_up(const HookedTransformer& model, const Tokens& tokens, const RunOptions& run,
+             const DrillOptions& o) {
+  Recording clean = recorded(model, tokens, run);
   HarmJudge judge(clean);
   for (std::int64_t i = 1; i <= o.honest_runs; ++i)
-    judge.add_honest(reordered(moved, tokens, run, o.seed + static_cast<std::uint64_t>(i)));
+    judge.add_honest(reordered(model, tokens, run, o.seed + static_cast<std::uint64_t>(i)));
   std::vector<TensorId> tensors;
   for (const auto& [id, value] : clean.tensors()) tensors.push_back(id);
-  return {std::move(moved), tokens, run, std::move(judge), std::move(tensors)};
+  return {model, tokens, run, std::move(judge), std::move(tensors)};
 }
 
 // One fault at one tensor.
@@ -99,33 +97,63 @@ void fill_from(DrillRun& run, const Verdict& verdict) {
     if (run.judgement.first && point.id == *run.judgement.first) run.of_bound = point.worst_ratio;
 }
 
-DrillRun run_one(const Setting& s, const Task& task) {
+// Errors of the device end a run, not the drill: whoever runs there is told as well.
+std::string error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const c10::Error& e) {
+    std::string what = e.what_without_backtrace();
+    return what.substr(0, what.find('\n'));
+  }
+  return "";
+}
+
+DrillRun run_one(const Bench& bench, const Task& task) {
   DrillRun run{.fault = fault_in_words(task.fault),
+               .in_device = is_device_fault(task.fault.name),
                .place = task.place,
-               .dtype = s.model.options().dtype,
-               .batch = s.tokens.batch,
-               .pos = s.tokens.pos};
+               .dtype = bench.model.options().dtype,
+               .batch = bench.tokens.batch,
+               .pos = bench.tokens.pos};
   FaultSpec spec = task.fault;
   spec.hook = hook_name(task.place.site, task.place.layer);
-  auto injector = std::make_shared<FaultInjector>(std::vector{spec}, s.model.config());
+  InjectedFaults injected({spec}, bench.model.config());
   Recording recording;
-  RunOptions options = s.options;
-  options.interference = interference_of(injector);
+  RunOptions options = bench.options;
+  options.interference = injected.interference();
+  options.device_faults = injected.device_faults();
   options.watch = &recording;
-  options.verify = VerifyMode::exact;
   std::optional<Verdict> verdict;
-  try {
-    verdict = s.model.run_with_cache(s.tokens, options).verdict();
-  } catch (const VerificationFailed& e) {
-    verdict = e.verdict();
-  } catch (const c10::Error& e) {
-    run.error = e.what_without_backtrace();
-    run.refused = true;
+  run.error = error_of([&] {
+    try {
+      verdict = bench.model.run_with_cache(bench.tokens, options).verdict();
+    } catch (const VerificationFailed& e) {
+      verdict = e.verdict();
+    }
+  });
+  run.refused = !verdict;
+  for (const auto& firing : injected.log({})) {
+    if (run.changed == 0) run.fired_at = firing.name;
+    run.changed += firing.changed;
   }
-  for (const auto& firing : injector->log()) run.changed += firing.changed;
-  run.judgement = s.judge.judge(recording);
+  run.judgement = bench.judge.judge(recording);
   if (verdict) fill_from(run, *verdict);
   return run;
+}
+
+// In the computation of which tensors a fault of the device fires at all.
+std::vector<TensorId> fires_at(const Bench& bench, const FaultSpec& fault) {
+  auto faults = std::make_shared<DeviceFaults>(std::vector{fault}, bench.model.config());
+  RunOptions options = bench.options;
+  options.device_faults = faults;
+  error_of([&] { bench.model.run_unverified(bench.tokens, options); });
+  std::set<TensorId> fired;
+  for (const auto& firing : faults->log())
+    if (firing.id) fired.insert(*firing.id);
+  std::vector<TensorId> places;
+  for (const TensorId& id : bench.tensors)
+    if (fired.contains(id)) places.push_back(id);
+  return places;
 }
 
 std::optional<Site> site_of(const std::string& name, const Config& config) {
@@ -191,7 +219,8 @@ void check(const DrillOptions& o, const std::vector<FaultSpec>& faults, const Co
   for (const FaultSpec& fault : faults)
     if (fault.hook || fault.layer)
       refuse(fault.name + " has a place of its own; sites and layers say where all faults go");
-  FaultInjector(faults, config);  // refuses unknown names and parameters
+  InjectedFaults(faults, config);  // refuses unknown names and parameters
+  if (o.verify == VerifyMode::off) refuse("verification is off: nothing could be refused");
   if (o.dtypes.empty()) refuse("no dtype");
   for (DType dtype : o.dtypes)
     if (dtype == DType::i64) refuse("a model cannot be int64");
@@ -201,23 +230,133 @@ void check(const DrillOptions& o, const std::vector<FaultSpec>& faults, const Co
   if (o.sample && *o.sample < 1) refuse("sample " + std::to_string(*o.sample) + "; needed: 1 on");
 }
 
-// About `wanted` of the tasks: of each fault in turn the next that the seed draws.
-std::vector<Task> sampled(std::vector<Task> tasks, std::int64_t wanted, std::mt19937_64& random) {
-  for (std::size_t i = tasks.size(); i > 1; --i) std::swap(tasks[i - 1], tasks[random() % i]);
-  std::map<std::string, std::vector<Task>> by_fault;
-  for (Task& task : tasks) by_fault[fault_in_words(task.fault)].push_back(std::move(task));
-  std::vector<Task> chosen;
-  for (bool any = true; any && std::ssize(chosen) < wanted;) {
-    any = false;
-    for (auto& [fault, rest] : by_fault) {
-      if (rest.empty() || std::ssize(chosen) >= wanted) continue;
-      chosen.push_back(std::move(rest.back()));
-      rest.pop_back();
-      any = true;
+// What is drawn for a fault depends on no other fault.
+std::mt19937_64 random_of(const std::string& fault, std::uint64_t seed, std::int64_t setting) {
+  std::vector<std::uint64_t> numbers(fault.begin(), fault.end());
+  for (std::uint64_t n : {seed & 0xffffffffu, seed >> 32, static_cast<std::uint64_t>(setting)})
+    numbers.push_back(n);
+  std::seed_seq seeds(numbers.begin(), numbers.end());
+  return std::mt19937_64(seeds);
+}
+
+// The drill of one model: its settings one after the other.
+class Drill {
+ public:
+  Drill(const HookedTransformer& model, const DrillOptions& o)
+      : model_(model),
+        o_(o),
+        config_(model.config()),
+        faults_(o.faults.empty() ? drill_faults() : o.faults) {
+    check(o, faults_, config_);
+    for (FaultSpec& fault : faults_) fault.seed = o.seed;
+    sites_ = sites_of(o, config_);
+    layers_ = layers_of(o, config_);
+  }
+
+  DrillReport run() {
+    auto start = std::chrono::steady_clock::now();
+    report_ = {.model = model_.name(),
+               .device = model_.options().device,
+               .seed = o_.seed,
+               .honest_runs = o_.honest_runs};
+    std::vector<std::int64_t> lengths = lengths_of(o_, config_);
+    settings_ = static_cast<std::int64_t>(o_.dtypes.size() * lengths.size() * o_.batches.size());
+    for (DType dtype : o_.dtypes)
+      for (std::int64_t length : lengths)
+        for (std::int64_t batch : o_.batches) {
+          in_setting(dtype, drawn_tokens(config_, batch, length, o_.seed));
+          setting_ += 1;
+        }
+    say_what_never_fired();
+    report_.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return std::move(report_);
+  }
+
+ private:
+  bool any(bool in_device) const {
+    return std::ranges::any_of(
+        faults_, [&](const FaultSpec& f) { return is_device_fault(f.name) == in_device; });
+  }
+  bool wanted(const TensorId& id) const {
+    if (!sites_.empty() && !sites_.contains(id.site)) return false;
+    return layers_.empty() || (info(id.site).per_layer && layers_.contains(id.layer));
+  }
+  std::optional<Bench> bench(const std::string& device, DType dtype, const Tokens& tokens) const {
+    RunOptions options{.verify = o_.verify, .names = asked_for(sites_, config_)};
+    return set_up(model_.moved(device, dtype), tokens, options, o_);
+  }
+
+  void in_setting(DType dtype, const Tokens& tokens) {
+    std::optional<Bench> at_tap, in_device;
+    if (any(false)) at_tap = bench(model_.options().device, dtype, tokens);
+    if (any(true)) in_device = bench("simulated", dtype, tokens);
+    std::vector<Task> tasks;
+    for (const FaultSpec& fault : faults_) {
+      std::vector<TensorId> places = is_device_fault(fault.name)
+                                         ? places_in_device(*in_device, fault)
+                                         : places_at_tap(*at_tap, fault);
+      std::erase_if(places, [&](const TensorId& id) { return !wanted(id); });
+      for (const TensorId& id : sampled(std::move(places), fault)) tasks.push_back({fault, id});
+    }
+    auto n = static_cast<std::int64_t>(tasks.size());
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Task& task = tasks[static_cast<std::size_t>(i)];
+      report_.runs.push_back(
+          run_one(is_device_fault(task.fault.name) ? *in_device : *at_tap, task));
+      if (o_.progress) o_.progress(setting_ * n + i + 1, settings_ * n);
     }
   }
-  return chosen;
-}
+
+  static std::vector<TensorId> places_at_tap(const Bench& bench, const FaultSpec& fault) {
+    std::vector<TensorId> places;
+    for (const TensorId& id : bench.tensors)
+      if (fault_info(fault.name).applies(id.site)) places.push_back(id);
+    return places;
+  }
+
+  // This setting's part of a fault's runs.
+  std::vector<TensorId> sampled(std::vector<TensorId> places, const FaultSpec& fault) const {
+    if (!o_.sample) return places;
+    auto wanted = static_cast<std::size_t>(*o_.sample * (setting_ + 1) / settings_ -
+                                           *o_.sample * setting_ / settings_);
+    std::mt19937_64 random = random_of(fault_in_words(fault), o_.seed, setting_);
+    for (std::size_t i = places.size(); i > 1; --i) std::swap(places[i - 1], places[random() % i]);
+    places.resize(std::min(places.size(), wanted));
+    return places;
+  }
+
+  // A fault that fires whatever its condition says is left out where the condition holds anyway.
+  std::vector<TensorId> places_in_device(const Bench& bench, const FaultSpec& fault) {
+    std::vector<TensorId> places = fires_at(bench, fault);
+    if (!places.empty()) fired_.insert(fault_in_words(fault));
+    FaultSpec conditional = fault;
+    bool always = conditional.parameters.erase("always") > 0;
+    return always && fires_at(bench, conditional) == places ? std::vector<TensorId>() : places;
+  }
+
+  void say_what_never_fired() {
+    for (const FaultSpec& fault : faults_) {
+      std::string words = fault_in_words(fault);
+      if (!is_device_fault(fault.name) || fired_.contains(words)) continue;
+      const DeviceFaultInfo& row = device_fault_info(fault.name);
+      report_.never_fired.emplace_back(
+          words, fault.parameters.contains("always")
+                     ? "changes no bit here even without its condition"
+                     : "its condition was never met: " + std::string(row.trigger));
+    }
+  }
+
+  const HookedTransformer& model_;
+  const DrillOptions& o_;
+  const Config& config_;
+  std::vector<FaultSpec> faults_;
+  std::set<Site> sites_;
+  std::set<std::int64_t> layers_;
+  std::int64_t setting_ = 0, settings_ = 0;
+  std::set<std::string> fired_;  // faults of the device
+  DrillReport report_;
+};
 
 }  // namespace
 
@@ -240,6 +379,14 @@ std::vector<FaultSpec> drill_faults() {
     for (const FaultSpec& other : variations)
       if (other.name == row.name) faults.push_back(other);
   }
+  for (const DeviceFaultInfo& row : device_fault_catalogue()) {
+    std::string id(row.id);
+    faults.push_back({.name = id});
+    faults.push_back({.name = id, .parameters = {{"always", 1}}});
+    if (std::ranges::find(row.parameters, "transposed", &FaultParameter::name) !=
+        row.parameters.end())
+      faults.push_back({.name = id, .parameters = {{"transposed", 1}}});
+  }
   return faults;
 }
 
@@ -254,48 +401,8 @@ std::string fault_in_words(const FaultSpec& fault) {
   return text;
 }
 
-DrillReport drill(const HookedTransformer& model, const DrillOptions& o) {
-  auto start = std::chrono::steady_clock::now();
-  const Config& config = model.config();
-  std::vector<FaultSpec> faults = o.faults.empty() ? drill_faults() : o.faults;
-  check(o, faults, config);
-  for (FaultSpec& fault : faults) fault.seed = o.seed;
-  std::set<Site> sites = sites_of(o, config);
-  std::set<std::int64_t> layers = layers_of(o, config);
-  std::vector<std::int64_t> lengths = lengths_of(o, config);
-  RunOptions options{.names = asked_for(sites, config)};
-  auto wanted = [&](const TensorId& id) {
-    if (!sites.empty() && !sites.contains(id.site)) return false;
-    return layers.empty() || (info(id.site).per_layer && layers.contains(id.layer));
-  };
-  DrillReport report{.model = model.name(),
-                     .device = model.options().device,
-                     .seed = o.seed,
-                     .honest_runs = o.honest_runs};
-  auto settings = static_cast<std::int64_t>(o.dtypes.size() * lengths.size() * o.batches.size());
-  std::int64_t nth = 0;
-  std::mt19937_64 random(o.seed);
-  for (DType dtype : o.dtypes)
-    for (std::int64_t length : lengths)
-      for (std::int64_t batch : o.batches) {
-        Setting s = set_up(model, dtype, drawn_tokens(config, batch, length, o.seed), options, o);
-        std::vector<Task> tasks;
-        for (const FaultSpec& fault : faults)
-          for (const TensorId& id : s.tensors)
-            if (wanted(id) && fault_info(fault.name).applies(id.site)) tasks.push_back({fault, id});
-        if (o.sample) {
-          std::int64_t before = *o.sample * nth / settings;
-          tasks = sampled(std::move(tasks), *o.sample * (nth + 1) / settings - before, random);
-        }
-        for (std::size_t i = 0; i < tasks.size(); ++i) {
-          report.runs.push_back(run_one(s, tasks[i]));
-          auto n = static_cast<std::int64_t>(tasks.size());
-          if (o.progress) o.progress(nth * n + static_cast<std::int64_t>(i) + 1, settings * n);
-        }
-        nth += 1;
-      }
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return report;
+DrillReport drill(const HookedTransformer& model, const DrillOptions& options) {
+  return Drill(model, options).run();
 }
 
 }  // namespace lenscpp

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_lens(m);
   lenscpp::python::bind_simulated(m);
   lenscpp::python::bind_compare(m);
+  lenscpp::python::bind_drill(m);
   lenscpp::python::bind_patching(m);
   lenscpp::python::bind_attribution(m);
 }

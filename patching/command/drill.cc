@@ -19,7 +19,7 @@ using nlohmann::ordered_json;
 constexpr std::int64_t kRunsAProgress = 20;
 
 constexpr const char* kFooter = R"(Examples:
-  lenscpp drill tiny-ioi --sample 200
+  lenscpp drill tiny-ioi --sample 6 --lengths 1,15
   lenscpp drill tiny-ioi --faults mask_group,round_bits:bits=8 --dtypes float32 --lengths 15
   lenscpp drill tiny-ioi --sites attn.hook_z,hook_attn_out --layers 0 --dtypes bfloat16 --lengths 15 --batches 1 --out drill
   lenscpp drill path/to/gpt2 --device cuda --lengths 1,48 --out drill
@@ -100,6 +100,7 @@ DrillReport run(const Options& o, const HookedTransformer& model) {
   DrillOptions options{.faults = faults_of(o),
                        .sites = o.sites,
                        .layers = o.layers,
+                       .verify = verify_mode(o),
                        .dtypes = {},
                        .batches = o.batches,
                        .lengths = o.lengths,
@@ -154,7 +155,7 @@ Action add_drill(CLI::App& program) {
   list("--dtypes", o->dtypes, "In which dtypes", "NAMES", "Running")->capture_default_str();
   command
       .add_option("--sample", o->sample,
-                  "About so many runs, spread over faults, dtypes and shapes; 0: all")
+                  "So many runs of each fault, spread over dtypes and shapes; 0: all")
       ->type_name("N")
       ->group("Drill")
       ->capture_default_str()
@@ -163,6 +164,10 @@ Action add_drill(CLI::App& program) {
       ->type_name("DIR")
       ->group("Output");
   add_common_options(command, *o);
+  command.add_option("--verify", o->verify, "How runs are checked: exact or checksum")
+      ->type_name("MODE")
+      ->group("Running")
+      ->capture_default_str();
   command.remove_option(command.get_option("--dtype"));  // those listed above
   command.footer(kFooter);
   return [o] { return drill(*o); };

@@ -495,6 +495,19 @@ def compare_rows(
     prompts: Sequence[tuple[str, str, str]],
     faults: Sequence[FaultSpec],
 ) -> list[tuple[dict[str, Any], Verdict | None]]: ...
+def drill_report(
+    model: Model,
+    *,
+    faults: Sequence[FaultSpec],
+    sites: Sequence[str],
+    layers: Sequence[int],
+    verify: str,
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    sample: int | None,
+    seed: int,
+) -> tuple[dict[str, Any], str]: ...
 def read_choice_prompts(file: str) -> list[tuple[str, str, str]]: ...
 def cache_extents(cache: VerifiedCache) -> tuple[int, int]: ...
 def cache_d_mlp(cache: VerifiedCache) -> int: ...

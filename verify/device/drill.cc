@@ -10,6 +10,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "verify/device/device_faults.h"
+
 namespace lenscpp {
 namespace {
 
@@ -68,10 +70,17 @@ std::string aligned(const std::vector<std::vector<std::string>>& lines, std::siz
   return text;
 }
 
+// "S1 ignores_weight_strides:transposed=1": the catalogue's id and what it is called.
+std::string titled(const std::string& fault) {
+  std::string id = fault.substr(0, fault.find(':'));
+  if (!is_device_fault(id)) return fault;
+  return id + " " + std::string(device_fault_info(id).name) + fault.substr(id.size());
+}
+
 std::vector<std::string> cells(const DrillRow& row) {
   std::string hint = row.hint;
   if (hint.size() > kLongestHint) hint = hint.substr(0, kLongestHint - 3) + "...";
-  return {row.fault,
+  return {titled(row.fault),
           fmt::format("{}", row.runs),
           fmt::format("{}", row.fired),
           fmt::format("{}", row.harmful),
@@ -88,7 +97,7 @@ std::string in_words(const DrillRun& run) {
   return fmt::format(
       "{} at {}, {}, {} x {}: {}; changed by {:.2g} of the tensor's largest, {} "
       "times what honest runs differ by ({}), {:.2g} of the bound",
-      run.fault, to_string(run.place), name_of(run.dtype), run.batch, run.pos, name_of(j.harm),
+      titled(run.fault), to_string(run.place), name_of(run.dtype), run.batch, run.pos, name_of(j.harm),
       j.relative, times_in_words(j.times), j.worst, run.of_bound);
 }
 
@@ -199,7 +208,7 @@ std::string DrillReport::table() const {
   list("HARMFUL AND NOT REFUSED", missed());
   list("Fired and not refused", unseen());
   if (!never_fired.empty()) text += "Never fired:\n";
-  for (const auto& [fault, why] : never_fired) text += "  " + fault + ": " + why + "\n";
+  for (const auto& [fault, why] : never_fired) text += "  " + titled(fault) + ": " + why + "\n";
   return text + summary() + "\n";
 }
 
@@ -232,6 +241,7 @@ nlohmann::json to_json(const DrillRun& run) {
           {"batch", run.batch},
           {"pos", run.pos},
           {"changed", run.changed},
+          {"fired_at", run.fired_at},
           {"harm", name_of(j.harm)},
           {"times", number(j.times)},
           {"worst", j.worst},

@@ -21,7 +21,8 @@ struct DrillRun {
   TensorId place;          // where it was injected
   DType dtype = DType::f32;
   std::int64_t batch = 0, pos = 0;
-  std::int64_t changed = 0;  // elements that the fault says it changed; 0: it has not fired
+  std::int64_t changed = 0;   // elements that the fault says it changed; 0: it has not fired
+  std::string fired_at = {};  // the tensor of the first change, as the fault says
   Judgement judgement = {};
   bool refused = false;
   std::string error = {};  // what the device threw, where there is no verdict; counts as refused
