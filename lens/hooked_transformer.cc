@@ -153,6 +153,16 @@ HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
 }
 
+HookedTransformer HookedTransformer::moved(const std::string& device, DType dtype) const {
+  LoadOptions options = options_;
+  options.device = device;
+  auto weights = shared_weights();
+  if (weights->dtype != dtype) weights = std::make_shared<const Weights>(cast(*weights, dtype));
+  HookedTransformer model(std::move(weights), tokenizer_, options);
+  model.name_ = name_;
+  return model;
+}
+
 const Tokenizer& HookedTransformer::tokenizer() const {
   if (!tokenizer_)
     refuse(
@@ -270,6 +280,9 @@ Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& o
 // The device is told which tensor comes next, so that a fault can be limited to one.
 PassResult HookedTransformer::pass(const Request& request, Sink* sink,
                                    const RunOptions& options) const {
+  std::optional<Tee> both;
+  if (options.watch != nullptr)
+    sink = sink == nullptr ? options.watch : &both.emplace(*options.watch, *sink);
   auto faults = options.device_faults;
   if (!faults) return pass_->run(request, sink, options.interference);
   if (!is_simulated(options_.device))

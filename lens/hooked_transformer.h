@@ -61,6 +61,7 @@ struct RunOptions {
   Interference interference = {};  // faults injected at the taps
   // Faults inside the simulated device, armed for this run; std::invalid_argument on any other.
   std::shared_ptr<DeviceFaults> device_faults = {};
+  Sink* watch = nullptr;  // is given every tensor too, internal ones included, before its check
 };
 
 /// A transformer whose every run is checked before anybody reads it. Const after loading.
@@ -74,6 +75,10 @@ class HookedTransformer {
                                            const LoadOptions& options = {});
   HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer,
                     const LoadOptions& options);
+
+  /// The same model and tokenizer on `device`, its weights rounded to `dtype`. Throws DeviceError,
+  /// std::invalid_argument naming the weight that overflows `dtype`.
+  HookedTransformer moved(const std::string& device, DType dtype) const;
 
   const Config& config() const { return pass_->weights().config; }
   const Weights& weights() const { return pass_->weights(); }

@@ -26,6 +26,7 @@ SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
+HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -182,6 +183,27 @@ MUTANTS = [
     (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),
     (RUN_FILE, "if (!model_ || model_->digest == record.model_digest) return;", "return;", "the digest of a saved run's model"),
     (RUN_FILE, "if (run.verdict.status != Status::invalid) run.verdict = Verdict{};", "", "the mark of what was loaded unverified"),
+    # the drill
+    (HARM, "if (!(times <= kHarmful)) j.harm = Harm::harmful;", "", "harm itself"),
+    ("verify/device/harm.h", "kHarmful = 4", "kHarmful = 5", "the limit of harm"),
+    ("verify/device/harm.h", "kHarmful = 4", "kHarmful = 3", "what is not yet harm"),
+    (HARM, "if (x == y || (std::isnan(x) && std::isnan(y))) return 0;", "if (x == y || std::isnan(x) || std::isnan(y)) return 0;", "NaN as harm"),
+    (HARM, "return std::isnan(d) ? kInfinity : d;", "return std::isfinite(d) ? d : 0;", "a changed mask as harm"),
+    (HARM, "return allowed > 0 ? difference / allowed : kInfinity;", "return allowed > 0 ? difference / allowed : 0;", "harm where honest runs cannot differ"),
+    (HARM, "return first_spread_.has_value() && i >= *first_spread_;", "return true;", "tensors that cannot differ"),
+    (HARM, "double step = may_round ? unit_in_last_place(y[i], clean.dtype()) : 0;", "double step = 0;", "the honest unit in the last place"),
+    (HARM, "std::max(spread, step)", "step", "the honest spread of a tensor"),
+    (HARM, "low_[i] = smaller_or_larger(low_[i], run[i].second, false);", "", "honest runs below the clean one"),
+    (HARM, "high_[i] = smaller_or_larger(high_[i], run[i].second, true);", "", "honest runs above the clean one"),
+    (HARM, "if (there && same_bits(found[i].second, value)) continue;", "if (there) continue;", "comparison of a run with the clean one"),
+    (HARM, "if (found.shape() != clean.shape() || found.dtype() != clean.dtype()) return kInfinity;", "if (found.numel() != clean.numel()) return kInfinity;", "shapes in the judgement of harm"),
+    (HARM, "if (!std::ranges::equal(run, clean_, same_tensor))", "if (run.size() != clean_.size())", "honest runs of other tensors"),
+    (HARM, "std::max(high_metric_[b] - low_metric_[b], before[b].step)", "1e30", "harm to the logit difference"),
+    (REORDERING, "case Axis::d_mlp: return gathered(value, value.rank() - 1, inverse(layers_.at(layer).mlp));", "case Axis::d_mlp: return value;", "neurons back in order"),
+    (REORDERING, "heads_undone(scored ? own.queries_keys : own.values, value)", "heads_undone(own.values, value)", "queries and keys back in order"),
+    (DRILL, "return refused && judgement.first.has_value() && named == to_string(*judgement.first);", "return refused;", "whether the first wrong tensor was named"),
+    (DRILL, "if (run.harmful() && !run.refused) missed.push_back(&run);", "", "harmful runs that were not refused"),
+    (DRILL, "part == whole ? \"100 %\" : fmt::format(\"{:.1f} %\", share)", "fmt::format(\"{:.0f} %\", share + 0.1)", "a share that is not all of them"),
     # attributions
     (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),

@@ -52,6 +52,7 @@ Action add_demo(CLI::App& program);
 Action add_patch(CLI::App& program);
 Action add_compare(CLI::App& program);
 Action add_preflight(CLI::App& program);
+Action add_drill(CLI::App& program);
 
 /// No upper limit of its own.
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::max();

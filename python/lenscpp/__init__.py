@@ -18,6 +18,7 @@ import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 from . import faults, patching, utils
 from ._attribution import LogitAttribution, direct_logit_attribution, plot_attention
 from ._compare import CompareRow, Comparison, compare
+from ._drill import DrillReport, drill
 from ._config import HookedTransformerConfig
 from ._edits import Ablate, Add, Patch, Scale
 from ._lenscpp import (
@@ -49,6 +50,7 @@ __all__ = [
     "CompareRow",
     "Comparison",
     "DeviceError",
+    "DrillReport",
     "Edit",
     "GridResult",
     "HookedTransformer",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "compare",
     "direct_logit_attribution",
+    "drill",
     "faults",
     "load",
     "load_unverified",

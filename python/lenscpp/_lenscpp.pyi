@@ -517,6 +517,19 @@ def preflight_model(
     names: Sequence[str] | None,
     processing: Mapping[str, bool],
 ) -> tuple[dict[str, Any], str]: ...
+def drill_report(
+    model: Model,
+    *,
+    faults: Sequence[FaultSpec],
+    sites: Sequence[str],
+    layers: Sequence[int],
+    verify: str,
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    sample: int | None,
+    seed: int,
+) -> tuple[dict[str, Any], str]: ...
 def read_choice_prompts(file: str) -> list[tuple[str, str, str]]: ...
 def cache_extents(cache: VerifiedCache) -> tuple[int, int]: ...
 def cache_d_mlp(cache: VerifiedCache) -> int: ...
