@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <ctime>
 #include <set>
 
 #include "hooks/build_info.h"
 #include "hooks/transformer/torch_array.h"
+#include "lens/device_warning.h"
 #include "lens/torch_parallel.h"
 #include "verify/device/simulated.h"
 #include "verify/processing_check.h"
@@ -30,6 +32,7 @@ bool is_simulated(const std::string& name) {
 }
 
 c10::Device device_of(const std::string& name) {
+  if (auto warning = device_warning_once(name)) std::fprintf(stderr, "%s\n", warning->c_str());
   if (is_simulated(name)) simulated_device();
   try {
     c10::Device device(name);
@@ -43,11 +46,16 @@ c10::Device device_of(const std::string& name) {
 
 // A device that is missing says so when the first weight is copied to it.
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
-                                         const std::string& name) {
+                                         const LoadOptions& options) {
+  if (options.matmul_precision == MatmulPrecision::tf32 && weights->dtype != DType::f32)
+    refuse("matmul_precision tf32 is of float32 products; the model is " +
+           std::string(name_of(weights->dtype)));
   try {
-    return std::make_shared<const Transformer>(std::move(weights), device_of(name));
+    return std::make_shared<const Transformer>(std::move(weights), device_of(options.device),
+                                               options.matmul_precision);
   } catch (const c10::Error& e) {
-    throw DeviceError("[device] \"" + name + "\" cannot be used: " + e.what_without_backtrace());
+    throw DeviceError("[device] \"" + options.device +
+                      "\" cannot be used: " + e.what_without_backtrace());
   }
 }
 
@@ -127,7 +135,7 @@ HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path
 
 HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
                                      std::optional<Tokenizer> tokenizer, const LoadOptions& options)
-    : pass_(place(weights, options.device)), tokenizer_(std::move(tokenizer)), options_(options) {
+    : pass_(place(weights, options)), tokenizer_(std::move(tokenizer)), options_(options) {
   options_.dtype = weights->dtype;
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
 }
@@ -247,8 +255,8 @@ Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& o
 }
 
 // The device is told which tensor comes next, so that a fault can be limited to one.
-PassResult HookedTransformer::pass(const Request& request, Sink* sink,
-                                   const RunOptions& options) const {
+PassResult HookedTransformer::armed_pass(const Request& request, Sink* sink,
+                                         const RunOptions& options) const {
   auto faults = options.device_faults;
   if (!faults) return pass_->run(request, sink, options.interference);
   if (!is_simulated(options_.device))
@@ -269,6 +277,16 @@ PassResult HookedTransformer::pass(const Request& request, Sink* sink,
     faults->passed(id);
     return options.interference ? options.interference(id, x) : x;
   });
+}
+
+PassResult HookedTransformer::pass(const Request& request, Sink* sink,
+                                   const RunOptions& options) const {
+  PassResult pass = armed_pass(request, sink, options);
+  if (options_.allow_fallback || pass.fallbacks.empty()) return pass;
+  std::string names;
+  for (const std::string& op : pass.fallbacks) names += (names.empty() ? "" : ", ") + op;
+  throw DeviceError("[device] \"" + options_.device + "\" ran on the CPU instead: " + names +
+                    "; allowed with allow_fallback");
 }
 
 RunRecord HookedTransformer::record_for(const Request& request, const PassResult& pass) const {
@@ -292,7 +310,9 @@ RunRecord HookedTransformer::record_for(const Request& request, const PassResult
                            ? "simulated: an accelerator in plain C++ that computes on the CPU"
                            : pass_->device().str();
   record.dtype = name_of(options_.dtype);
+  record.matmul_precision = options_.matmul_precision;
   record.ambient = pass.ambient;
+  record.fallbacks = pass.fallbacks;
   record.libraries = {{"torch", TORCH_VERSION}, {"lenscpp", lenscpp_version()}};
   record.build_commit = build_commit();
   record.build_dirty = build_dirty();
@@ -320,7 +340,8 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                      .pos_slice = options.pos_slice,
                      .drift = options.drift,
                      .projections = mode == VerifyMode::checksum ? projections_ : nullptr,
-                     .parallel = torch_parallel_for});
+                     .parallel = torch_parallel_for,
+                     .matmul_precision = options_.matmul_precision});
   PassResult pass = this->pass(request, &verifier, options);
   return std::move(verifier).finish(record_for(request, pass));
 }
@@ -362,7 +383,9 @@ VerifiedCache HookedTransformer::verify_recorded(
   Request request = request_for(tokens, {});
   return lenscpp::verify_recorded(pass_->shared_weights(), request, recorded,
                                   record_for(request, {}),
-                                  {.dtype = options_.dtype, .parallel = torch_parallel_for});
+                                  {.dtype = options_.dtype,
+                                   .parallel = torch_parallel_for,
+                                   .matmul_precision = options_.matmul_precision});
 }
 
 }  // namespace lenscpp

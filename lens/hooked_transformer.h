@@ -31,6 +31,10 @@ struct LoadOptions {
   DType dtype = DType::f32;
   VerifyMode verify = VerifyMode::exact;
   std::optional<std::int64_t> first_n_layers = {};
+  /// What the device may do to operands of float32 products. tf32 lets it round them (and asks CUDA
+  /// to), and widens the bounds of products by just that.
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;
+  bool allow_fallback = true;  // of operators to the CPU where the device has none; always recorded
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
   std::optional<std::filesystem::path> tokenizer =
       {};  // unset: tokenizer.json in the folder, if any
@@ -111,6 +115,7 @@ class HookedTransformer {
  private:
   PassResult pass(const Request& request, Sink* sink, const RunOptions& options) const;
   Request request_for(const Tokens& tokens, const RunOptions& options) const;
+  PassResult armed_pass(const Request& request, Sink* sink, const RunOptions& options) const;
   RunRecord record_for(const Request& request, const PassResult& pass) const;
 
   std::shared_ptr<const Transformer> pass_;

@@ -77,6 +77,12 @@ MUTANTS = [
     (BOUNDS, "c.u_a * (8 * std::abs(x) + std::abs(x * y))", "c.u_a * (0 * std::abs(x) + std::abs(x * y))", "slack of SiLU"),
     (BOUNDS, "return c.reference * static_cast<double>(terms) * c.u_a * magnitude;", "return 0 * magnitude;", "slack of sums"),
     (BOUNDS, "return c.reference * 2 * c.u_a * std::abs(y);", "return 0 * y;", "slack of scaling"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "0 * magnitude", "slack of declared TF32"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "(80 * c.u_x) * magnitude", "tightness of declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "c.u_x > 0 ? square * 9 : 0", "eight bits in a run declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "0", "the RMS test of declared TF32"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "true", "TF32 that nobody declared"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "precision == MatmulPrecision::tf32", "declared TF32 of other dtypes"),
     # comparisons
     (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
     (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
@@ -182,6 +188,12 @@ MUTANTS = [
     (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),
     (RUN_FILE, "if (!model_ || model_->digest == record.model_digest) return;", "return;", "the digest of a saved run's model"),
     (RUN_FILE, "if (run.verdict.status != Status::invalid) run.verdict = Verdict{};", "", "the mark of what was loaded unverified"),
+    # fallbacks and ambient state
+    ("hooks/transformer/fallbacks.cc", "if (function.name() == kCopyToCpu && !current->running.empty())", "if (false)", "copies to the CPU inside of operators"),
+    ("hooks/transformer/fallbacks.cc", "if (auto op = fallback_in(warning.msg())) return note(std::move(*op));", "", "warnings of fallbacks"),
+    ("hooks/transformer/fallbacks.cc", "if (!falls_back && !copies) return {};", "if (!falls_back) return {};", "views that become copies"),
+    ("hooks/transformer/fallbacks.cc", "c10::WarningUtils::set_warnAlways(true);", "", "warnings that are said once a process"),
+    ("hooks/transformer/ambient.cc", "tf32_users() == users() ?", "true ?", "the strictest of several precisions"),
     # attributions
     (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),
