@@ -8,13 +8,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <ctime>
 #include <set>
 
 #include "hooks/build_info.h"
 #include "hooks/transformer/torch_array.h"
-#include "lens/device_warning.h"
+#include "lens/device.h"
 #include "lens/torch_parallel.h"
 #include "verify/device/simulated.h"
 #include "verify/processing_check.h"
@@ -27,23 +26,6 @@ namespace {
   throw std::invalid_argument("[model] " + what);
 }
 
-bool is_simulated(const std::string& name) {
-  return name == "simulated" || name.starts_with("simulated:");
-}
-
-c10::Device device_of(const std::string& name) {
-  if (auto warning = device_warning_once(name)) std::fprintf(stderr, "%s\n", warning->c_str());
-  if (is_simulated(name)) simulated_device();
-  try {
-    c10::Device device(name);
-    if (device.is_meta())
-      throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
-    return device;
-  } catch (const c10::Error& e) {
-    throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
-  }
-}
-
 // A device that is missing says so when the first weight is copied to it.
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
                                          const LoadOptions& options) {
@@ -51,7 +33,7 @@ std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
     refuse("matmul_precision tf32 is of float32 products; the model is " +
            std::string(name_of(weights->dtype)));
   try {
-    return std::make_shared<const Transformer>(std::move(weights), device_of(options.device),
+    return std::make_shared<const Transformer>(std::move(weights), named_device(options.device),
                                                options.matmul_precision);
   } catch (const c10::Error& e) {
     throw DeviceError("[device] \"" + options.device +
@@ -122,7 +104,7 @@ std::string now_utc() {
 
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
                                                      const LoadOptions& options) {
-  device_of(options.device);
+  named_device(options.device);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
   std::optional<Tokenizer> tokenizer;
   std::filesystem::path file = options.tokenizer.value_or(folder / "tokenizer.json");

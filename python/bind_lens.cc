@@ -6,7 +6,7 @@
 #include <set>
 #include <tuple>
 
-#include "lens/device_warning.h"
+#include "lens/device.h"
 #include "lens/fault_injection.h"
 #include "lens/hooked_transformer.h"
 #include "lens/logit_lens.h"

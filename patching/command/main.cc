@@ -150,7 +150,8 @@ int run_program(int argc, char** argv) {
     program.footer(kFooter);
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
-    for (auto add : {add_demo, add_run, add_lens, add_patch, add_compare, add_verify, add_show}) {
+    for (auto add :
+         {add_demo, add_run, add_lens, add_patch, add_compare, add_doctor, add_verify, add_show}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }

@@ -19,6 +19,7 @@ from . import faults, patching, utils
 from ._attribution import LogitAttribution, direct_logit_attribution, plot_attention
 from ._compare import CompareRow, Comparison, compare
 from ._config import HookedTransformerConfig
+from ._doctor import DoctorReport, doctor
 from ._edits import Ablate, Add, Patch, Scale
 from ._lenscpp import (
     DeviceError,
@@ -48,6 +49,7 @@ __all__ = [
     "CompareRow",
     "Comparison",
     "DeviceError",
+    "DoctorReport",
     "Edit",
     "GridResult",
     "HookedTransformer",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "compare",
     "direct_logit_attribution",
+    "doctor",
     "faults",
     "load",
     "load_unverified",

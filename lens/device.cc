@@ -1,9 +1,15 @@
-// The one warning about Apple's device.
-#include "lens/device_warning.h"
+// Names of devices, and the one warning about Apple's.
+#include "lens/device.h"
+
+#include <c10/util/Exception.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <string_view>
+
+#include "verify/device/simulated.h"
+#include "verify/verified_cache.h"
 
 namespace lenscpp {
 namespace {
@@ -18,6 +24,23 @@ constexpr const char* kMps =
     "LENSCPP_ALLOW_MPS=1 silences this warning, never the verification.";
 
 }  // namespace
+
+bool is_simulated(const std::string& name) {
+  return name == "simulated" || name.starts_with("simulated:");
+}
+
+c10::Device named_device(const std::string& name) {
+  if (auto warning = device_warning_once(name)) std::fprintf(stderr, "%s\n", warning->c_str());
+  if (is_simulated(name)) simulated_device();
+  try {
+    c10::Device device(name);
+    if (device.is_meta())
+      throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
+    return device;
+  } catch (const c10::Error& e) {
+    throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
+  }
+}
 
 std::optional<std::string> device_warning_once(const std::string& device) {
   static std::atomic<bool> said = false;
