@@ -26,6 +26,7 @@ SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
+DOCTOR = "verify/device/doctor.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -194,6 +195,13 @@ MUTANTS = [
     ("hooks/transformer/fallbacks.cc", "if (!falls_back && !copies) return {};", "if (!falls_back) return {};", "views that become copies"),
     ("hooks/transformer/fallbacks.cc", "c10::WarningUtils::set_warnAlways(true);", "", "warnings that are said once a process"),
     ("hooks/transformer/ambient.cc", "tf32_users() == users() ?", "true ?", "the strictest of several precisions"),
+    # the check-up
+    (DOCTOR, "if (!(share >= kNativeWithCare))", "if (share < 0)", "too few native operators"),
+    (DOCTOR, "else if (!(share >= kNativeEnough))", "else if (share < 0)", "few native operators"),
+    (DOCTOR, "bool forgiven = !r.measured.contains(\"died\");", "bool forgiven = true;", "processes that died"),
+    (DOCTOR, "if (!succeeded(results_, \"forward\") && result_.advice != Advice::use_cpu)", "if (false)", "a forward pass that was not verified"),
+    (DOCTOR, "if (!succeeded(before, need))", "if (false)", "phases that cannot be asked"),
+    (DOCTOR, "if (result_.advice == Advice::use_cpu) result_.settings.clear();", "", "settings of a device not to be used"),
     # attributions
     (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),

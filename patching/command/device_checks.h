@@ -16,6 +16,7 @@ namespace lenscpp::command {
 
 /// Says on standard error what is being done: the last such line is what a device hung or died in.
 void step(const std::string& what);
+/// Of a message: its first line, of a long one the first sentences.
 std::string first_line(std::string text);
 std::string short_number(double value);  // "3.1e-05"
 /// JSON has no infinities and no NaN: those as text.

@@ -95,7 +95,7 @@ std::string coloured(PhaseStatus status) {
 
 std::string report(const Options& o, const std::vector<PhaseResult>& results,
                    const Recommendation& recommendation) {
-  Table table({{""}, {""}, {"s", true}, {""}});
+  Table table({{"phase"}, {""}, {"s", true}, {"what was found"}});
   for (const PhaseResult& r : results) {
     bool ran = r.status != PhaseStatus::skipped;
     table.add({r.name, coloured(r.status), ran ? fixed(r.seconds, 1) : "", r.summary});

@@ -75,20 +75,30 @@ Tokens some_tokens(const HookedTransformer& model, std::int64_t length) {
 
 // --- is it there? ---
 
-PhaseResult availability(const CommonOptions& o) {
-  c10::Device device = named_device(o.device);
-  step("one number to " + o.device + " and back");
+double one_number_there_and_back(c10::Device device) {
   at::Tensor there = at::full({1}, 1.5, at::TensorOptions().device(device));
-  double back = there.to(at::kCPU).const_data_ptr<float>()[0];
-  if (back != 1.5) return result_of(PhaseStatus::fail, "1.5 came back as " + std::to_string(back));
+  return there.to(at::kCPU).const_data_ptr<float>()[0];
+}
+
+PhaseResult availability(const CommonOptions& o) {
+  step("one number to " + o.device + " and back");
+  double back = 0;
+  try {
+    back = one_number_there_and_back(named_device(o.device));
+  } catch (const c10::Error& e) {
+    return result_of(PhaseStatus::fail, "\"" + o.device + "\" cannot be used: " +
+                                            first_line(e.what_without_backtrace()));
+  }
+  if (back != 1.5) return result_of(PhaseStatus::fail, "1.5 came back as " + short_number(back));
   utsname system{};
   uname(&system);
-  PhaseResult result = passed(o.device + " answers; torch " TORCH_VERSION ", " + system.sysname +
-                              " " + system.release + " on " + system.machine);
+  std::string running = std::string(system.sysname) + " " + system.release;
+  PhaseResult result =
+      passed(o.device + " answers; torch " TORCH_VERSION ", " + running + " on " + system.machine);
   result.measured = {{"torch", TORCH_VERSION},
                      {"lenscpp", std::string(lenscpp_version())},
                      {"commit", std::string(build_commit())},
-                     {"system", std::string(system.sysname) + " " + system.release},
+                     {"system", running},
                      {"processor", system.machine}};
   return result;
 }
@@ -176,17 +186,20 @@ PhaseResult dtypes(const CommonOptions& o) {
 }
 
 PhaseResult accuracy(const CommonOptions& o) {
-  PhaseResult result = passed("worst error in ulp:");
+  std::string words;
   json list = json::object();
+  std::vector<std::string> wrong;
   for (const AccuracyCheck& check : check_accuracy(named_device(o.device))) {
     list[check.name] = {
         {"ulp", number(check.worst_ulp)}, {"allowed", check.allowed}, {"at", number(check.at)}};
-    result.summary += " " + check.name + " " + fixed(check.worst_ulp, 1);
-    if (check.worst_ulp <= check.allowed) continue;
-    result.status = PhaseStatus::fail;
-    result.details.push_back(check.name + " is off by " + fixed(check.worst_ulp, 1) + " ulp at " +
-                             std::to_string(check.at) + "; allowed: " + fixed(check.allowed, 0));
+    words += (words.empty() ? "" : ", ") + check.name + " " + fixed(check.worst_ulp, 1);
+    if (!(check.worst_ulp <= check.allowed))
+      wrong.push_back(check.name + " is off by " + short_number(check.worst_ulp) + " ulp at " +
+                      short_number(check.at) + "; allowed: " + short_number(check.allowed));
   }
+  PhaseResult result = wrong.empty() ? passed("worst errors in ulp: " + words)
+                                     : result_of(PhaseStatus::fail, wrong[0]);
+  result.details = wrong;
   result.measured = {{"ulp", list}};
   return result;
 }
@@ -196,13 +209,13 @@ PhaseResult copies(const CommonOptions& o) {
   std::vector<std::string> wrong;
   for (const CopyCheck& check : checks)
     if (!check.error.empty()) wrong.push_back(check.name + ": " + check.error);
-  PhaseResult result =
-      passed(std::to_string(checks.size()) + " kinds of copies, both ways, " +
-             (wrong.empty() ? "bit for bit"
-                            : std::to_string(wrong.size()) + " of them wrong: " + wrong[0]));
+  std::string all = std::to_string(checks.size()) + " kinds of copies";
+  PhaseResult result = wrong.empty()
+                           ? passed(all + ", both ways, bit for bit")
+                           : result_of(PhaseStatus::fail,
+                                       std::to_string(wrong.size()) + " of " + all + " are wrong");
   result.details = wrong;
   result.measured = {{"checked", checks.size()}, {"wrong", wrong}};
-  if (!wrong.empty()) result.status = PhaseStatus::fail;
   return result;
 }
 
@@ -263,6 +276,7 @@ PhaseResult loading(const CommonOptions& o) {
 PhaseResult transfer(const CommonOptions& o) {
   HookedTransformer model = on_the_cpu(o);
   c10::Device device = named_device(o.device);
+  if (device.is_cpu()) return passed("none: the CPU uses the weights where they lie");
   double up = 0, down = 0;
   std::size_t bytes = 0;
   std::vector<std::string> wrong;
@@ -477,9 +491,19 @@ PhaseResult swap(const CommonOptions&) {
   return result;
 }
 
+// Of the checkpoint's file alone: the masters and the copy on the device are there at once.
 PhaseResult plan(const CommonOptions& o) {
-  (void)o;
-  return result_of(PhaseStatus::skipped, "not built yet");
+  std::size_t weights = 0, available = field_of("/proc/meminfo", "MemAvailable");
+  for (const auto& file : std::filesystem::directory_iterator(resolve_model(o.model)))
+    if (file.path().extension() == ".safetensors") weights += file.file_size();
+  if (available == 0) return result_of(PhaseStatus::skipped, "this system does not say");
+  std::size_t needed = 3 * weights;
+  PhaseResult result = result_of(needed <= available ? PhaseStatus::pass : PhaseStatus::warn,
+                                 "weights of " + bytes_in_words(weights) + " need about " +
+                                     bytes_in_words(needed) + " of " + bytes_in_words(available));
+  result.measured = {
+      {"file_bytes", weights}, {"needed_bytes", needed}, {"available_bytes", available}};
+  return result;
 }
 
 using Phase = PhaseResult (*)(const CommonOptions&);

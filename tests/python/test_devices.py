@@ -103,3 +103,74 @@ def test_load_errors(options, error, says):
 def test_the_cpu_falls_back_to_nothing(run):
     assert run[1].verdict.fallbacks == [] and run[1].record["fallbacks"] == []
     assert "fallbacks" in run[1].verdict.to_dict()
+
+
+# ---- operators that fall back ----
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return lens.HookedTransformer.from_pretrained("tiny-ioi", device="simulated")
+
+
+def test_an_operator_without_a_kernel_is_named_in_record_and_verdict(simulated, tmp_path):
+    with lens.faults.simulated_limits(missing=["gelu", "_softmax"]):
+        _, cache = simulated.run_with_cache(PROMPT)
+    assert sorted(cache.verdict.fallbacks) == sorted(cache.record["fallbacks"]) == ["aten::_softmax", "aten::gelu"]
+    assert cache.verdict.status == "VERIFIED", "a fallback is right, only slow"
+    for text in (cache.verdict.summary, str(cache.verdict)):
+        assert "on the CPU instead of the device ran: " in text and "aten::gelu" in text
+    cache.save(tmp_path / "run.h5")
+    assert lens.load(tmp_path / "run.h5", simulated).verdict.fallbacks == cache.verdict.fallbacks
+
+
+def test_a_device_with_every_kernel_falls_back_to_nothing(simulated):
+    _, cache = simulated.run_with_cache(PROMPT)
+    assert cache.verdict.fallbacks == [] and "on the CPU" not in cache.verdict.summary
+
+
+def test_a_refused_run_names_them_too(simulated):
+    with (
+        lens.faults.simulated_limits(missing=["gelu"]),
+        lens.faults.inject("nan", hook="blocks.0.attn.hook_z"),
+        pytest.raises(lens.VerificationFailed, match="on the CPU instead of the device ran: aten::gelu") as refused,
+    ):
+        simulated(PROMPT)
+    assert refused.value.verdict.fallbacks == ["aten::gelu"]
+
+
+@pytest.mark.parametrize("verify", ["exact", "off"])
+def test_fallbacks_can_be_forbidden(verify):
+    model = lens.HookedTransformer.from_pretrained("tiny-ioi", device="simulated", allow_fallback=False)
+    model(PROMPT, verify=verify)
+    with lens.faults.simulated_limits(missing=["gelu"]):
+        for run in (model.forward, model.run_with_cache):
+            with pytest.raises(lens.DeviceError, match="ran on the CPU instead: aten::gelu; allowed with allow_fallback"):
+                run(PROMPT, verify=verify)
+
+
+@pytest.mark.parametrize("flag, status", [([], 0), (["--no-fallback"], 4)])
+def test_the_program_forbids_them_too(flag, status):
+    program = os.environ.get("LENSCPP_PROGRAM") or os.path.join(os.path.dirname(sys.executable), "lenscpp")
+    done = subprocess.run(
+        [program, "run", "tiny-ioi", "--prompt", PROMPT, "--device", "simulated", *flag],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LENSCPP_SIMULATED": '{"missing": ["gelu"]}'},
+        timeout=300,
+    )
+    assert done.returncode == status and "aten::gelu" in done.stdout + done.stderr
+
+
+# ---- products whose operands are rounded, inside of the device ----
+
+
+def test_tf32_inside_of_the_device_needs_its_declaration(simulated):
+    declared = lens.HookedTransformer.from_pretrained("tiny-ioi", device="simulated", matmul_precision="tf32")
+    with lens.faults.simulated_limits(faults=[{"name": "P5"}]):
+        with pytest.raises(lens.VerificationFailed, match="precision about tf32") as refused:
+            simulated(PROMPT)
+        assert 'matmul_precision="tf32"' in str(refused.value)
+        assert declared.run_with_cache(PROMPT)[1].verdict.status == "VERIFIED"
+        with pytest.raises(lens.VerificationFailed), lens.faults.inject("one_element", hook="blocks.1.attn.hook_q"):
+            declared(PROMPT)

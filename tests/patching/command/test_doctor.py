@@ -59,7 +59,7 @@ def test_phases_measure(cpu):
     assert measured["operators"]["native_share"] == 1 and measured["operators"]["missing"] == []
     assert 0 < measured["accuracy"]["ulp"]["exp"]["ulp"] < 4
     assert measured["copies"]["checked"] > 25 and measured["copies"]["wrong"] == []
-    assert measured["transfer"]["bytes"] == measured["load"]["weights_bytes"] > 1e5
+    assert measured["load"]["weights_bytes"] > 1e5
     assert measured["forward"]["longest"] >= 32 and measured["forward"]["compared"] > 1e5
     assert 0 < measured["backward"]["relative_error"] < 1e-4
     assert measured["ioi"]["logit_difference"] == measured["ioi"]["cpu_logit_difference"] > 1
@@ -109,6 +109,7 @@ def test_an_honest_device_is_to_be_used():
     status, report = doctor(limits={})
     assert status == 0, report
     assert report["recommendation"]["advice"] == "use it"
+    assert phase(report, "transfer")["measured"]["bytes"] == phase(report, "load")["measured"]["weights_bytes"]
     assert "fail" not in statuses(report).values() and statuses(report)["forward"] == "pass"
 
 
@@ -156,10 +157,12 @@ def test_a_device_that_aborts_is_a_line():
 
 
 def test_a_device_that_hangs_is_a_line():
-    status, report = doctor("--seconds", "20", limits={"hangs_at": "gelu"})
+    """In a function that the model does not use, so that one phase alone waits."""
+    status, report = doctor("--seconds", "30", limits={"hangs_at": "erf"})
     assert status == 4
-    assert phase(report, "operators")["summary"].startswith("hung: stopped after 20 s")
-    assert "gelu" in phase(report, "operators")["summary"]
+    assert phase(report, "accuracy")["summary"] == "hung: stopped after 30 s: function erf"
+    assert phase(report, "accuracy")["measured"] == {"died": "hung"} and statuses(report)["forward"] == "pass"
+    assert report["recommendation"]["because"] == ["accuracy: hung: stopped after 30 s: function erf"]
 
 
 def test_small_buffers_are_found():
@@ -168,7 +171,7 @@ def test_small_buffers_are_found():
 
 
 def test_a_device_that_lies_is_refused():
-    status, report = doctor(limits={"faults": [{"name": "Z14"}]})
+    status, report = doctor(limits={"faults": [{"name": "Z7"}]})
     assert status == 4 and statuses(report)["forward"] == "fail"
     assert "INVALID" in phase(report, "forward")["summary"]
 
