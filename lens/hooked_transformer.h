@@ -32,6 +32,10 @@ struct LoadOptions {
   DType dtype = DType::f32;
   VerifyMode verify = VerifyMode::exact;
   std::optional<std::int64_t> first_n_layers = {};
+  /// What the device may do to operands of float32 products. tf32 lets it round them (and asks CUDA
+  /// to), and widens the bounds of products by just that.
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;
+  bool allow_fallback = true;  // of operators to the CPU where the device has none; always recorded
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
   std::optional<std::filesystem::path> tokenizer =
       {};                                   // unset: tokenizer.json in the folder, if any
@@ -127,6 +131,7 @@ class HookedTransformer {
     std::vector<std::int64_t> split;
   };
   RunRecord record_for(const Request& request, const Computed& computed) const;
+  PassResult armed_pass(const Request& request, Sink* sink, const RunOptions& options) const;
   Computed compute(const Request& request, Sink* sink, const RunOptions& options) const;
   void require_room(const Request& request, const RunOptions& options, bool in_parts) const;
 

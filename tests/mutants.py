@@ -27,6 +27,7 @@ CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID = "patching/patch_grid.cc"
 HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
+DOCTOR = "verify/device/doctor.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -78,6 +79,12 @@ MUTANTS = [
     (BOUNDS, "c.u_a * (8 * std::abs(x) + std::abs(x * y))", "c.u_a * (0 * std::abs(x) + std::abs(x * y))", "slack of SiLU"),
     (BOUNDS, "return c.reference * static_cast<double>(terms) * c.u_a * magnitude;", "return 0 * magnitude;", "slack of sums"),
     (BOUNDS, "return c.reference * 2 * c.u_a * std::abs(y);", "return 0 * y;", "slack of scaling"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "0 * magnitude", "slack of declared TF32"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "(80 * c.u_x) * magnitude", "tightness of declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "c.u_x > 0 ? square * 9 : 0", "eight bits in a run declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "0", "the RMS test of declared TF32"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "true", "TF32 that nobody declared"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "precision == MatmulPrecision::tf32", "declared TF32 of other dtypes"),
     # comparisons
     (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
     (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
@@ -204,6 +211,19 @@ MUTANTS = [
     (DRILL, "return refused && judgement.first.has_value() && named == to_string(*judgement.first);", "return refused;", "whether the first wrong tensor was named"),
     (DRILL, "if (run.harmful() && !run.refused) missed.push_back(&run);", "", "harmful runs that were not refused"),
     (DRILL, "part == whole ? \"100 %\" : fmt::format(\"{:.1f} %\", share)", "fmt::format(\"{:.0f} %\", share + 0.1)", "a share that is not all of them"),
+    # fallbacks and ambient state
+    ("hooks/transformer/fallbacks.cc", "if (function.name() == kCopyToCpu && !current->running.empty())", "if (false)", "copies to the CPU inside of operators"),
+    ("hooks/transformer/fallbacks.cc", "if (auto op = fallback_in(warning.msg())) return note(std::move(*op));", "", "warnings of fallbacks"),
+    ("hooks/transformer/fallbacks.cc", "if (!falls_back && !copies) return {};", "if (!falls_back) return {};", "views that become copies"),
+    ("hooks/transformer/fallbacks.cc", "c10::WarningUtils::set_warnAlways(true);", "", "warnings that are said once a process"),
+    ("hooks/transformer/ambient.cc", "tf32_users() == users() ?", "true ?", "the strictest of several precisions"),
+    # the check-up
+    (DOCTOR, "if (!(share >= kNativeWithCare))", "if (share < 0)", "too few native operators"),
+    (DOCTOR, "else if (!(share >= kNativeEnough))", "else if (share < 0)", "few native operators"),
+    (DOCTOR, "bool forgiven = !r.measured.contains(\"died\");", "bool forgiven = true;", "processes that died"),
+    (DOCTOR, "if (!succeeded(results_, \"forward\") && result_.advice != Advice::use_cpu)", "if (false)", "a forward pass that was not verified"),
+    (DOCTOR, "if (!succeeded(before, need))", "if (false)", "phases that cannot be asked"),
+    (DOCTOR, "if (result_.advice == Advice::use_cpu) result_.settings.clear();", "", "settings of a device not to be used"),
     # attributions
     (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),

@@ -22,9 +22,11 @@
 #include <ATen/ops/triu.h>
 
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 #include "hooks/transformer/ambient.h"
+#include "hooks/transformer/fallbacks.h"
 #include "hooks/transformer/torch_array.h"
 
 namespace lenscpp {
@@ -256,8 +258,9 @@ class Pass {
   at::Tensor mask;
 };
 
-Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device device)
-    : weights_(std::move(weights)), device_(device) {
+Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device device,
+                         MatmulPrecision precision)
+    : weights_(std::move(weights)), device_(device), precision_(precision) {
   const Weights& w = *weights_;
   auto place = [&](const Array& array) { return placed(array, device_); };
   W_E_ = place(w.W_E);
@@ -296,9 +299,14 @@ PassResult Transformer::run(const Request& request, Sink* sink,
     require_dtype(base.values, "base values");
   }
   Tap tap(request, sink, interference);  // before the guard: callbacks see the caller's torch
-  AmbientGuard ambient(device_);
+  AmbientGuard ambient(device_, precision_);
+  std::optional<FallbackWatch> watch;
+  if (!device_.is_cpu()) watch.emplace();
   at::Tensor output = Pass(*this, tap).run();
-  return {.output = output, .ambient = ambient.flags(), .hooks = tap.calls()};
+  return {.output = output,
+          .ambient = ambient.flags(),
+          .hooks = tap.calls(),
+          .fallbacks = watch ? watch->operators() : std::vector<std::string>{}};
 }
 
 }  // namespace lenscpp

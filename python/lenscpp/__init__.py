@@ -20,6 +20,7 @@ from ._attribution import LogitAttribution, direct_logit_attribution, plot_atten
 from ._compare import CompareRow, Comparison, compare
 from ._drill import DrillReport, drill
 from ._config import HookedTransformerConfig
+from ._doctor import DoctorReport, doctor
 from ._edits import Ablate, Add, Patch, Scale
 from ._lenscpp import (
     DeviceError,
@@ -51,6 +52,7 @@ __all__ = [
     "Comparison",
     "DeviceError",
     "DrillReport",
+    "DoctorReport",
     "Edit",
     "GridResult",
     "HookedTransformer",
@@ -79,6 +81,7 @@ __all__ = [
     "compare",
     "direct_logit_attribution",
     "drill",
+    "doctor",
     "faults",
     "load",
     "load_unverified",
