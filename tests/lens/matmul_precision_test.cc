@@ -1,4 +1,5 @@
 // A run whose products round their operands: refused as float32, verified as declared.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <gtest/gtest.h>
 
