@@ -59,6 +59,12 @@ clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, none of them re
 	cmake --build build/release -j $(JOBS) --target lenscpp_tests
 	LENSCPP_CLEAN_RUNS=1000 build/release/bin/lenscpp_tests --gtest_filter='*CleanRuns*'
 
+.PHONY: drill
+drill: build ## every fault at every site of both models: harmful, refused, located? Reports in build/drill; an hour
+	$(BIN)/lenscpp drill tiny-ioi --out build/drill/tiny-ioi
+	$(BIN)/python tests/models/make_random_gpt2.py build/drill/random-gpt2
+	$(BIN)/lenscpp drill build/drill/random-gpt2 --lengths 48 --batches 1 --out build/drill/random-gpt2-report
+
 .PHONY: golden
 golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
 	build/golden/bin/python tests/golden/make_gpt2_golden.py --check

@@ -48,6 +48,23 @@ DType dtype_from_name(std::string_view name) {
                               "\" is not a dtype; allowed: float32, float64, bfloat16, float16");
 }
 
+std::string_view name_of(MatmulPrecision precision) {
+  switch (precision) {
+    case MatmulPrecision::ieee:
+      return "ieee";
+    case MatmulPrecision::tf32:
+      return "tf32";
+  }
+  throw std::logic_error("[dtype] not a MatmulPrecision");
+}
+
+MatmulPrecision matmul_precision_from_name(std::string_view name) {
+  for (MatmulPrecision precision : {MatmulPrecision::ieee, MatmulPrecision::tf32})
+    if (name_of(precision) == name) return precision;
+  throw std::invalid_argument("[matmul_precision] \"" + std::string(name) +
+                              "\" is not a precision; allowed: ieee, tf32");
+}
+
 double unit_roundoff(DType dtype) {
   int bits = format(dtype).significand_bits;
   return bits == 0 ? 0.0 : std::ldexp(1.0, -bits);

@@ -25,6 +25,14 @@ double smallest_normal(DType dtype);
 /// What products are accumulated in: float64 for float64, float32 for everything narrower.
 DType accumulate_type(DType dtype);
 
+/// What a device may do to the operands of a float32 product before it multiplies them: nothing, or
+/// round them to TF32's 11 significant bits.
+enum class MatmulPrecision : std::uint8_t { ieee, tf32 };
+/// "ieee", "tf32".
+std::string_view name_of(MatmulPrecision precision);
+/// The inverse of name_of. Throws std::invalid_argument naming what is allowed.
+MatmulPrecision matmul_precision_from_name(std::string_view name);
+
 /// Bit patterns to values; every bfloat16 and float16 is exactly a float. Inline: loops over
 /// weights.
 inline float bf16_to_float(std::uint16_t bits) {

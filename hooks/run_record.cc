@@ -29,6 +29,7 @@ nlohmann::json to_json(const RunRecord& r) {
                       {"adapter", r.adapter},
                       {"device", r.device},
                       {"device_name", r.device_name},
+                      {"matmul_precision", name_of(r.matmul_precision)},
                       {"dtype", r.dtype},
                       {"ambient", r.ambient},
                       {"libraries", r.libraries},

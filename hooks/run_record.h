@@ -34,8 +34,9 @@ struct RunRecord {
   nlohmann::json processing = nlohmann::json::object();
   std::string adapter;
   std::string device, device_name, dtype;
-  std::map<std::string, std::string> ambient;    // flags of torch as pinned for the run
-  std::map<std::string, std::string> libraries;  // versions
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;  // as declared
+  std::map<std::string, std::string> ambient;                // flags of torch as pinned for the run
+  std::map<std::string, std::string> libraries;              // versions
   std::string build_commit;
   bool build_dirty = false;
   std::int64_t threads = 0;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <map>
+#include <utility>
+#include <vector>
 
 #include "hooks/array.h"
 #include "hooks/hook_point.h"
@@ -25,6 +27,34 @@ class Recorder : public Sink {
 
  private:
   std::map<TensorId, Array> tensors_;
+};
+
+/// Keeps everything in execution order.
+class Recording : public Sink {
+ public:
+  void take(const TensorId& id, const Array& value) override { tensors_.emplace_back(id, value); }
+  const std::vector<std::pair<TensorId, Array>>& tensors() const { return tensors_; }
+
+ private:
+  std::vector<std::pair<TensorId, Array>> tensors_;
+};
+
+/// Hands everything to one sink and then to another, the very same arrays to both.
+class Tee : public Sink {
+ public:
+  Tee(Sink& first, Sink& second) : first_(first), second_(second) {}
+  void take(const TensorId& id, const Array& value) override {
+    first_.take(id, value);
+    second_.take(id, value);
+  }
+  void take_returned(const TensorId& id, const Array& value) override {
+    first_.take_returned(id, value);
+    second_.take_returned(id, value);
+  }
+
+ private:
+  Sink& first_;
+  Sink& second_;
 };
 
 }  // namespace lenscpp

@@ -171,7 +171,7 @@ Mat attn_out_tolerance(const ResidualParts& reader, std::int64_t layer) {
   shape[1] = static_cast<std::int64_t>(reader.pos().size());
   std::span<const double> values(rows.data(), static_cast<std::size_t>(rows.size()));
   Array found = tolerances(link, {Array::of(values, shape)}, {shape[0], shape[1], w.config.d_model},
-                           contract_of(Site::attn_out, w.dtype));
+                           reader.contract(Site::attn_out));
   Mat result(rows.rows(), w.config.d_model);
   found.widen(0, {result.data(), static_cast<std::size_t>(result.size())});
   return result;
@@ -182,12 +182,15 @@ Mat attn_out_tolerance(const ResidualParts& reader, std::int64_t layer) {
 class RoundingBound {
  public:
   // `onto`: what an error of the final residual is multiplied by, [row, d_model].
-  RoundingBound(const Weights& w, Mat onto)
-      : w_(w), onto_(std::move(onto)), squares_(Eigen::VectorXd::Zero(onto_.rows())) {}
+  RoundingBound(const ResidualParts& reader, Mat onto)
+      : reader_(reader),
+        w_(reader.weights()),
+        onto_(std::move(onto)),
+        squares_(Eigen::VectorXd::Zero(onto_.rows())) {}
 
   // A stored residual: one sum, rounded once.
   void residual(const Mat& x) {
-    Contract c = contract_of(Site::resid_post, w_.dtype);
+    Contract c = reader_.contract(Site::resid_post);
     add(x.unaryExpr([&](double v) { return tolerance(c, v, 0); }), onto_);
   }
   void sublayer(const Mat& tolerances) { add(tolerances, onto_); }
@@ -195,8 +198,8 @@ class RoundingBound {
   void unembedding(const Mat& residual, const Eigen::VectorXd& scale,
                    const std::vector<std::vector<std::int64_t>>& tokens, const Mat& difference) {
     Mat weight = final_norm_row(w_, w_.ln_final_w, 1), bias = final_norm_row(w_, w_.ln_final_b, 0);
-    Contract c = contract_of(Site::ln_final_normalized, w_.dtype),
-             logits = contract_of(Site::unembed_out, w_.dtype);
+    Contract c = reader_.contract(Site::ln_final_normalized),
+             logits = reader_.contract(Site::unembed_out);
     Mat normalized = centred(residual, w_.config.norm), error = normalized, after = normalized;
     normalized.array().colwise() /= scale.array();
     for (Index r = 0; r < residual.rows(); ++r) {
@@ -224,6 +227,7 @@ class RoundingBound {
                 : product_slack(
                       logits, y.cols(),
                       std::sqrt(y.row(r).cwiseProduct(column.row(r)).squaredNorm() + b * b), logit);
+        slack += operand_slack(logits, y.row(r).norm() * column.row(r).norm());
         squares_(r) += std::pow(tolerance(logits, logit, slack), 2);
       }
     }
@@ -235,6 +239,7 @@ class RoundingBound {
     squares_ += tolerances.cwiseProduct(factors).rowwise().squaredNorm();
   }
 
+  const ResidualParts& reader_;
   const Weights& w_;
   Mat onto_;
   Eigen::VectorXd squares_;
@@ -379,7 +384,7 @@ LogitAttribution direct_logit_attribution(const VerifiedCache& cache, const Toke
       w.config.norm);
   onto.array().colwise() /= scale.array();
 
-  RoundingBound rounding(w, onto);
+  RoundingBound rounding(reader, onto);
   Mat residual = Mat::Zero(reader.rows(), w.config.d_model);
   std::vector<std::string> labels;
   std::vector<Eigen::VectorXd> values;

@@ -124,17 +124,6 @@ std::vector<FaultSpec> faults_on(const std::string& device, std::vector<FaultSpe
   return faults;
 }
 
-// The model as it would be on that device in that dtype.
-HookedTransformer moved(const HookedTransformer& model, const std::string& device, DType dtype) {
-  LoadOptions options = model.options();
-  options.device = device;
-  options.dtype = dtype;
-  auto weights = model.shared_weights();
-  if (weights->dtype != dtype) weights = std::make_shared<const Weights>(cast(*weights, dtype));
-  return HookedTransformer(
-      weights, model.has_tokenizer() ? std::optional(model.tokenizer()) : std::nullopt, options);
-}
-
 void fill(CompareRow& row, const HookedTransformer& model, const Tokens& prompt,
           std::pair<std::int64_t, std::int64_t> choice, const CompareOptions& options,
           const std::vector<FaultSpec>& faults) {
@@ -192,7 +181,7 @@ std::vector<CompareRow> compare(const HookedTransformer& model, const Tokens& pr
         if (faulty && faults.empty()) continue;
         CompareRow row{.device = device, .dtype = dtype, .fault = in_words(faults), .error = {}};
         try {
-          fill(row, moved(model, device, dtype), prompt, {answer, wrong}, options, faults);
+          fill(row, model.moved(device, dtype), prompt, {answer, wrong}, options, faults);
         } catch (const DeviceError& e) {
           row.error = e.what();
         } catch (const c10::Error& e) {

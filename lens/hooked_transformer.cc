@@ -13,6 +13,7 @@
 
 #include "hooks/build_info.h"
 #include "hooks/transformer/torch_array.h"
+#include "lens/device.h"
 #include "lens/preflight.h"
 #include "lens/split_run.h"
 #include "lens/torch_parallel.h"
@@ -25,22 +26,6 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& what) {
   throw std::invalid_argument("[model] " + what);
-}
-
-bool is_simulated(const std::string& name) {
-  return name == "simulated" || name.starts_with("simulated:");
-}
-
-c10::Device device_of(const std::string& name) {
-  if (is_simulated(name)) simulated_device();
-  try {
-    c10::Device device(name);
-    if (device.is_meta())
-      throw DeviceError("[device] \"meta\" holds no numbers, so that nothing can be run there");
-    return device;
-  } catch (const c10::Error& e) {
-    throw DeviceError("[device] \"" + name + "\" is not a device: " + e.what_without_backtrace());
-  }
 }
 
 DeviceLimits limits_for(const LoadOptions& options) {
@@ -63,13 +48,17 @@ void require_loadable(const std::filesystem::path& folder, const LoadOptions& op
 // A device that is missing says so when the first weight is copied to it.
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
                                          const LoadOptions& options) {
-  const std::string& name = options.device;
-  require_dtype(name, weights->dtype);
+  require_dtype(options.device, weights->dtype);
   require_weights_fit(*weights, limits_for(options));
+  if (options.matmul_precision == MatmulPrecision::tf32 && weights->dtype != DType::f32)
+    refuse("matmul_precision tf32 is of float32 products; the model is " +
+           std::string(name_of(weights->dtype)));
   try {
-    return std::make_shared<const Transformer>(std::move(weights), device_of(name));
+    return std::make_shared<const Transformer>(std::move(weights), named_device(options.device),
+                                               options.matmul_precision);
   } catch (const c10::Error& e) {
-    throw DeviceError("[device] \"" + name + "\" cannot be used: " + e.what_without_backtrace());
+    throw DeviceError("[device] \"" + options.device +
+                      "\" cannot be used: " + e.what_without_backtrace());
   }
 }
 
@@ -136,7 +125,7 @@ std::string now_utc() {
 
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
                                                      const LoadOptions& options) {
-  device_of(options.device);
+  named_device(options.device);
   require_dtype(options.device, options.dtype);
   require_loadable(folder, options);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
@@ -154,6 +143,16 @@ HookedTransformer::HookedTransformer(std::shared_ptr<const Weights> weights,
     : pass_(place(weights, options)), tokenizer_(std::move(tokenizer)), options_(options) {
   options_.dtype = weights->dtype;
   digest_ = std::async(std::launch::async, [weights] { return weights->digest(); }).share();
+}
+
+HookedTransformer HookedTransformer::moved(const std::string& device, DType dtype) const {
+  LoadOptions options = options_;
+  options.device = device;
+  auto weights = shared_weights();
+  if (weights->dtype != dtype) weights = std::make_shared<const Weights>(cast(*weights, dtype));
+  HookedTransformer model(std::move(weights), tokenizer_, options);
+  model.name_ = name_;
+  return model;
 }
 
 const Tokenizer& HookedTransformer::tokenizer() const {
@@ -271,8 +270,11 @@ Request HookedTransformer::request_for(const Tokens& tokens, const RunOptions& o
 }
 
 // The device is told which tensor comes next, so that a fault can be limited to one.
-PassResult HookedTransformer::pass(const Request& request, Sink* sink,
-                                   const RunOptions& options) const {
+PassResult HookedTransformer::armed_pass(const Request& request, Sink* sink,
+                                         const RunOptions& options) const {
+  std::optional<Tee> both;
+  if (options.watch != nullptr)
+    sink = sink == nullptr ? options.watch : &both.emplace(*options.watch, *sink);
   auto faults = options.device_faults;
   if (!faults) return pass_->run(request, sink, options.interference);
   if (!is_simulated(options_.device))
@@ -293,6 +295,16 @@ PassResult HookedTransformer::pass(const Request& request, Sink* sink,
     faults->passed(id);
     return options.interference ? options.interference(id, x) : x;
   });
+}
+
+PassResult HookedTransformer::pass(const Request& request, Sink* sink,
+                                   const RunOptions& options) const {
+  PassResult pass = armed_pass(request, sink, options);
+  if (options_.allow_fallback || pass.fallbacks.empty()) return pass;
+  std::string names;
+  for (const std::string& op : pass.fallbacks) names += (names.empty() ? "" : ", ") + op;
+  throw DeviceError("[device] \"" + options_.device + "\" ran on the CPU instead: " + names +
+                    "; allowed with allow_fallback");
 }
 
 HookedTransformer::Computed HookedTransformer::compute(const Request& request, Sink* sink,
@@ -354,7 +366,9 @@ RunRecord HookedTransformer::record_for(const Request& request, const Computed& 
                            ? "simulated: an accelerator in plain C++ that computes on the CPU"
                            : pass_->device().str();
   record.dtype = name_of(options_.dtype);
+  record.matmul_precision = options_.matmul_precision;
   record.ambient = pass.ambient;
+  record.fallbacks = pass.fallbacks;
   record.libraries = {{"torch", TORCH_VERSION}, {"lenscpp", lenscpp_version()}};
   record.build_commit = build_commit();
   record.build_dirty = build_dirty();
@@ -382,7 +396,8 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                      .pos_slice = options.pos_slice,
                      .drift = options.drift,
                      .projections = mode == VerifyMode::checksum ? projections_ : nullptr,
-                     .parallel = torch_parallel_for});
+                     .parallel = torch_parallel_for,
+                     .matmul_precision = options_.matmul_precision});
   Computed computed = compute(request, &verifier, options);
   return std::move(verifier).finish(record_for(request, computed));
 }
@@ -424,7 +439,9 @@ VerifiedCache HookedTransformer::verify_recorded(
   Request request = request_for(tokens, {});
   return lenscpp::verify_recorded(pass_->shared_weights(), request, recorded,
                                   record_for(request, {}),
-                                  {.dtype = options_.dtype, .parallel = torch_parallel_for});
+                                  {.dtype = options_.dtype,
+                                   .parallel = torch_parallel_for,
+                                   .matmul_precision = options_.matmul_precision});
 }
 
 }  // namespace lenscpp

@@ -32,6 +32,10 @@ struct LoadOptions {
   DType dtype = DType::f32;
   VerifyMode verify = VerifyMode::exact;
   std::optional<std::int64_t> first_n_layers = {};
+  /// What the device may do to operands of float32 products. tf32 lets it round them (and asks CUDA
+  /// to), and widens the bounds of products by just that.
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;
+  bool allow_fallback = true;  // of operators to the CPU where the device has none; always recorded
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
   std::optional<std::filesystem::path> tokenizer =
       {};                                   // unset: tokenizer.json in the folder, if any
@@ -61,6 +65,7 @@ struct RunOptions {
   Interference interference = {};  // faults injected at the taps
   // Faults inside the simulated device, armed for this run; std::invalid_argument on any other.
   std::shared_ptr<DeviceFaults> device_faults = {};
+  Sink* watch = nullptr;  // is given every tensor too, internal ones included, before its check
 };
 
 /// A transformer whose every run is checked before anybody reads it. Const after loading.
@@ -74,6 +79,10 @@ class HookedTransformer {
                                            const LoadOptions& options = {});
   HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer,
                     const LoadOptions& options);
+
+  /// The same model and tokenizer on `device`, its weights rounded to `dtype`. Throws DeviceError,
+  /// std::invalid_argument naming the weight that overflows `dtype`.
+  HookedTransformer moved(const std::string& device, DType dtype) const;
 
   const Config& config() const { return pass_->weights().config; }
   const Weights& weights() const { return pass_->weights(); }
@@ -122,6 +131,7 @@ class HookedTransformer {
     std::vector<std::int64_t> split;
   };
   RunRecord record_for(const Request& request, const Computed& computed) const;
+  PassResult armed_pass(const Request& request, Sink* sink, const RunOptions& options) const;
   Computed compute(const Request& request, Sink* sink, const RunOptions& options) const;
   void require_room(const Request& request, const RunOptions& options, bool in_parts) const;
 

@@ -36,6 +36,10 @@ class ResidualParts {
   const Config& config() const { return cache_.config(); }
   /// Of the run.
   DType dtype() const { return dtype_from_name(cache_.record().dtype); }
+  /// Of a tensor of the run.
+  Contract contract(Site site) const {
+    return contract_of(site, dtype(), cache_.record().matmul_precision);
+  }
   /// Throws std::invalid_argument for a run that was loaded without its model.
   const Weights& weights() const { return cache_.weights(); }
   std::int64_t batch() const { return cache_.record().batch; }

@@ -28,6 +28,7 @@ void bind_lens(py::module_& m);
 void bind_simulated(py::module_& m);
 void bind_compare(py::module_& m);
 void bind_preflight(py::module_& m);
+void bind_drill(py::module_& m);
 void bind_patching(py::module_& m);
 void bind_attribution(py::module_& m);
 void bind_errors(py::module_& m);

@@ -6,6 +6,7 @@
 #include <set>
 #include <tuple>
 
+#include "lens/device.h"
 #include "lens/fault_injection.h"
 #include "lens/hooked_transformer.h"
 #include "lens/logit_lens.h"
@@ -214,6 +215,9 @@ LoadOptions load_options(const py::kwargs& call) {
   options.device = call["device"].cast<std::string>();
   options.dtype = dtype_from_name(call["dtype"].cast<std::string>());
   options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
+  options.matmul_precision =
+      matmul_precision_from_name(call["matmul_precision"].cast<std::string>());
+  options.allow_fallback = call["allow_fallback"].cast<bool>();
   if (given("first_n_layers")) options.first_n_layers = call["first_n_layers"].cast<std::int64_t>();
   if (given("default_prepend_bos"))
     options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
@@ -482,6 +486,7 @@ void bind_faults(py::module_& m) {
 }  // namespace
 
 void bind_lens(py::module_& m) {
+  m.def("device_warning_once", &device_warning_once, py::arg("device"));
   bind_model(m);
   bind_logit_lens(m);
   bind_faults(m);

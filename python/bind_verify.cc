@@ -114,6 +114,9 @@ print(verdict) shows a table; a notebook an HTML one.)");
           "recomputed", [](Ours<Verdict> self) { return self->recomputed; },
           "Of verify_recorded: links that were not recorded.")
       .def_property_readonly(
+          "fallbacks", [](Ours<Verdict> self) { return self->fallbacks; },
+          "Operators that ran on the CPU instead of the device.")
+      .def_property_readonly(
           "summary", [](Ours<Verdict> self) { return self->summary(); },
           "One line: what, where, how bad, what to do.")
       .def(

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_simulated(m);
   lenscpp::python::bind_compare(m);
   lenscpp::python::bind_preflight(m);
+  lenscpp::python::bind_drill(m);
   lenscpp::python::bind_patching(m);
   lenscpp::python::bind_attribution(m);
 }

@@ -28,6 +28,8 @@ TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "v
 GRID = "patching/patch_grid.cc"
 LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.cc", "verify/device/memory_plan.cc"
 SPLIT, QUANTIZED = "lens/split_run.cc", "hooks/checkpoint/quantized.cc"
+HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
+DOCTOR = "verify/device/doctor.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -94,6 +96,12 @@ MUTANTS = [
     (BOUNDS, "c.u_a * (8 * std::abs(x) + std::abs(x * y))", "c.u_a * (0 * std::abs(x) + std::abs(x * y))", "slack of SiLU"),
     (BOUNDS, "return c.reference * static_cast<double>(terms) * c.u_a * magnitude;", "return 0 * magnitude;", "slack of sums"),
     (BOUNDS, "return c.reference * 2 * c.u_a * std::abs(y);", "return 0 * y;", "slack of scaling"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "0 * magnitude", "slack of declared TF32"),
+    (BOUNDS, "(2 * c.u_x + c.u_x * c.u_x) * magnitude", "(80 * c.u_x) * magnitude", "tightness of declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "c.u_x > 0 ? square * 9 : 0", "eight bits in a run declared TF32"),
+    (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "0", "the RMS test of declared TF32"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "true", "TF32 that nobody declared"),
+    (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "precision == MatmulPrecision::tf32", "declared TF32 of other dtypes"),
     # comparisons
     (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
     (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
@@ -199,6 +207,40 @@ MUTANTS = [
     (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),
     (RUN_FILE, "if (!model_ || model_->digest == record.model_digest) return;", "return;", "the digest of a saved run's model"),
     (RUN_FILE, "if (run.verdict.status != Status::invalid) run.verdict = Verdict{};", "", "the mark of what was loaded unverified"),
+    # the drill
+    (HARM, "if (!(times <= kHarmful)) j.harm = Harm::harmful;", "", "harm itself"),
+    ("verify/device/harm.h", "kHarmful = 4", "kHarmful = 5", "the limit of harm"),
+    ("verify/device/harm.h", "kHarmful = 4", "kHarmful = 3", "what is not yet harm"),
+    (HARM, "if (x == y || (std::isnan(x) && std::isnan(y))) return 0;", "if (x == y || std::isnan(x) || std::isnan(y)) return 0;", "NaN as harm"),
+    (HARM, "return std::isnan(d) ? kInfinity : d;", "return std::isfinite(d) ? d : 0;", "a changed mask as harm"),
+    (HARM, "return allowed > 0 ? difference / allowed : kInfinity;", "return allowed > 0 ? difference / allowed : 0;", "harm where honest runs cannot differ"),
+    (HARM, "return first_spread_.has_value() && i >= *first_spread_;", "return true;", "tensors that cannot differ"),
+    (HARM, "double step = may_round ? unit_in_last_place(y[i], clean.dtype()) : 0;", "double step = 0;", "the honest unit in the last place"),
+    (HARM, "std::max(spread, step)", "step", "the honest spread of a tensor"),
+    (HARM, "low_[i] = smaller_or_larger(low_[i], run[i].second, false);", "", "honest runs below the clean one"),
+    (HARM, "high_[i] = smaller_or_larger(high_[i], run[i].second, true);", "", "honest runs above the clean one"),
+    (HARM, "if (there && same_bits(found[i].second, value)) continue;", "if (there) continue;", "comparison of a run with the clean one"),
+    (HARM, "if (found.shape() != clean.shape() || found.dtype() != clean.dtype()) return kInfinity;", "if (found.numel() != clean.numel()) return kInfinity;", "shapes in the judgement of harm"),
+    (HARM, "if (!std::ranges::equal(run, clean_, same_tensor))", "if (run.size() != clean_.size())", "honest runs of other tensors"),
+    (HARM, "std::max(high_metric_[b] - low_metric_[b], before[b].step)", "1e30", "harm to the logit difference"),
+    (REORDERING, "case Axis::d_mlp: return gathered(value, value.rank() - 1, inverse(layers_.at(layer).mlp));", "case Axis::d_mlp: return value;", "neurons back in order"),
+    (REORDERING, "heads_undone(scored ? own.queries_keys : own.values, value)", "heads_undone(own.values, value)", "queries and keys back in order"),
+    (DRILL, "return refused && judgement.first.has_value() && named == to_string(*judgement.first);", "return refused;", "whether the first wrong tensor was named"),
+    (DRILL, "if (run.harmful() && !run.refused) missed.push_back(&run);", "", "harmful runs that were not refused"),
+    (DRILL, "part == whole ? \"100 %\" : fmt::format(\"{:.1f} %\", share)", "fmt::format(\"{:.0f} %\", share + 0.1)", "a share that is not all of them"),
+    # fallbacks and ambient state
+    ("hooks/transformer/fallbacks.cc", "if (function.name() == kCopyToCpu && !current->running.empty())", "if (false)", "copies to the CPU inside of operators"),
+    ("hooks/transformer/fallbacks.cc", "if (auto op = fallback_in(warning.msg())) return note(std::move(*op));", "", "warnings of fallbacks"),
+    ("hooks/transformer/fallbacks.cc", "if (!falls_back && !copies) return {};", "if (!falls_back) return {};", "views that become copies"),
+    ("hooks/transformer/fallbacks.cc", "c10::WarningUtils::set_warnAlways(true);", "", "warnings that are said once a process"),
+    ("hooks/transformer/ambient.cc", "tf32_users() == users() ?", "true ?", "the strictest of several precisions"),
+    # the check-up
+    (DOCTOR, "if (!(share >= kNativeWithCare))", "if (share < 0)", "too few native operators"),
+    (DOCTOR, "else if (!(share >= kNativeEnough))", "else if (share < 0)", "few native operators"),
+    (DOCTOR, "bool forgiven = !r.measured.contains(\"died\");", "bool forgiven = true;", "processes that died"),
+    (DOCTOR, "if (!succeeded(results_, \"forward\") && result_.advice != Advice::use_cpu)", "if (false)", "a forward pass that was not verified"),
+    (DOCTOR, "if (!succeeded(before, need))", "if (false)", "phases that cannot be asked"),
+    (DOCTOR, "if (result_.advice == Advice::use_cpu) result_.settings.clear();", "", "settings of a device not to be used"),
     # attributions
     (ATTRIBUTION, "if (std::abs(total(r) - expected(r)) <= bound(r)) continue;", "continue;", "parts sum to the run's logits"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),

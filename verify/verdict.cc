@@ -34,6 +34,13 @@ std::string describe(const Point& p) {
       p.hint.empty() ? "" : ": " + p.hint);
 }
 
+std::string fallen_back(const std::vector<std::string>& operators) {
+  if (operators.empty()) return "";
+  std::string names;
+  for (const std::string& op : operators) names += (names.empty() ? "" : ", ") + op;
+  return "; on the CPU instead of the device ran: " + names;
+}
+
 // JSON has no infinities; a ratio over a zero tolerance is one.
 nlohmann::json number(double value) {
   if (std::isfinite(value)) return value;
@@ -122,17 +129,18 @@ std::string Verdict::summary() const {
   switch (status) {
     case Status::verified:
       return fmt::format(
-          "VERIFIED: {} elements at {} points compared with float64{}, all within their bounds{}",
+          "VERIFIED: {} elements at {} points compared with float64{}, all within their bounds{}{}",
           n_compared(), points.size(),
           n_projected() > 0 ? fmt::format(" and {} more by checksums", n_projected()) : "",
-          recomputed.empty() ? ""
-                             : fmt::format("; {} points were not recorded", recomputed.size()));
+          recomputed.empty() ? "" : fmt::format("; {} points were not recorded", recomputed.size()),
+          fallen_back(fallbacks));
     case Status::invalid: {
       const Point* first = first_failure();
       return "INVALID: " +
              (first == nullptr ? std::string("nothing was compared") : describe(*first)) +
-             ". These activations are not the model's: do not use them; see what "
-             "another device or dtype gives.";
+             ". These activations are not the model's: do not use them; " +
+             (advice.empty() ? "see what another device or dtype gives" : advice) +
+             fallen_back(fallbacks) + ".";
     }
     case Status::unverified:
       return "UNVERIFIED: nothing was checked, so nothing may be concluded";
@@ -199,6 +207,8 @@ nlohmann::json to_json(const Verdict& v) {
           {"seconds", v.seconds},
           {"drift", drift},
           {"recomputed", v.recomputed},
+          {"fallbacks", v.fallbacks},
+          {"advice", v.advice},
           {"widest_gap", v.widest_gap},
           {"summary", v.summary()}};
 }

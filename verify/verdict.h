@@ -46,6 +46,8 @@ struct Verdict {
   std::optional<Drift> drift = {};
   double widest_gap = 0;  // verify_recorded: largest widening of a bound, as a share of the tensor
   std::vector<std::string> recomputed = {};  // verify_recorded: links that were not recorded
+  std::string advice = {};                  // what to do about the first failure, where it is known
+  std::vector<std::string> fallbacks = {};  // operators that ran on the CPU instead of the device
 
   const Point* first_failure() const;
   std::int64_t n_compared() const;   // elements compared exactly

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "verify/advice.h"
 #include "verify/reference/spans.h"
 #include "verify/reference/wiring.h"
 
@@ -108,7 +109,7 @@ void Verifier::skip_to(std::size_t link) {
 }
 
 void Verifier::check(const Link& link, const Array& value) {
-  Contract contract = contract_of(link.output.site, options_.dtype);
+  Contract contract = contract_of(link.output.site, options_.dtype, options_.matmul_precision);
   Shape shape = shape_of_link(link);
   std::string digest = value.digest();  // before the check: what is written later shows
   Point point{.id = link.output, .op = link.op, .shape = shape};
@@ -191,7 +192,8 @@ VerifiedCache Verifier::finish(RunRecord record) && {
   Verdict verdict{.status = Status::verified,
                   .mode = options_.projections ? VerifyMode::checksum : VerifyMode::exact,
                   .points = std::move(points_),
-                  .seconds = seconds_};
+                  .seconds = seconds_,
+                  .fallbacks = record.fallbacks};
   if (options_.drift) verdict.drift = std::move(drift_);
   std::int64_t total = 0;
   for (const Link& link : links_) total += numel(shape_of_link(link));
@@ -200,6 +202,8 @@ VerifiedCache Verifier::finish(RunRecord record) && {
   if (verdict.first_failure() != nullptr || verdict.n_compared() + verdict.n_projected() != total ||
       total == 0)
     verdict.status = Status::invalid;
+  if (verdict.first_failure() != nullptr)
+    verdict.advice = advice_for(*verdict.first_failure(), record);
   record.mode = name_of(verdict.mode);
   if (options_.projections) record.seed = options_.projections->seed();
   record.coverage = verdict.coverage;
@@ -293,7 +297,7 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
   auto links = wire(*weights, request);
   for (const Link& link : links) {
     Shape shape = shape_of(link.output.site, weights->config, request.rows.extents());
-    Contract contract = contract_of(link.output.site, options.dtype);
+    Contract contract = contract_of(link.output.site, options.dtype, options.matmul_precision);
     total += numel(shape);
     std::vector<Array> inputs, errors;
     for (const TensorId& input : link.inputs) {

@@ -28,12 +28,14 @@ struct VerifierOptions {
   /// Set: products are checked by these projections (VerifyMode::checksum), whose seed is recorded.
   std::shared_ptr<Projections> projections = {};
   ParallelFor parallel = serial_for;
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;  // as declared for the run
 };
 
 /// What checking a run recorded elsewhere needs to know.
 struct RecordedOptions {
   DType dtype;  // of the model when it was recorded
   ParallelFor parallel = serial_for;
+  MatmulPrecision matmul_precision = MatmulPrecision::ieee;
 };
 
 /// Checks one run while it runs. Feed it through take() in execution order, then call finish().

@@ -7,6 +7,12 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#endif
+
+#include <array>
+#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <vector>
@@ -35,6 +41,21 @@ constexpr Precision kPrecisions[] = {{at::Float32Backend::GENERIC, at::Float32Op
                                      {at::Float32Backend::CUDA, at::Float32Op::ALL},
                                      {at::Float32Backend::CUDA, at::Float32Op::MATMUL}};
 
+// What changes numbers from outside of torch's flags.
+constexpr const char* kVariables[] = {"NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
+                                      "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL",
+                                      "PYTORCH_ENABLE_MPS_FALLBACK"};
+
+std::string macos_version() {
+#ifdef __APPLE__
+  std::array<char, 64> text{};
+  std::size_t size = text.size() - 1;
+  if (sysctlbyname("kern.osproductversion", text.data(), &size, nullptr, 0) == 0)
+    return text.data();
+#endif
+  return "";
+}
+
 }  // namespace
 
 std::map<std::string, std::string> read_ambient(c10::Device device) {
@@ -49,7 +70,17 @@ std::map<std::string, std::string> read_ambient(c10::Device device) {
         context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL));
   });
   flags["cpu_fp16_reduction"] = read([&] { return on_off(context.allowFP16ReductionCPU()); });
+  flags["deterministic_warn_only"] = on_off(context.deterministicAlgorithmsWarnOnly());
+  flags["deterministic_fill"] = on_off(context.deterministicFillUninitializedMemory());
+  for (const char* name : kVariables)
+    if (const char* value = std::getenv(name)) flags[name] = value;
+  if (std::string version = macos_version(); !version.empty()) flags["macos"] = version;
   if (device.is_cuda()) {
+    flags["deterministic_cudnn"] = on_off(context.deterministicCuDNN());
+    flags["cuda_float32_matmul"] = read([&] {
+      return at::precision2str(
+          context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL));
+    });
     flags["cublas_tf32"] = read([&] { return on_off(context.allowTF32CuBLAS()); });
     flags["cublas_fp16_reduction"] =
         read([&] { return std::to_string(static_cast<int>(context.allowFP16ReductionCuBLAS())); });
@@ -65,13 +96,19 @@ namespace {
 // them.
 class ProcessPins {
  public:
-  ProcessPins() {
+  explicit ProcessPins(MatmulPrecision precision) : precision_(precision) {
     std::lock_guard lock(mutex());
     if (users()++ == 0) pin();
+    if (precision_ == MatmulPrecision::tf32) tf32_users() += 1;
+    settle_tf32();
   }
   ~ProcessPins() {
     std::lock_guard lock(mutex());
-    if (--users() > 0) return;
+    if (precision_ == MatmulPrecision::tf32) tf32_users() -= 1;
+    if (--users() > 0) {
+      settle_tf32();
+      return;
+    }
     for (auto& restore : restores()) restore();
     restores().clear();
   }
@@ -79,6 +116,26 @@ class ProcessPins {
   ProcessPins& operator=(const ProcessPins&) = delete;
 
  private:
+  // TF32 is a permission: one run without it is enough to turn it off for all that run meanwhile.
+  static void settle_tf32() {
+    if (!declared() && tf32_users() == 0) return;
+    at::Context& context = at::globalContext();
+    constexpr auto kCuda = at::Float32Backend::CUDA;
+    constexpr auto kMatmul = at::Float32Op::MATMUL;
+    if (!declared()) {
+      restores().insert(restores().begin(),
+                        [&context, before = context.float32Precision(kCuda, kMatmul)] {
+                          context.setFloat32Precision(kCuda, kMatmul, at::Float32Precision::NONE);
+                          if (context.float32Precision(kCuda, kMatmul) != before)
+                            context.setFloat32Precision(kCuda, kMatmul, before);
+                          declared() = false;
+                        });
+      declared() = true;
+    }
+    context.setFloat32Precision(
+        kCuda, kMatmul,
+        tf32_users() == users() ? at::Float32Precision::TF32 : at::Float32Precision::IEEE);
+  }
   static void pin() {
     at::Context& context = at::globalContext();
     for (const Precision& p : kPrecisions) {
@@ -111,10 +168,21 @@ class ProcessPins {
     static int count = 0;
     return count;
   }
+  static int& tf32_users() {
+    static int count = 0;
+    return count;
+  }
+  // Whether TF32 was touched since the pins were set.
+  static bool& declared() {
+    static bool touched = false;
+    return touched;
+  }
   static std::vector<std::function<void()>>& restores() {
     static std::vector<std::function<void()>> list;
     return list;
   }
+
+  MatmulPrecision precision_;
 };
 
 // Autocast is a flag of the thread.
@@ -143,7 +211,8 @@ const c10::DispatchKeySet kModes({c10::DispatchKey::Python, c10::DispatchKey::Py
 
 // Members are restored last to first, also when a later one throws.
 struct AmbientGuard::Pins {
-  explicit Pins(c10::Device device) : cpu(c10::DeviceType::CPU), device(device.type()) {}
+  Pins(c10::Device device, MatmulPrecision precision)
+      : cpu(c10::DeviceType::CPU), device(device.type()), process(precision) {}
 
   c10::impl::ExcludeDispatchKeyGuard modes{kModes};
   c10::InferenceMode inference{true};
@@ -151,8 +220,8 @@ struct AmbientGuard::Pins {
   ProcessPins process;
 };
 
-AmbientGuard::AmbientGuard(c10::Device device)
-    : pins_(std::make_unique<Pins>(device)), flags_(read_ambient(device)) {}
+AmbientGuard::AmbientGuard(c10::Device device, MatmulPrecision precision)
+    : pins_(std::make_unique<Pins>(device, precision)), flags_(read_ambient(device)) {}
 
 AmbientGuard::~AmbientGuard() = default;
 

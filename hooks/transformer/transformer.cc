@@ -4,7 +4,6 @@
 #include <ATen/ops/_softmax.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcmul.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
@@ -23,9 +22,11 @@
 #include <ATen/ops/triu.h>
 
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 #include "hooks/transformer/ambient.h"
+#include "hooks/transformer/fallbacks.h"
 #include "hooks/transformer/torch_array.h"
 
 namespace lenscpp {
@@ -171,7 +172,8 @@ class Pass {
     at::Tensor vn =
         norm({Site::v_scale, Site::v_normalized, Site::v_ln_out}, w.ln1_w, w.ln1_b, v_in);
     auto per_head = [&](Site site, const at::Tensor& n, std::int64_t first, std::int64_t heads) {
-      at::Tensor columns = w.W_QKV.narrow(1, first * c.d_head, heads * c.d_head).contiguous();
+      at::Tensor columns =
+          w.W_QKV.plain().narrow(1, first * c.d_head, heads * c.d_head).contiguous();
       at::Tensor weight = columns.view({c.d_model, heads, c.d_head}).transpose(0, 1).contiguous();
       at::Tensor bias =
           w.b_QKV.narrow(0, first * c.d_head, heads * c.d_head).view({heads, 1, c.d_head});
@@ -200,7 +202,7 @@ class Pass {
     at::Tensor n = norm({Site::ln_final_scale, Site::ln_final_normalized, Site::unembed_in},
                         m.ln_final_w_, m.ln_final_b_, x);
     if (!m.ln_final_w_.defined()) n = tap(Site::unembed_in, 0, n);
-    return tap(Site::unembed_out, 0, linear(n, m.W_U_.t(), m.b_U_).view({batch, pos, c.d_vocab}));
+    return tap(Site::unembed_out, 0, linear(n, m.W_U_, m.b_U_).view({batch, pos, c.d_vocab}));
   }
 
   struct NormSites {
@@ -218,14 +220,15 @@ class Pass {
     return weight.defined() ? tap(sites.out, l, at::addcmul(bias, n, weight)) : n;
   }
 
-  at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::addmm(bias, x.view({tokens, weight.size(0)}), weight);  // [batch * pos, out]
+  at::Tensor linear(const at::Tensor& x, const LinearWeight& weight, const at::Tensor& bias) {
+    return weight(x.view({tokens, weight.in()}), bias);  // [batch * pos, out]
   }
 
   // z_h W_O,h for every head, without the bias.
   at::Tensor head_results(const at::Tensor& z) {
     at::Tensor in_heads = z.view({tokens, c.n_heads, c.d_head}).transpose(0, 1).contiguous();
-    at::Tensor result = at::bmm(in_heads, m.layers_[l].W_O.view({c.n_heads, c.d_head, c.d_model}));
+    at::Tensor result =
+        at::bmm(in_heads, m.layers_[l].W_O.plain().view({c.n_heads, c.d_head, c.d_model}));
     return result.transpose(0, 1).contiguous().view({batch, pos, c.n_heads, c.d_model});
   }
 
@@ -255,21 +258,30 @@ class Pass {
   at::Tensor mask;
 };
 
-Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device device)
-    : weights_(std::move(weights)), device_(device) {
+Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device device,
+                         MatmulPrecision precision)
+    : weights_(std::move(weights)), device_(device), precision_(precision) {
   const Weights& w = *weights_;
   auto place = [&](const Array& array) { return placed(array, device_); };
   W_E_ = place(w.W_E);
   W_pos_ = place(w.W_pos);
   ln_final_w_ = place(w.ln_final_w);
   ln_final_b_ = place(w.ln_final_b);
-  W_U_ = place(w.W_U);
+  W_U_ = LinearWeight(place(w.W_U).t());  // tied: one copy of it lies beside W_E
   b_U_ = place(w.b_U);
   for (const LayerWeights& layer : w.layers)
-    layers_.push_back({place(layer.ln1_w), place(layer.ln1_b), place(layer.W_QKV),
-                       place(layer.b_QKV), place(layer.W_O), place(layer.b_O), place(layer.ln2_w),
-                       place(layer.ln2_b), place(layer.W_in), place(layer.b_in), place(layer.W_out),
-                       place(layer.b_out)});
+    layers_.push_back({.ln1_w = place(layer.ln1_w),
+                       .ln1_b = place(layer.ln1_b),
+                       .b_QKV = place(layer.b_QKV),
+                       .b_O = place(layer.b_O),
+                       .ln2_w = place(layer.ln2_w),
+                       .ln2_b = place(layer.ln2_b),
+                       .b_in = place(layer.b_in),
+                       .b_out = place(layer.b_out),
+                       .W_QKV = LinearWeight(place(layer.W_QKV)),
+                       .W_O = LinearWeight(place(layer.W_O)),
+                       .W_in = LinearWeight(place(layer.W_in)),
+                       .W_out = LinearWeight(place(layer.W_out))});
 }
 
 PassResult Transformer::run(const Request& request, Sink* sink,
@@ -287,9 +299,14 @@ PassResult Transformer::run(const Request& request, Sink* sink,
     require_dtype(base.values, "base values");
   }
   Tap tap(request, sink, interference);  // before the guard: callbacks see the caller's torch
-  AmbientGuard ambient(device_);
+  AmbientGuard ambient(device_, precision_);
+  std::optional<FallbackWatch> watch;
+  if (!device_.is_cpu()) watch.emplace();
   at::Tensor output = Pass(*this, tap).run();
-  return {.output = output, .ambient = ambient.flags(), .hooks = tap.calls()};
+  return {.output = output,
+          .ambient = ambient.flags(),
+          .hooks = tap.calls(),
+          .fallbacks = watch ? watch->operators() : std::vector<std::string>{}};
 }
 
 }  // namespace lenscpp

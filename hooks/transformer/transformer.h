@@ -11,13 +11,15 @@
 
 #include "hooks/checkpoint/weights.h"
 #include "hooks/rows.h"
+#include "hooks/transformer/linear_weight.h"
 #include "hooks/transformer/tap.h"
 
 namespace lenscpp {
 
 /// Weights as the device holds them.
 struct DeviceLayer {
-  at::Tensor ln1_w, ln1_b, W_QKV, b_QKV, W_O, b_O, ln2_w, ln2_b, W_in, b_in, W_out, b_out;
+  at::Tensor ln1_w, ln1_b, b_QKV, b_O, ln2_w, ln2_b, b_in, b_out;
+  LinearWeight W_QKV, W_O, W_in, W_out;
 };
 
 /// What a run of the device pass leaves beside the tensors that its taps saw.
@@ -26,13 +28,16 @@ struct PassResult {
                       // not unembedded
   std::map<std::string, std::string> ambient;  // flags as pinned
   std::vector<HookCall> hooks = {};            // calls of the request's callbacks, in order
+  std::vector<std::string> fallbacks = {};  // operators that ran on the CPU instead of the device
 };
 
 /// A model on a device. Runs are const: nothing is left on the model after a call.
 class Transformer {
  public:
   /// Weights are used where they lie on the CPU, and copied to any other device.
-  Transformer(std::shared_ptr<const Weights> weights, c10::Device device);
+  /// `precision` is what its runs allow CUDA to do to operands of float32 products.
+  Transformer(std::shared_ptr<const Weights> weights, c10::Device device,
+              MatmulPrecision precision = MatmulPrecision::ieee);
 
   /// Runs `request`. Every tensor is handed to `sink` (unless null) in execution order.
   /// Throws what Request::validate and the callbacks throw.
@@ -46,7 +51,9 @@ class Transformer {
   friend class Pass;
   std::shared_ptr<const Weights> weights_;
   c10::Device device_;
-  at::Tensor W_E_, W_pos_, ln_final_w_, ln_final_b_, W_U_, b_U_;
+  MatmulPrecision precision_;
+  at::Tensor W_E_, W_pos_, ln_final_w_, ln_final_b_, b_U_;
+  LinearWeight W_U_;
   std::vector<DeviceLayer> layers_;
 };
 

@@ -113,6 +113,17 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
       .add_flag("--no-processing", o.no_processing,
                 "Weights as in the checkpoint: nothing folded, nothing centred")
       ->group("Running");
+  command
+      .add_option("--matmul-precision", o.matmul_precision,
+                  "ieee, or tf32: operands of float32 products may be rounded\nto 11 bits, and the "
+                  "bounds of products allow just that")
+      ->type_name("NAME")
+      ->group("Running")
+      ->capture_default_str();
+  command
+      .add_flag("--no-fallback", o.no_fallback,
+                "Refuse operators that run on the CPU because the device has none")
+      ->group("Running");
   command.add_flag("--json", o.json, "One JSON document on standard output and nothing else")
       ->group("Output");
 }
@@ -154,8 +165,11 @@ Site lens_site(const std::string& name) {
 }
 
 HookedTransformer load(const CommonOptions& o) {
-  LoadOptions options{
-      .device = o.device, .dtype = dtype_from_name(o.dtype), .verify = verify_mode(o)};
+  LoadOptions options{.device = o.device,
+                      .dtype = dtype_from_name(o.dtype),
+                      .verify = verify_mode(o),
+                      .matmul_precision = matmul_precision_from_name(o.matmul_precision),
+                      .allow_fallback = !o.no_fallback};
   if (options.dtype == DType::i64)
     throw std::invalid_argument(
         "[--dtype] a model cannot be int64; allowed: float32, float64, bfloat16, float16");

@@ -34,10 +34,10 @@ class Failure : public std::runtime_error {
 };
 
 struct CommonOptions {
-  std::string model, device = "cpu", dtype = "float32", verify = "exact";
+  std::string model, device = "cpu", dtype = "float32", verify = "exact", matmul_precision = "ieee";
   std::int64_t threads = 0;  // 0: as many as LibTorch takes
   std::uint64_t seed = 0;
-  bool no_processing = false, json = false;
+  bool no_processing = false, no_fallback = false, json = false;
   std::vector<std::string> inject = {};
 };
 
@@ -52,6 +52,8 @@ Action add_demo(CLI::App& program);
 Action add_patch(CLI::App& program);
 Action add_compare(CLI::App& program);
 Action add_preflight(CLI::App& program);
+Action add_drill(CLI::App& program);
+Action add_doctor(CLI::App& program);
 
 /// No upper limit of its own.
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::max();

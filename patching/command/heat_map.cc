@@ -16,7 +16,6 @@ using nlohmann::ordered_json;
 
 constexpr int kLongestLabel = 24;  // columns
 constexpr int kNumber = 6, kTenths = 3;
-constexpr const char* kRefused = "×";
 
 struct Colour {
   int red, green, blue;
@@ -87,7 +86,7 @@ std::string number_label(const std::string& label) {
 std::string cell_text(const HeatMap& map, double value, int width, Colours colours) {
   std::string text;
   if (std::isnan(value))
-    text = colours == Colours::none && width >= kNumber ? "NaN" : kRefused;
+    text = colours == Colours::none && width >= kNumber ? "NaN" : map.blank;
   else if (width >= kNumber)
     text = number(value);
   else
@@ -104,12 +103,10 @@ std::string legend(const HeatMap& map, int cell, Colours colours) {
   if (cell < kNumber)
     text += std::string(text.empty() ? "" : " ") + "in tenths of " + number(map.reach);
   if (std::ranges::any_of(map.values, [](double x) { return std::isnan(x); }))
-    text +=
-        std::string(text.empty() ? "" : "  ") +
-        on_colour(
-            colours == Colours::none && cell >= kNumber ? "NaN" : std::string(" ") + kRefused + " ",
-            kGrey, colours) +
-        " refused";
+    text += std::string(text.empty() ? "" : "  ") +
+            on_colour(colours == Colours::none && cell >= kNumber ? "NaN" : " " + map.blank + " ",
+                      kGrey, colours) +
+            " " + map.blank_means;
   return text.empty() ? text : text + "\n";
 }
 
@@ -219,11 +216,14 @@ std::string heat_map_html(const HeatMap& map) {
       bool refused = std::isnan(value);
       Colour colour = colour_of(value, map.reach);
       html += "<td title=\"" + visible(map.row_labels[r]) + ", " + visible(map.column_labels[c]) +
-              ": " + (refused ? "refused (NaN)" : without_minus_zero(fixed(value, 4))) + "\"" +
+              ": " +
+              (refused ? escaped_html(map.blank_means) + " (NaN)"
+                       : without_minus_zero(fixed(value, 4))) +
+              "\"" +
               (refused ? " class=\"refused\""
                        : " style=\"background:" + hexadecimal(colour) +
                              (dark(colour) ? ";color:#fff" : "") + "\"") +
-              ">" + (refused ? kRefused : number(value)) + "</td>";
+              ">" + (refused ? escaped_html(map.blank) : number(value)) + "</td>";
     }
     html += "</tr>\n";
   }

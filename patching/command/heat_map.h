@@ -13,13 +13,14 @@
 
 namespace lenscpp::command {
 
-/// Numbers over two axes. NaN is a cell that was refused.
+/// Numbers over two axes. NaN is a cell that was refused, or what `blank_means` says.
 struct HeatMap {
   std::string title;  // one line; empty: none
   std::string row_title, column_title;
   std::vector<std::string> row_labels, column_labels;  // any text
   std::vector<double> values;                          // [row, column], row-major
   double reach = 1;  // colours go from red at -reach over white at 0 to blue at reach
+  std::string blank = "×", blank_means = "refused";  // in one column; in words
 };
 
 /// The map as lines of text, a legend last: numbers on coloured cells; where they do not fit into

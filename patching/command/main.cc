@@ -22,6 +22,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp show run.h5
   lenscpp lens tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
   lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
+  lenscpp doctor --device cuda
   lenscpp lens --help
 
 Exit status: 0 done and verified, 2 bad usage or input, 3 refused (INVALID or not verified), 4 the device is
@@ -151,7 +152,7 @@ int run_program(int argc, char** argv) {
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
     for (auto add : {add_demo, add_run, add_lens, add_patch, add_compare, add_verify, add_show,
-                     add_preflight}) {
+                     add_preflight, add_doctor, add_drill}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }
@@ -172,10 +173,11 @@ int run_program(int argc, char** argv) {
         return static_cast<int>(command.action());
       }
     if (argc == 1 && !json) print(help_of(program));
-    return end("",
-               {ExitStatus::usage,
-                "a command is needed: demo, run, lens, compare or patch; see lenscpp --help"},
-               json);
+    return end(
+        "",
+        {ExitStatus::usage,
+         "a command is needed: demo, run, lens, compare, patch or doctor; see lenscpp --help"},
+        json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());
     return end(name, ending, json);

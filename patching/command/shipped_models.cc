@@ -15,9 +15,7 @@
 
 namespace lenscpp::command {
 namespace fs = std::filesystem;
-namespace {
-
-fs::path program_folder() {
+fs::path program_path() {
 #ifdef __APPLE__
   std::array<char, 4096> path{};
   std::uint32_t size = path.size();
@@ -28,8 +26,10 @@ fs::path program_folder() {
 #endif
   std::error_code error;
   fs::path found = fs::canonical(program, error);
-  return error ? fs::path() : found.parent_path();
+  return error ? fs::path() : found;
 }
+
+namespace {
 
 bool is_checkpoint(const fs::path& folder) {
   std::error_code error;
@@ -48,7 +48,7 @@ std::vector<fs::path> model_folders() {
       rest.remove_prefix(std::min(end + 1, rest.size()));
     }
   }
-  fs::path program = program_folder();
+  fs::path program = program_path().parent_path();
   if (program.empty()) return folders;
   folders.push_back(program.parent_path() / "models");  // lenscpp/bin in the package
   folders.push_back(program.parent_path() / "share" / "lenscpp" /

@@ -7,6 +7,8 @@
 
 namespace lenscpp::command {
 
+/// This program's own file; empty where the system does not say.
+std::filesystem::path program_path();
 /// Where shipped models are looked for, in this order: the folders in LENSCPP_MODELS (separated by
 /// colons), and beside the program: in the Python package, in a build tree, below an install
 /// prefix.

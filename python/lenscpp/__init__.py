@@ -18,7 +18,9 @@ import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 from . import faults, patching, utils
 from ._attribution import LogitAttribution, direct_logit_attribution, plot_attention
 from ._compare import CompareRow, Comparison, compare
+from ._drill import DrillReport, drill
 from ._config import HookedTransformerConfig
+from ._doctor import DoctorReport, doctor
 from ._edits import Ablate, Add, Patch, Scale
 from ._lenscpp import (
     DeviceError,
@@ -49,6 +51,8 @@ __all__ = [
     "CompareRow",
     "Comparison",
     "DeviceError",
+    "DrillReport",
+    "DoctorReport",
     "Edit",
     "GridResult",
     "HookedTransformer",
@@ -76,6 +80,8 @@ __all__ = [
     "__version__",
     "compare",
     "direct_logit_attribution",
+    "drill",
+    "doctor",
     "faults",
     "load",
     "load_unverified",

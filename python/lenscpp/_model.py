@@ -20,10 +20,6 @@ NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 MODELS = Path(__file__).parent / "models"
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _RETURNS = {"logits": "logits", "loss": "loss", "both": "both", None: "none"}
-_MPS = (
-    "[device] mps has computed wrong activations without an error or a NaN: on GPT-2 small's IOI prompt the logit difference "
-    "went from +3.36 to -0.99. Every run is verified against the CPU, and refused where it differs, unless verify='off'."
-)
 
 
 class HookedTransformer:
@@ -51,6 +47,8 @@ class HookedTransformer:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         verify: str = "exact",
+        matmul_precision: str = "ieee",
+        allow_fallback: bool = True,
         adapter: Any = None,
         first_n_layers: int | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
@@ -60,9 +58,11 @@ class HookedTransformer:
 
         The four processing steps are TransformerLens's, on by default, computed in float64 and checked against
         the raw model. device: None means the CPU; no accelerator is ever chosen unasked. dtype: "float32"
-        "float64" "bfloat16" "float16", or torch's. verify: "exact", "checksum" or "off". tokenizer: path of a
-        tokenizer.json; None takes the folder's, if any. default_prepend_bos: None means yes where the
-        tokenizer has a BOS token.
+        "float64" "bfloat16" "float16", or torch's. verify: "exact", "checksum" or "off". matmul_precision: "ieee", or
+        "tf32" to let a device round the operands of float32 products to 11 bits, with bounds that allow just that.
+        allow_fallback: False refuses (DeviceError) a run in which operators ran on the CPU because the device has
+        none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json; None takes the
+        folder's, if any. default_prepend_bos: None means yes where the tokenizer has a BOS token.
 
         Raises FileNotFoundError (no such model or file), ValueError naming file and field (what is malformed
         or not understood), IndexError (first_n_layers), DeviceError (unknown or missing device), TypeError,
@@ -77,7 +77,7 @@ class HookedTransformer:
             "center_unembed": center_unembed,
             "fold_value_biases": fold_value_biases,
         }
-        for step, on in processing.items():
+        for step, on in {**processing, "allow_fallback": allow_fallback}.items():
             if not isinstance(on, bool):
                 raise TypeError(f"[model] {step} is True or False; found: {_inputs.kind(on)}")
         _inputs.optional_bool("default_prepend_bos", default_prepend_bos)
@@ -87,6 +87,8 @@ class HookedTransformer:
             device=_device(device),
             dtype=_dtype(dtype),
             verify=_verify(verify),
+            matmul_precision=_matmul_precision(matmul_precision),
+            allow_fallback=allow_fallback,
             first_n_layers=_inputs.optional_int("first_n_layers", first_n_layers),
             tokenizer=_tokenizer(tokenizer),
             default_prepend_bos=default_prepend_bos,
@@ -572,8 +574,9 @@ def _device(device: Any) -> str:
         return "cpu"
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f"[device] a device is a str, a torch.device or None; found: {_inputs.kind(device)}")
-    if str(device).split(":")[0] == "mps":
-        warnings.warn(_MPS, UserWarning, stacklevel=3)
+    warning = _lenscpp.device_warning_once(str(device))
+    if warning is not None:
+        warnings.warn(warning, UserWarning, stacklevel=3)
     return _simulated.prepare(str(device))
 
 
@@ -596,6 +599,12 @@ def _verify(verify: Any) -> str:
     if not isinstance(verify, str):
         raise TypeError(f'[verify] a mode is "exact", "checksum" or "off"; found: {_inputs.kind(verify)}')
     return verify
+
+
+def _matmul_precision(precision: Any) -> str:
+    if not isinstance(precision, str):
+        raise TypeError(f'[matmul_precision] needed: "ieee" or "tf32"; found: {_inputs.kind(precision)}')
+    return precision
 
 
 def _tokenizer(tokenizer: Any) -> str | None:

@@ -5,7 +5,7 @@
 
 namespace lenscpp {
 
-Contract contract_of(Site site, DType model) {
+Contract contract_of(Site site, DType model, MatmulPrecision precision) {
   DType stored = stored_dtype(site, model);
   double u_a = unit_roundoff(accumulate_type(model));
   double eta = stored == DType::f16 ? 0x1p-25 : smallest_normal(stored);
@@ -14,7 +14,8 @@ Contract contract_of(Site site, DType model) {
           .u_a = u_a,
           .eta = eta,
           .narrow = stored == DType::bf16 || stored == DType::f16,
-          .reference = model == DType::f64 ? 2.0 : 1.0};
+          .reference = model == DType::f64 ? 2.0 : 1.0,
+          .u_x = model == DType::f32 && precision == MatmulPrecision::tf32 ? 0x1p-11 : 0.0};
 }
 
 double tolerance(const Contract& c, double reference, double slack) {
@@ -34,6 +35,13 @@ double expected_square(const Contract& c, std::int64_t terms, double walk, doubl
          c.u_s * c.u_s / 3 * y_square;
 }
 
+double expected_operand_square(const Contract& c, double square) {
+  return c.u_x > 0 ? square / 9 : 0;
+}
+
+double operand_slack(const Contract& c, double magnitude) {
+  return (2 * c.u_x + c.u_x * c.u_x) * magnitude;
+}
 double product_slack(const Contract& c, std::int64_t terms, double rms, double y) {
   return c.reference * std::sqrt(static_cast<double>(terms)) * c.u_a * (6 * rms + 2 * std::abs(y));
 }

@@ -22,9 +22,11 @@ struct Contract {
   double eta;   // absolute floor: smallest normal number; half a subnormal step for float16
   bool narrow;  // stored narrower than accumulated: bfloat16, float16
   double
-      reference;  // 2 where the fp64 reference rounds as coarsely as the device (float64), else 1
+      reference;   // 2 where the fp64 reference rounds as coarsely as the device (float64), else 1
+  double u_x = 0;  // to which operands of products may be rounded first; 0: they may not be
 };
-Contract contract_of(Site site, DType model);
+/// `precision` concerns the products of float32 models; it says nothing about any other.
+Contract contract_of(Site site, DType model, MatmulPrecision precision = MatmulPrecision::ieee);
 
 /// A slack of `kExact` demands equality: no rounding is allowed at all.
 inline constexpr double kExact = -1;
@@ -46,7 +48,17 @@ void row_tolerances(const Contract& c, std::span<const double> reference,
 /// and the store adds u_s^2 y^2 / 3. `walk` is K m^2, for which ||x||^2 ||w||^2 stands.
 double expected_square(const Contract& c, std::int64_t terms, double walk, double y_square);
 
+/// What rounding their operands adds to the above: `square` is the sum of the squares of the errors
+/// that it makes where it is done exactly as declared. A ninth, so that 8/3 times those errors are
+/// allowed: the next coarser format, bfloat16, makes 8 times.
+double expected_operand_square(const Contract& c, double square);
+
 // Slacks. `terms` is the length of the sum (K).
+
+/// Declared rounding of operands: (2 u_x + u_x^2) ||x|| ||w||, `magnitude` being the norms, since
+/// sum |x w| is at most their product. Matrix products alone have it, beside their slack; 0 without
+/// a declaration.
+double operand_slack(const Contract& c, double magnitude);
 
 /// Product stored as accumulated: sqrt(K) u_a (6 sqrt(sum x^2 w^2 + b^2) + 2 |y|). `rms` is that
 /// root: partial sums that walk at random. |y|: terms of one sign, whose partial sums run like y k

@@ -94,14 +94,16 @@ RowSums sums_over(const Array& array, std::int64_t offset, std::int64_t length,
 }
 
 // The standard deviation that honest rounding can give a residual. Beside the spec's terms: the
-// drift of coherent partial sums (see expected_square in bounds.h), and this file's own roundings.
+// drift of coherent partial sums (see expected_square in bounds.h), declared rounding of operands
+// (each product off by 2 u_x of itself), and this file's own roundings.
 double sigma(const Contract& c, const Projection& p, double x_square_w, double y_square,
              double b_square) {
   auto terms = static_cast<double>(p.terms);
   double factor = c.narrow ? 2 * terms : 2 * std::sqrt(terms);
   double device = factor * factor * (x_square_w + b_square) + terms * y_square / 4;
+  double declared = 4 * c.u_x * c.u_x * x_square_w;
   double own = 4 * static_cast<double>(p.width) * (x_square_w + b_square + y_square);
-  return c.reference * std::sqrt(c.u_s * c.u_s * y_square + c.u_a * c.u_a * device +
+  return c.reference * std::sqrt(c.u_s * c.u_s * y_square + c.u_a * c.u_a * device + declared +
                                  0x1p-106 * own + static_cast<double>(p.width) * c.eta * c.eta);
 }
 

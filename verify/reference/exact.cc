@@ -349,7 +349,7 @@ std::string movement(const Link& link, const Array& output, const Array& referen
 
 std::string precision(double relative) {
   if (relative < 0x1p-16) return "a precision below the declared one";
-  if (relative < 0x1p-10) return "precision about tf32 or float16 (11 bits)";
+  if (relative < 0x1p-10) return std::string(kTf32Hint) + " or float16 (11 bits)";
   if (relative < 0x1p-7) return "precision about bfloat16 (8 bits)";
   if (relative < 0x1p-5) return "precision below bfloat16";
   return "";

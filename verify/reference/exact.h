@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hooks/array.h"
@@ -37,6 +38,9 @@ struct Point {
            rms_ratio <= kRmsLimit && residual <= 1;
   }
 };
+
+/// How the hint of a precision of 11 bits begins.
+inline constexpr std::string_view kTf32Hint = "precision about tf32";
 
 /// The name, or what to_string makes of the id.
 std::string to_string(const Point& point);

@@ -236,6 +236,13 @@ M weight_as_stored(const Matrix& w, std::int64_t row, std::int64_t rows, std::in
                        : widened<M>(w.storage, output * leading + row, leading, count, rows);
 }
 
+// Each element with 11 significant bits, to nearest (Veltkamp's splitting, 53 = 42 + 11).
+template <class M>
+M as_tf32(const M& x) {
+  M scaled = x * (0x1p42 + 1);
+  return scaled - (scaled - x);
+}
+
 // x W + b for a block of columns, in the three forms in which a transformer needs it.
 class Product : public Kernel {
  public:
@@ -308,6 +315,11 @@ class Product : public Kernel {
     e.value.rowwise() += bias;
     e.expected_square =
         expected_square(c_, terms_, in->square.sum() * w.squaredNorm(), e.value.squaredNorm());
+    if (c_.u_x > 0) {
+      Mat declared = without_padding(as_tf32(in->x) * as_tf32(w));
+      e.expected_square +=
+          expected_operand_square(c_, (declared.rowwise() + bias - e.value).squaredNorm());
+    }
     if (c_.narrow)
       narrow_slack(e, *in, w, bias);
     else
@@ -337,10 +349,13 @@ class Product : public Kernel {
     double walk = product_slack(c_, terms_, 1, 0), run = product_slack(c_, terms_, 0, 1);
     auto size = e.value.cwiseAbs();
     e.slack = part.cwiseSqrt().cwiseMax(size * by_value) * walk + size * run;
+    if (c_.u_x > 0)
+      e.slack += (in->square * w.colwise().squaredNorm()).cwiseSqrt() * operand_slack(c_, 1);
     e.refine = [this, in, bias, w = std::make_shared<const M>(std::move(w))](Index r, Index j) {
       auto products = in->x.row(r).transpose().array() * w->col(j).array();
       double rms = std::sqrt(products.square().sum() + bias[j] * bias[j]);
-      return product_slack(c_, terms_, rms, products.sum() + bias[j]);
+      return product_slack(c_, terms_, rms, products.sum() + bias[j]) +
+             operand_slack(c_, std::sqrt(in->square[r]) * w->col(j).norm());
     };
   }
 
@@ -413,11 +428,18 @@ class Scores : public Kernel {
         c_.narrow ? narrow_product_slack(c_, q.cols(), 1) : scores_slack(c_, q.cols(), 1, 0);
     double run = c_.narrow ? 0 : scores_slack(c_, q.cols(), 0, 1);
     e.slack = square.cwiseSqrt() / divisor_ * walk + e.value.cwiseAbs() * run;
+    Mat declared = e.value;
+    if (c_.u_x > 0) {
+      declared = as_tf32(q) * as_tf32(k).transpose() / divisor_;
+      e.slack += (q_square * k_square.transpose()).cwiseSqrt() / divisor_ * operand_slack(c_, 1);
+    }
     for (Index i = 0; i < b.rows; ++i) {
       Index seen = std::min<Index>(i + first_query_ + 1, b.cols), hidden = b.cols - seen;
       double squares = q_square[i] * k_square.head(seen).sum() / (divisor_ * divisor_);
       e.expected_square +=
-          expected_square(c_, q.cols(), squares, e.value.row(i).head(seen).squaredNorm());
+          expected_square(c_, q.cols(), squares, e.value.row(i).head(seen).squaredNorm()) +
+          expected_operand_square(
+              c_, (declared.row(i).head(seen) - e.value.row(i).head(seen)).squaredNorm());
       e.value.row(i).tail(hidden).setConstant(-kInfinity);
       e.slack.row(i).tail(hidden).setConstant(kExact);
     }
@@ -480,6 +502,11 @@ class Mix : public Kernel {
     // Weights of one sign: the partial sums of p |v| stand for those of p v.
     e.expected_square = expected_square(c_, keys, e.slack.squaredNorm(), e.slack.squaredNorm());
     e.slack *= mix_slack(c_, keys, 1);
+    if (c_.u_x > 0) {
+      e.expected_square +=
+          expected_operand_square(c_, (as_tf32(p) * as_tf32(v) - e.value).squaredNorm());
+      e.slack += p.rowwise().norm() * v.colwise().norm() * operand_slack(c_, 1);
+    }
     return e;
   }
 

@@ -81,6 +81,7 @@ RunRecord run_record_from_json(const json& j) {
   j.at("device").get_to(r.device);
   j.at("device_name").get_to(r.device_name);
   j.at("dtype").get_to(r.dtype);
+  r.matmul_precision = matmul_precision_from_name(j.value("matmul_precision", std::string("ieee")));
   j.at("ambient").get_to(r.ambient);
   j.at("libraries").get_to(r.libraries);
   j.at("build_commit").get_to(r.build_commit);
@@ -141,7 +142,9 @@ Verdict verdict_from_json(const json& j) {
                   .coverage = j.at("coverage"),
                   .seconds = j.at("seconds"),
                   .widest_gap = j.at("widest_gap"),
-                  .recomputed = j.at("recomputed").get<std::vector<std::string>>()};
+                  .recomputed = j.at("recomputed").get<std::vector<std::string>>(),
+                  .advice = j.value("advice", std::string()),
+                  .fallbacks = j.value("fallbacks", std::vector<std::string>{})};
   if (j.at("drift").is_null()) return verdict;
   verdict.drift.emplace();
   for (const json& row : j.at("drift"))

@@ -19,7 +19,7 @@ import pytest
 
 PROGRAM = os.environ.get("LENSCPP_PROGRAM") or str(Path(sys.executable).parent / "lenscpp")
 PROMPT = "When John and Mary went to the store, John gave the bag to"
-COMMANDS = ["demo", "run", "lens", "compare", "patch"]
+COMMANDS = ["demo", "run", "lens", "compare", "patch", "doctor"]
 LENS = ["lens", "tiny-ioi", "--prompt", PROMPT]
 RUN = ["run", "tiny-ioi", "--prompt", PROMPT]
 FAULT = ["--inject", "head:head=2@blocks.1.attn.hook_z"]
@@ -84,7 +84,7 @@ def test_help_lists_commands_and_exit_statuses():
 def test_examples_in_help_work(tmp_path):
     for command in COMMANDS:
         for line in succeeds(command, "--help").split("Examples:")[1].splitlines():
-            if not line.startswith("  lenscpp") or "path/to" in line or "cuda" in line:
+            if not line.startswith("  lenscpp") or "path/to" in line or "cuda" in line or "--device mps" in line:
                 continue
             line = line.partition("#")[0].replace("lenscpp", f"'{PROGRAM}'", 1)
             done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)

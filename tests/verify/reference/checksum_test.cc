@@ -227,6 +227,35 @@ TEST(Checksum, SeesAChangeOfPrecisionInTheRmsOfTheResiduals) {
   EXPECT_GT(p.residuals(std::move(split).freeze()).rms, kResidualRms);
 }
 
+// Operands rounded to 11 bits: doubted unless declared, and nothing coarser passes for it.
+TEST(Checksum, AllowsTheRoundingOfOperandsThatIsDeclared) {
+  Product p(DType::f32);
+  auto rounded_product = [&](int bits) {
+    auto rounded = [&](double value) {
+      int exponent;
+      double fraction = std::frexp(value, &exponent);
+      return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
+    };
+    MutableArray y({1, Product::kRows, Product::kOut}, DType::f32);
+    for (std::int64_t r = 0; r < Product::kRows; ++r)
+      for (std::int64_t j = 0; j < Product::kOut; ++j) {
+        double sum = p.b[j];
+        for (std::int64_t k = 0; k < Product::kIn; ++k)
+          sum += rounded(p.x[r * Product::kIn + k]) * rounded(p.w[k * Product::kOut + j]);
+        y.set(r * Product::kOut + j, sum);
+      }
+    return std::move(y).freeze();
+  };
+  Array tf32 = rounded_product(11), coarse = rounded_product(8);
+  EXPECT_FALSE(p.residuals(tf32).clean());
+  p.contract = contract_of(Site::mlp_pre, DType::f32, MatmulPrecision::tf32);
+  EXPECT_TRUE(p.residuals(tf32).clean());
+  EXPECT_TRUE(p.check(tf32).passed());
+  EXPECT_TRUE(p.residuals(p.y).clean());
+  EXPECT_FALSE(p.residuals(coarse).clean());
+  EXPECT_FALSE(p.check(coarse).passed());
+}
+
 TEST(Projections, AreTheWeightTimesTheirRandomVectors) {
   Product p(DType::f32);
   Projections projections(kSeed);

@@ -1,0 +1,75 @@
+"""lens.drill: faults at sites, counted."""
+
+import pytest
+
+import lenscpp as lens
+
+SMALL = {"dtypes": ("float32",), "batches": (1,), "lengths": (5,)}
+
+
+@pytest.fixture(scope="module")
+def report(three):
+    return lens.drill(three, ["nan", ("scale", {"factor": 1.01}), "mask_group"], **SMALL)
+
+
+def test_every_harmful_fault_is_refused_and_the_first_wrong_tensor_named(report):
+    assert [row["fault"] for row in report.rows] == ["nan", "scale:factor=1.01", "mask_group"]
+    assert report.rows[2]["runs"] == 3
+    assert report.total["harmful"] > 100 and report.missed == []
+    assert report.total["harmful_refused"] == report.total["harmful"]
+    assert report.total["named"] == report.total["refused"]
+
+
+def test_a_report_says_what_it_counted(report):
+    assert str(report).splitlines()[0].split()[:4] == ["fault", "runs", "fired", "harmful"]
+    assert str(report).splitlines()[-1] == report.summary
+    assert report.to_dict()["model"] == "three_layers"
+    assert len(report.to_dict()["runs"]) == report.total["runs"]
+    assert "<pre>" in report._repr_html_()
+    frame = pytest.importorskip("pandas") and report.to_dataframe()
+    assert len(frame) == report.total["runs"] and frame["refused"].sum() == report.total["refused"]
+
+
+def test_the_picture_shows_where_a_fault_cannot_be(report):
+    pytest.importorskip("plotly")
+    (trace,) = report.plot().data
+    row = dict(zip(report.to_dict()["map"]["sites"], trace.z[2]))
+    assert row["attn.hook_attn_scores"] == 1 and row["attn.hook_z"] is None
+
+
+def test_faults_inside_the_device_are_drilled_on_the_simulated_one(three):
+    report = lens.drill(three, ["P5", ("S1", {"transposed": 1}), "S1"], **SMALL)
+    rows = {row["fault"]: row for row in report.rows}
+    assert set(rows) == {"P5", "S1:transposed=1"} and all(row["in_device"] for row in rows.values())
+    assert report.to_dict()["never_fired"][0]["fault"] == "S1"
+    assert "a weight that is not contiguous" in str(report)
+    assert report.total["harmful"] > 20 and report.missed == []
+
+
+def test_a_part_and_a_sample(three):
+    report = lens.drill(three, ["row"], sites=["z"], layers=[-1], **SMALL)
+    assert [run["place"] for run in report.to_dict()["runs"]] == ["blocks.2.attn.hook_z"]
+    assert lens.drill(three, ["row", "nan"], sample=3, **SMALL).total["runs"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"faults": ["nana"]}, ValueError, "nearest"),
+        ({"faults": "nan"}, TypeError, "a sequence"),
+        ({"faults": [3]}, TypeError, "a name"),
+        ({"sites": ["zz"]}, ValueError, "nearest"),
+        ({"layers": [3]}, IndexError, "3 layers"),
+        ({"lengths": [0]}, ValueError, "allowed: 1 to"),
+        ({"verify": "off"}, ValueError, "nothing could be refused"),
+        ({"sample": 0}, ValueError, "sample 0"),
+    ],
+)
+def test_bad_input_is_refused(three, options, error, message):
+    with pytest.raises(error, match=message):
+        lens.drill(three, **{"faults": ["nan"], **SMALL, **options})
+
+
+def test_only_a_model_is_drilled():
+    with pytest.raises(TypeError, match="needed: a HookedTransformer"):
+        lens.drill("tiny-ioi")
