@@ -191,6 +191,9 @@ constexpr std::string_view kS5Operators[] = {"addmm", "mm", "baddbmm", "bmm", "a
                            kAnyOperator[] = {"*"}, kOnDevice[] = {"copy_on_device"};
 constexpr FaultParameter kS5[] = {
     {"transposed", "1: written transposed instead of not at all", 0, true}};
+void leave_as_it_was_in_place(Context& c) {
+  if (!c.call.outputs().empty() && c.call.outputs()[0].in_place) leave_as_it_was(c);
+}
 bool source_is_expanded(Context& c) { return c.call.inputs().at(0).expanded(); }
 
 // S8
@@ -813,7 +816,7 @@ constexpr DeviceFaultInfo kTable[] = {
      {},
      in_place_with_strides,
      nullptr,
-     leave_as_it_was},
+     leave_as_it_was_in_place},
     {"S7", "where_ignores_strides", "a transposed condition chooses the wrong branch",
      "pytorch 150967; 2.8 nightly on macOS 13", "a condition that is not contiguous",
      "the condition is read with the strides of a contiguous one", kS7Operators, kStrides,
