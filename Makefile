@@ -57,7 +57,7 @@ clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, none of them re
 	@$(prepare_env) \
 	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/release -j $(JOBS) --target lenscpp_tests
-	LENSCPP_CLEAN_RUNS=1000 build/release/bin/lenscpp_tests --gtest_filter='*CleanRuns*'
+	LENSCPP_CLEAN_RUNS=1000 build/release/bin/lenscpp_tests --gtest_filter='*CleanRuns*:SimulatedRuns.AreNotRefusedWhenClean'
 
 .PHONY: drill
 drill: build ## every fault at every site of both models: harmful, refused, located? Reports in build/drill; an hour

@@ -171,6 +171,13 @@ std::vector<CompareRow> compare(const HookedTransformer& model, const Tokens& pr
       throw std::out_of_range("[compare] token " + std::to_string(token) +
                               " out of range: the vocabulary has " +
                               std::to_string(model.config().d_vocab));
+  bool inside = std::ranges::any_of(
+      options.faults, [](const FaultSpec& fault) { return is_device_fault(fault.name); });
+  if (inside && std::ranges::none_of(options.devices, [](const std::string& device) {
+        return device.starts_with("simulated");
+      }))
+    throw std::invalid_argument(
+        "[compare] a fault inside the device needs the device \"simulated\" among those compared");
   InjectedFaults(options.faults, model.config());  // refuses what does not fit before anything runs
   auto dtypes = options.dtypes.empty() ? std::vector{model.options().dtype} : options.dtypes;
   std::vector<CompareRow> rows;

@@ -13,11 +13,12 @@
 #include "hooks/checkpoint/processing.h"
 #include "hooks/tokenizer/tokenizer.h"
 #include "hooks/transformer/transformer.h"
-#include "verify/device/device_faults.h"
 #include "verify/device/limits.h"
 #include "verify/verifier.h"
 
 namespace lenscpp {
+
+class DeviceFaults;
 
 /// Token ids of prompts of equal length, [batch, pos].
 struct Tokens {

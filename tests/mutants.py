@@ -30,6 +30,7 @@ LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.
 SPLIT, QUANTIZED = "lens/split_run.cc", "hooks/checkpoint/quantized.cc"
 HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
 DOCTOR = "verify/device/doctor.cc"
+DEVICE, FAULT_TABLE = "verify/device/device_faults.cc", "verify/device/device_fault_table.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -188,6 +189,15 @@ MUTANTS = [
     ("patching/metrics.cc", "if (id < 0 || id >= vocab)", "if (id >= vocab)", "negative tokens of a metric"),
     ("patching/metrics.cc", "if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != logits.size(0))", "if (false)", "how many values a metric returned"),
     (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
+    # device faults
+    (DEVICE, "!c.always() && !armed.info->triggers(c)", "false", "conditions of device faults"),
+    (DEVICE, "only->second != met", "false", "the call of a device fault"),
+    (DEVICE, "return id && id->stage == specs_[armed.spec].stage && armed.place->holds(*id);", "return true;", "the hook of a device fault"),
+    (DEVICE, "if (armed.due && changed + armed.clobbered > 0)", "if (armed.due)", "faults that changed no bit"),
+    (DEVICE, "call.op() == \"copy_to_host\" ? next_ - 1 : next_", "next_", "what a copy to the host copies"),
+    (FAULT_TABLE, "p->k % 32 != 0 &&", "", "keys that are a multiple of 32"),
+    (FAULT_TABLE, "return p && p->m >= 2 && p->n >= 2;", "return p.has_value();", "matrix times vector is exact"),
+    ("lens/hooked_transformer.cc", "faults->passed(id);", "", "telling the device what comes next"),
     # files
     (SEALED, "if (open_->checked && sha256(text) != entry.sha256)", "if (false)", "the digest of a document"),
     (SEALED, "if (open_->checked && digest_of(value) != entry.sha256)", "if (false)", "the digest of a saved array"),

@@ -13,6 +13,7 @@ using nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(Examples:
   lenscpp compare tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --answer " Mary" --wrong " John" --inject stale@attn.hook_z
+  lenscpp compare tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --answer " Mary" --wrong " John" --devices cpu,simulated --inject S1:transposed=1@blocks.1.hook_attn_out
   lenscpp compare tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to" --answer " Mary" --wrong " John" --devices cpu,cuda
   lenscpp compare path/to/gpt2 --prompt "The Eiffel Tower is in" --answer " Paris" --wrong " Rome" --dtypes float32,bfloat16
 

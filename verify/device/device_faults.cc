@@ -76,9 +76,15 @@ std::int64_t DeviceFaultContext::draw(std::int64_t n) {
 }
 
 std::vector<double> DeviceFaultContext::stale(DType dtype, std::int64_t n) const {
+  // A block that was as large, else the largest one again and again.
   std::vector<double> values(static_cast<std::size_t>(n), 0.0);
   auto found = freed->lower_bound({dtype, n});
-  if (found != freed->end() && found->first.first == dtype) found->second.widen(0, values);
+  if (found == freed->end() || found->first.first != dtype) {
+    if (found == freed->begin() || std::prev(found)->first.first != dtype) return values;
+    --found;
+  }
+  for (std::size_t i = 0; i < values.size() && !found->second.empty(); ++i)
+    values[i] = found->second[static_cast<std::int64_t>(i) % found->second.numel()];
   return values;
 }
 

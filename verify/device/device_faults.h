@@ -30,6 +30,7 @@ struct Operand {
   DType dtype = DType::f32;
   bool boolean = false;   // true where PyTorch holds bool: as int64 here
   bool on_device = true;  // false: a number in a CPU tensor of no dimensions
+  bool given = false;     // an output that exists before the call: `out`, a copy's target
   bool in_place = false;  // an output that is written over an input
   bool contiguous() const;
   bool expanded() const;  // some stride is 0 although the extent is not 1
@@ -55,12 +56,11 @@ class DeviceCall {
   /// A word among the arguments: "approximate"; empty where there is none.
   virtual std::string word(std::string_view name) const = 0;
 
-  /// What was made; empty before the operator has run.
+  /// What is written: before the operator has run only what is `given`.
   virtual const std::vector<Operand>& outputs() const = 0;
   virtual Array output(std::size_t i) const = 0;
   virtual void set_output(std::size_t i, const Array& values) = 0;
-  /// What stood where output i is written: of an operator that writes in place or into `out`; else
-  /// null: its memory was fresh.
+  /// What stood where output i is written, once a fault is due and where it was given; else null.
   virtual const Array* before(std::size_t i) const = 0;
 
   /// Tensors in the device's memory that are none of this call's outputs, oldest first, of those
@@ -92,7 +92,7 @@ class DeviceFaultContext {
   bool always() const { return get("always") != 0; }
   double noise();  // uniform in [-1, 1)
   std::int64_t draw(std::int64_t n);
-  /// n numbers of an earlier tensor, as memory of that size holds them after it was freed; zeros
+  /// n numbers of an earlier result, as memory of that size holds them after it was freed; zeros
   /// where there was none.
   std::vector<double> stale(DType dtype, std::int64_t n) const;
   /// Bytes changed elsewhere than in the outputs.

@@ -117,6 +117,7 @@ Call::Call(std::string op, std::vector<Argument> arguments)
       host_.push_back(value);
     }
   }
+  set_outputs(written());
 }
 
 std::vector<c10::IValue> Call::clones() const {
@@ -139,13 +140,16 @@ void Call::keep_before() {
 
 void Call::set_outputs(std::vector<at::Tensor> outputs) {
   output_tensors_ = std::move(outputs);
+  outputs_.clear();
   for (const at::Tensor& t : output_tensors_) {
     known_ = known_ && dtype_of(t.scalar_type());
     outputs_.push_back(operand_of("out", t));
-    for (const Argument& argument : arguments_)
-      if (argument.read && argument.value.isTensor() && argument.value.toTensor().defined() &&
-          same_memory(t, argument.value.toTensor()))
-        outputs_.back().in_place = true;
+    for (const Argument& argument : arguments_) {
+      if (!argument.value.isTensor() || !argument.value.toTensor().defined()) continue;
+      bool same = same_memory(t, argument.value.toTensor());
+      outputs_.back().given |= same && argument.written;
+      outputs_.back().in_place |= same && argument.read;
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
@@ -40,6 +41,14 @@ struct OnHost {
 
 using Compute = std::function<std::vector<c10::IValue>(const std::vector<c10::IValue>&)>;
 
+// The tensors of one result; a number counts as one, so that a changed one is noticed.
+void add_tensors(const c10::IValue& value, std::vector<at::Tensor>& tensors) {
+  if (value.isTensor() && value.toTensor().defined()) tensors.push_back(value.toTensor());
+  if (value.isScalar()) tensors.push_back(at::scalar_tensor(value.toScalar(), at::kDouble));
+  if (value.isTensorList())
+    for (const at::Tensor& t : value.toTensorVector()) tensors.push_back(t);
+}
+
 // Runs a call with what faults make of it. `place` puts the results of the operator where they
 // belong and returns the tensors among them.
 template <class Place>
@@ -54,11 +63,7 @@ void with_faults(Call& call, const Compute& compute, const Place& place) {
   std::vector<at::Tensor> clean;
   if (due) {
     std::vector<c10::IValue> arguments = call.clones();
-    for (const c10::IValue& value : compute(arguments)) {
-      if (value.isTensor()) clean.push_back(value.toTensor());
-      if (value.isTensorList())
-        for (const at::Tensor& t : value.toTensorVector()) clean.push_back(t);
-    }
+    for (const c10::IValue& value : compute(arguments)) add_tensors(value, clean);
     call.keep_before();
     faults->before(call);
   }
@@ -114,16 +119,14 @@ void run_native(const c10::OperatorHandle& op, torch::jit::Stack* stack,
                   " makes a view and is not registered for this device");
       if (alias != nullptr) {
         results[i] = written.at(next++);
-        outputs.push_back(results[i].toTensor());
       } else if (results[i].isTensor() && results[i].toTensor().defined()) {
         results[i] = to_device(results[i].toTensor());
-        outputs.push_back(results[i].toTensor());
       } else if (results[i].isTensorList()) {
         std::vector<at::Tensor> members;
         for (const at::Tensor& t : results[i].toTensorVector()) members.push_back(to_device(t));
-        outputs.insert(outputs.end(), members.begin(), members.end());
         results[i] = members;
       }
+      add_tensors(results[i], outputs);
     }
     torch::jit::drop(*stack, schema.arguments().size());
     for (c10::IValue& value : results) stack->push_back(std::move(value));
