@@ -131,13 +131,13 @@ DrillRun run_one(const Bench& bench, const Task& task) {
       verdict = e.verdict();
     }
   });
-  run.refused = !verdict;
   for (const auto& firing : injected.log({})) {
     if (run.changed == 0) run.fired_at = firing.name;
     run.changed += firing.changed;
   }
+  if (!verdict) return run;
   run.judgement = bench.judge.judge(recording);
-  if (verdict) fill_from(run, *verdict);
+  fill_from(run, *verdict);
   return run;
 }
 

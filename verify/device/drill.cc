@@ -44,6 +44,8 @@ void count(DrillRow& row, const DrillRun& run) {
   row.runs += 1;
   if (!run.fired()) return;
   row.fired += 1;
+  row.threw += !run.error.empty();
+  if (!run.error.empty()) return;
   row.harmful += run.harmful();
   row.between += run.judgement.harm == Harm::between;
   row.harmless += run.judgement.harm == Harm::harmless;
@@ -97,8 +99,8 @@ std::string in_words(const DrillRun& run) {
   return fmt::format(
       "{} at {}, {}, {} x {}: {}; changed by {:.2g} of the tensor's largest, {} "
       "times what honest runs differ by ({}), {:.2g} of the bound",
-      titled(run.fault), to_string(run.place), name_of(run.dtype), run.batch, run.pos, name_of(j.harm),
-      j.relative, times_in_words(j.times), j.worst, run.of_bound);
+      titled(run.fault), to_string(run.place), name_of(run.dtype), run.batch, run.pos,
+      name_of(j.harm), j.relative, times_in_words(j.times), j.worst, run.of_bound);
 }
 
 }  // namespace
@@ -168,7 +170,7 @@ std::vector<const DrillRun*> DrillReport::missed() const {
 std::vector<const DrillRun*> DrillReport::unseen() const {
   std::vector<const DrillRun*> unseen;
   for (const DrillRun& run : runs)
-    if (run.fired() && !run.refused) unseen.push_back(&run);
+    if (run.judgement.harm != Harm::harmless && !run.refused) unseen.push_back(&run);
   std::ranges::stable_sort(unseen, std::ranges::greater(),
                            [](const DrillRun* run) { return run->judgement.times; });
   return unseen;
@@ -182,11 +184,13 @@ std::int64_t DrillReport::false_alarms() const {
 
 std::string DrillReport::summary() const {
   DrillRow all = total();
-  return fmt::format(
+  std::string text = fmt::format(
       "{} runs, in {} of which a fault fired: {} harmful, {} between, {} harmless. {} refused: {} "
       "of the harmful ones; the first wrong tensor named in {} of them.",
       all.runs, all.fired, all.harmful, all.between, all.harmless, all.refused,
       percent_of(all.harmful_refused, all.harmful), percent_of(all.named, all.refused));
+  if (all.threw > 0) text += fmt::format(" {} ended with an error of the device.", all.threw);
+  return text;
 }
 
 std::string DrillReport::table() const {
@@ -206,7 +210,7 @@ std::string DrillReport::table() const {
       text += fmt::format("  and {} more\n", found.size() - kUnseenShown);
   };
   list("HARMFUL AND NOT REFUSED", missed());
-  list("Fired and not refused", unseen());
+  list("Changed the run and not refused", unseen());
   if (!never_fired.empty()) text += "Never fired:\n";
   for (const auto& [fault, why] : never_fired) text += "  " + titled(fault) + ": " + why + "\n";
   return text + summary() + "\n";
@@ -221,11 +225,17 @@ nlohmann::json number(double value) {
 }
 
 nlohmann::json to_json(const DrillRow& row) {
-  return {{"fault", row.fault},       {"in_device", row.in_device},
-          {"runs", row.runs},         {"fired", row.fired},
-          {"harmful", row.harmful},   {"between", row.between},
-          {"harmless", row.harmless}, {"refused", row.refused},
-          {"hint", row.hint},         {"harmful_refused", row.harmful_refused},
+  return {{"fault", row.fault},
+          {"in_device", row.in_device},
+          {"runs", row.runs},
+          {"fired", row.fired},
+          {"harmful", row.harmful},
+          {"between", row.between},
+          {"harmless", row.harmless},
+          {"refused", row.refused},
+          {"hint", row.hint},
+          {"threw", row.threw},
+          {"harmful_refused", row.harmful_refused},
           {"named", row.named}};
 }
 

@@ -25,7 +25,7 @@ struct DrillRun {
   std::string fired_at = {};  // the tensor of the first change, as the fault says
   Judgement judgement = {};
   bool refused = false;
-  std::string error = {};  // what the device threw, where there is no verdict; counts as refused
+  std::string error = {};  // what the device threw: nothing came out that could be judged
   std::string named = {};  // the verdict's first failing tensor
   std::string hint = {};
   double of_bound = 0;  // largest error over tolerance in the first changed tensor, as checked
@@ -40,10 +40,12 @@ struct DrillRun {
 struct DrillRow {
   std::string fault;
   bool in_device = false;
-  std::int64_t runs = 0, fired = 0, harmful = 0, between = 0, harmless = 0;  // the latter of fired
-  std::int64_t refused = 0;                                                  // of those that fired
+  std::int64_t runs = 0, fired = 0, harmful = 0, between = 0,
+               harmless = 0;  // the latter three of fired
+  std::int64_t refused = 0;   // of those that fired
   std::int64_t harmful_refused = 0, named = 0;
-  std::string hint = {};  // the one most often given; numbers in it as "#"
+  std::int64_t threw = 0;  // of those that fired: the device ended the run with an error
+  std::string hint = {};   // the one most often given; numbers in it as "#"
 };
 
 /// Which share of the runs that fired was refused, by fault and by site; NaN where none fired.
@@ -68,7 +70,7 @@ struct DrillReport {
   DrillMap map() const;
   /// Harmful and not refused: none, or the checker has a hole.
   std::vector<const DrillRun*> missed() const;
-  /// Fired and not refused, harmful or not, the largest difference first.
+  /// Not refused although some bit changed, harmful or not, the largest difference first.
   std::vector<const DrillRun*> unseen() const;
   /// Refused although every bit was the clean run's.
   std::int64_t false_alarms() const;

@@ -49,6 +49,17 @@ TEST(DrillReport, CountsByFault) {
             std::string::npos);
 }
 
+TEST(DrillReport, ARunThatTheDeviceEndedIsNeitherHarmfulNorRefused) {
+  DrillRun threw = run("C1", Harm::harmless, false);
+  threw.error = "index out of range";
+  DrillRow all = report({threw, run("C1", Harm::harmful, true)}).total();
+  EXPECT_EQ(all.fired, 2);
+  EXPECT_EQ(all.threw, 1);
+  EXPECT_EQ(all.harmful + all.between + all.harmless, 1);
+  EXPECT_EQ(all.refused, 1);
+  EXPECT_NE(report({threw}).summary().find("1 ended with an error"), std::string::npos);
+}
+
 TEST(DrillReport, OneMissOfAThousandIsNotAHundredPercent) {
   std::vector<DrillRun> runs(2999, run("row", Harm::harmful, true));
   EXPECT_NE(report(runs).summary().find("100 % of the harmful"), std::string::npos);
@@ -67,7 +78,7 @@ TEST(DrillReport, UnseenRunsComeWithTheLargestDifferenceFirst) {
   DrillRun small = run("a", Harm::between, false), large = run("b", Harm::between, false),
            seen = run("c", Harm::between, true);
   small.judgement.times = 1, large.judgement.times = 3, seen.judgement.times = 9;
-  DrillReport r = report({small, seen, large});
+  DrillReport r = report({small, seen, run("d", Harm::harmless, false), large});
   ASSERT_EQ(r.unseen().size(), 2u);
   EXPECT_EQ(r.unseen()[0]->fault, "b");
   EXPECT_TRUE(r.missed().empty());
@@ -107,7 +118,8 @@ TEST(DrillReport, TheDocumentHoldsEveryRun) {
   EXPECT_EQ(json["rows"][0]["harmful"], 1);
   EXPECT_EQ(json["never_fired"][0]["fault"], "S1");
   EXPECT_EQ(json["missed"], 0);
-  EXPECT_NE(whole.table().find("S1: needs a non-contiguous weight"), std::string::npos);
+  EXPECT_NE(whole.table().find("S1 ignores_weight_strides: needs a non-contiguous weight"),
+            std::string::npos);
 }
 
 }  // namespace
