@@ -116,7 +116,8 @@ std::string report(const Options& o, const std::vector<PhaseResult>& results,
   for (const PhaseResult& r : results) {
     bool ran = r.status != PhaseStatus::skipped;
     table.add({r.name, coloured(r.status), ran ? fixed(r.seconds, 1) : "", r.summary});
-    bool speaks = r.status == PhaseStatus::warn || r.status == PhaseStatus::fail;
+    bool speaks =
+        r.status == PhaseStatus::warn || r.status == PhaseStatus::fail || (r.name == "plan" && ran);
     for (const std::string& detail : r.details)
       if (speaks && detail != r.summary) table.add({"", "", "", "  " + detail});
   }

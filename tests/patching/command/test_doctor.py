@@ -61,6 +61,7 @@ def test_phases_measure(cpu):
     assert 0 < measured["accuracy"]["ulp"]["exp"]["ulp"] < 4
     assert measured["copies"]["checked"] > 25 and measured["copies"]["wrong"] == []
     assert measured["load"]["weights_bytes"] > 1e5
+    assert measured["plan"]["fits"] and measured["plan"]["dtype_table"]["float64"] is None
     assert measured["forward"]["longest"] >= 32 and measured["forward"]["compared"] > 1e5
     assert 0 < measured["backward"]["relative_error"] < 1e-4
     assert measured["ioi"]["logit_difference"] == measured["ioi"]["cpu_logit_difference"] > 1
@@ -173,8 +174,9 @@ def test_a_device_that_hangs_is_a_line():
 
 
 def test_small_buffers_are_found():
-    status, report = doctor(only="forward", limits={"max_buffer_bytes": 40000})
-    assert status == 4 and statuses(report)["load"] == "fail"
+    status, report = doctor(only="plan,forward", limits={"max_buffer_bytes": 40000})
+    assert status == 4 and statuses(report)["plan"] == statuses(report)["load"] == "fail"
+    assert "40000" in phase(report, "load")["summary"] and "died" not in phase(report, "load")["measured"]
 
 
 def test_a_device_that_lies_is_refused():
