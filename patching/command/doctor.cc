@@ -1,5 +1,6 @@
 // lenscpp doctor: what to expect of a device, found out in processes of their own.
-#include <algorithm>
+#include <chrono>
+#include <set>
 
 #include "patching/command/child_process.h"
 #include "patching/command/common.h"
@@ -25,6 +26,7 @@ Exit status: 0 use the device (with the settings named, if any), 4 use the CPU, 
 
 struct Options : CommonOptions {
   std::string phase;
+  std::vector<std::string> only;
   double seconds = kSecondsAPhase;
 };
 
@@ -67,9 +69,24 @@ PhaseResult in_a_child(const PhaseInfo& phase, const Options& o) {
   return result;
 }
 
+// Those asked for and what they need; all of them unless some were asked for.
+std::set<std::string_view> chosen(const std::vector<std::string>& only) {
+  std::set<std::string_view> names;
+  for (const PhaseInfo& phase : doctor_phases())
+    if (only.empty()) names.insert(phase.name);
+  for (const std::string& name : only) {
+    const PhaseInfo& phase = phase_info(name);
+    names.insert(phase.name);
+    names.insert(phase.needs.begin(), phase.needs.end());
+  }
+  return names;
+}
+
 std::vector<PhaseResult> examine(const Options& o) {
   std::vector<PhaseResult> results;
+  auto wanted = chosen(o.only);
   for (const PhaseInfo& phase : doctor_phases()) {
+    if (!wanted.contains(phase.name)) continue;
     if (auto reason = reason_to_skip(phase, results))
       results.push_back(
           {.name = std::string(phase.name), .status = PhaseStatus::skipped, .summary = *reason});
@@ -99,7 +116,8 @@ std::string report(const Options& o, const std::vector<PhaseResult>& results,
   for (const PhaseResult& r : results) {
     bool ran = r.status != PhaseStatus::skipped;
     table.add({r.name, coloured(r.status), ran ? fixed(r.seconds, 1) : "", r.summary});
-    bool speaks = r.status == PhaseStatus::warn || r.status == PhaseStatus::fail;
+    bool speaks =
+        r.status == PhaseStatus::warn || r.status == PhaseStatus::fail || (r.name == "plan" && ran);
     for (const std::string& detail : r.details)
       if (speaks && detail != r.summary) table.add({"", "", "", "  " + detail});
   }
@@ -118,6 +136,7 @@ ExitStatus doctor(const Options& o) {
     return ExitStatus::done;
   }
   resolve_model(o.model);
+  chosen(o.only);
   dtype_from_name(o.dtype);
   std::vector<PhaseResult> results = examine(o);
   Recommendation recommendation = recommend(o.device, results);
@@ -154,6 +173,10 @@ Action add_doctor(CLI::App& program) {
       ->group("Running")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  command.add_option("--only", o->only, "Some phases, separated by commas, and what they need")
+      ->delimiter(',')
+      ->type_name("NAMES")
+      ->group("Running");
   command.add_option("--phase", o->phase, "One phase, here and now, as JSON")->group("");
   command.footer(kFooter);
   return [o] { return doctor(*o); };

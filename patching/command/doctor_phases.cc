@@ -16,6 +16,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "hooks/build_info.h"
@@ -23,6 +24,7 @@
 #include "hooks/transformer/torch_array.h"
 #include "lens/compare.h"
 #include "lens/device.h"
+#include "lens/preflight.h"
 #include "patching/command/device_checks.h"
 #include "patching/command/shipped_models.h"
 #include "patching/command/terminal.h"
@@ -491,18 +493,34 @@ PhaseResult swap(const CommonOptions&) {
   return result;
 }
 
-// Of the checkpoint's file alone: the masters and the copy on the device are there at once.
+// Which dtypes the device is known to refuse, in PyTorch's words.
+json dtype_table(const std::string& device) {
+  json table = json::object();
+  for (const char* dtype : {"float32", "float64", "bfloat16", "float16", "complex64"}) {
+    auto refused = why_not(device.substr(0, device.find(':')), running_macos(), dtype);
+    table[dtype] = refused ? json(*refused) : json();
+  }
+  return table;
+}
+
+// One prompt as long as the model takes, by arithmetic alone.
 PhaseResult plan(const CommonOptions& o) {
-  std::size_t weights = 0, available = field_of("/proc/meminfo", "MemAvailable");
-  for (const auto& file : std::filesystem::directory_iterator(resolve_model(o.model)))
-    if (file.path().extension() == ".safetensors") weights += file.file_size();
-  if (available == 0) return result_of(PhaseStatus::skipped, "this system does not say");
-  std::size_t needed = 3 * weights;
-  PhaseResult result = result_of(needed <= available ? PhaseStatus::pass : PhaseStatus::warn,
-                                 "weights of " + bytes_in_words(weights) + " need about " +
-                                     bytes_in_words(needed) + " of " + bytes_in_words(available));
-  result.measured = {
-      {"file_bytes", weights}, {"needed_bytes", needed}, {"available_bytes", available}};
+  PreflightOptions options{.load = {.device = o.device, .dtype = dtype_from_name(o.dtype)}};
+  if (o.no_processing) options.load.processing = Processing::none();
+  Preflight p = preflight(resolve_model(o.model), options);
+  std::istringstream lines(in_words(p));
+  PhaseResult result = passed("");
+  std::getline(lines, result.summary);
+  for (std::string line; std::getline(lines, line);) result.details.push_back(line);
+  result.measured = to_json(p);
+  result.measured.erase("tensors");
+  result.measured["dtype_table"] = dtype_table(o.device);
+  if (p.fits()) return result;
+  bool shorter = !p.dtype_refused && p.memory_fits() && p.longest_prompt > 0;
+  result.status = shorter ? PhaseStatus::warn : PhaseStatus::fail;
+  if (shorter)
+    result.measured["settings"] = {"at most " + std::to_string(p.longest_prompt) +
+                                   " tokens a prompt"};
   return result;
 }
 

@@ -56,7 +56,7 @@ class DoctorReport:
         lines = [f"{self.device} in {self.dtype}, with {self.model}", ""]
         for phase in self.phases:
             lines.append(f"{phase['name']:<{width}}  {_MARKS[phase['status']]:<4}  {phase['summary']}")
-            if phase["status"] in ("warn", "fail"):
+            if phase["status"] in ("warn", "fail") or phase["name"] == "plan":
                 lines += [f"{'':<{width}}          {detail}" for detail in phase["details"] if detail != phase["summary"]]
         return "\n".join([*lines, "", *self._advice()])
 

@@ -14,8 +14,9 @@ speed swap""".split()
 CASES = Path(__file__).resolve().parents[2] / "golden" / "gpt2"
 
 
-def doctor(*arguments, limits=None, **changes):
+def doctor(*arguments, only="", limits=None, **changes):
     """(exit status, report) of --json; `limits` are those of the simulated device."""
+    arguments = (*arguments, "--only", only) if only else arguments
     environment = {k: v for k, v in os.environ.items() if k not in ("LENSCPP_MODELS", "LENSCPP_SIMULATED")}
     if limits is not None:
         environment["LENSCPP_SIMULATED"] = json.dumps(limits)
@@ -60,6 +61,7 @@ def test_phases_measure(cpu):
     assert 0 < measured["accuracy"]["ulp"]["exp"]["ulp"] < 4
     assert measured["copies"]["checked"] > 25 and measured["copies"]["wrong"] == []
     assert measured["load"]["weights_bytes"] > 1e5
+    assert measured["plan"]["fits"] and measured["plan"]["dtype_table"]["float64"] is None
     assert measured["forward"]["longest"] >= 32 and measured["forward"]["compared"] > 1e5
     assert 0 < measured["backward"]["relative_error"] < 1e-4
     assert measured["ioi"]["logit_difference"] == measured["ioi"]["cpu_logit_difference"] > 1
@@ -67,7 +69,7 @@ def test_phases_measure(cpu):
 
 
 def test_a_model_without_a_tokenizer_is_examined_too():
-    status, report = doctor(str(CASES / "three_layers"))
+    status, report = doctor(str(CASES / "three_layers"), only="tokenizer,forward")
     assert status == 0 and statuses(report)["tokenizer"] == "skipped" and statuses(report)["forward"] == "pass"
 
 
@@ -90,15 +92,21 @@ def test_the_text_is_a_report():
     assert "\nuse the CPU\n  because availability: " in run.stdout
 
 
-@pytest.mark.parametrize("arguments", [["no-such-model"], ["--dtype", "float8"], ["--seconds", "0"], ["--phase", "nothing"]])
+@pytest.mark.parametrize("arguments", [["no-such-model"], ["--dtype", "float8"], ["--seconds", "0"], ["--phase", "nothing"], ["--only", "nothing"]])
 def test_bad_usage(arguments):
     run = subprocess.run([PROGRAM, "doctor", *arguments], capture_output=True, text=True, timeout=600)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stderr.startswith("lenscpp: ")
 
 
+def test_some_phases_and_what_they_need():
+    status, report = doctor(only="transfer")
+    assert [p["name"] for p in report["phases"]] == ["availability", "load", "transfer"]
+    assert status == 4 and report["recommendation"]["because"] == ["no forward pass was verified"]
+
+
 def test_a_hang_is_stopped():
     """No phase is that quick."""
-    status, report = doctor("--seconds", "0.001")
+    status, report = doctor("--seconds", "0.001", only="forward")
     assert status == 4 and phase(report, "availability")["summary"].startswith("hung: stopped after 0.001 s")
 
 
@@ -114,18 +122,18 @@ def test_an_honest_device_is_to_be_used():
 
 
 def test_no_float64_is_a_warning():
-    status, report = doctor(limits={"float64": False})
+    status, report = doctor(only="dtypes,forward", limits={"float64": False})
     assert status == 0 and statuses(report)["dtypes"] == "warn"
     assert "float64 refused" in phase(report, "dtypes")["summary"]
 
 
 def test_no_float64_is_a_failure_for_whoever_wants_it():
-    status, report = doctor("--dtype", "float64", limits={"float64": False})
+    status, report = doctor("--dtype", "float64", only="dtypes,forward", limits={"float64": False})
     assert status == 4 and statuses(report)["dtypes"] == "fail"
 
 
 def test_an_operator_that_falls_back_is_named():
-    status, report = doctor(limits={"missing": ["gelu"]})
+    status, report = doctor(only="operators,forward", limits={"missing": ["gelu"]})
     assert status == 0
     assert phase(report, "operators")["measured"]["fallback"] == ["aten::gelu"]
     assert phase(report, "forward")["measured"]["fallbacks"] == ["aten::gelu"]
@@ -135,21 +143,21 @@ def test_an_operator_that_falls_back_is_named():
 @pytest.mark.parametrize("count, advice", [(4, "use it with these settings"), (9, "use the CPU")])
 def test_many_fallbacks_change_the_advice(cpu, count, advice):
     leaves = ["gelu", "bmm", "addmm", "native_layer_norm", "_softmax", "index_select", "reciprocal", "add", "baddbmm", "triu"]
-    _, report = doctor(limits={"missing": leaves[:count]})
+    _, report = doctor(only="operators,forward", limits={"missing": leaves[:count]})
     share = phase(report, "operators")["measured"]["native_share"]
     assert (0.7 <= share < 0.9) if advice == "use it with these settings" else share < 0.7
     assert report["recommendation"]["advice"] == advice
 
 
 def test_an_operator_that_is_missing_is_named():
-    status, report = doctor(limits={"missing": ["gelu"], "fallback": False})
+    status, report = doctor(only="operators,forward", limits={"missing": ["gelu"], "fallback": False})
     assert status == 4
     assert phase(report, "operators")["measured"]["missing"] == ["aten::gelu"]
     assert phase(report, "forward")["status"] == "fail" and "gelu" in phase(report, "forward")["summary"]
 
 
 def test_a_device_that_aborts_is_a_line():
-    status, report = doctor(limits={"aborts_at": "gelu"})
+    status, report = doctor(only="copies,forward,swap", limits={"aborts_at": "gelu"})
     assert status == 4
     assert phase(report, "forward")["measured"]["died"] == "aborted"
     assert phase(report, "forward")["summary"].startswith("aborted (SIGABRT)")
@@ -158,7 +166,7 @@ def test_a_device_that_aborts_is_a_line():
 
 def test_a_device_that_hangs_is_a_line():
     """In a function that the model does not use, so that one phase alone waits."""
-    status, report = doctor("--seconds", "30", limits={"hangs_at": "erf"})
+    status, report = doctor("--seconds", "30", only="accuracy,forward", limits={"hangs_at": "erf"})
     assert status == 4
     assert phase(report, "accuracy")["summary"] == "hung: stopped after 30 s: function erf"
     assert phase(report, "accuracy")["measured"] == {"died": "hung"} and statuses(report)["forward"] == "pass"
@@ -166,19 +174,20 @@ def test_a_device_that_hangs_is_a_line():
 
 
 def test_small_buffers_are_found():
-    status, report = doctor(limits={"max_buffer_bytes": 40000})
-    assert status == 4 and statuses(report)["load"] == "fail"
+    status, report = doctor(only="plan,forward", limits={"max_buffer_bytes": 40000})
+    assert status == 4 and statuses(report)["plan"] == statuses(report)["load"] == "fail"
+    assert "40000" in phase(report, "load")["summary"] and "died" not in phase(report, "load")["measured"]
 
 
 def test_a_device_that_lies_is_refused():
-    status, report = doctor(limits={"faults": [{"name": "Z7"}]})
+    status, report = doctor(only="copies,forward", limits={"faults": [{"name": "Z7"}]})
     assert status == 4 and statuses(report)["forward"] == "fail"
     assert "INVALID" in phase(report, "forward")["summary"]
 
 
 def test_rounded_operands_have_a_remedy():
     """TF32 in all but name: the setting that declares it is named."""
-    status, report = doctor(limits={"faults": [{"name": "P5"}]})
+    status, report = doctor(only="forward,ioi", limits={"faults": [{"name": "P5"}]})
     assert statuses(report)["forward"] == "warn"
     assert any("tf32" in setting for setting in phase(report, "forward")["measured"]["settings"])
     assert status == 0 and report["recommendation"]["advice"] == "use it with these settings"
