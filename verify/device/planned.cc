@@ -214,6 +214,9 @@ void find_ends(std::vector<PlannedLink>& links) {
     auto end = ends.find({end_of_scope(id.site), id.layer});
     links[i].last_reader = i;
     links[i].last_use = end == ends.end() ? i : std::max(i, end->second);
+    // What an edit or a callback replaces is let go of at the tap.
+    std::size_t last_stage = ends.at({id.site, id.layer});
+    if (last_stage != i) links[i].last_use = last_stage;
     for (const TensorId& input : links[i].link.inputs) links[made.at(input)].last_reader = i;
   }
   for (std::size_t i = 0; i < links.size(); ++i) {

@@ -109,6 +109,10 @@ double sigma(const Contract& c, const Projection& p, double x_square_w, double y
 
 }  // namespace
 
+double residual_rms_limit(std::int64_t rows) {
+  return std::max(0.6, 0.45 * (1 + 6 / std::sqrt(8 * static_cast<double>(rows))));
+}
+
 std::uint64_t Projections::secret_seed() {
   static const std::uint64_t seed = [] {
     std::random_device device;

@@ -45,17 +45,20 @@ class Projections {
   std::map<Key, std::unique_ptr<const Projection>> known_;
 };
 
-/// A residual may be this many sigma; beyond it, or beyond kResidualRms over a whole tensor, a link
-/// is checked exactly. Honest residuals: at most 0.6 of the limit; their rms at most 0.55.
+/// A residual may be this many sigma; beyond it a link is checked exactly. Honest residuals: at
+/// most 0.6 of it.
 inline constexpr double kResidualSigmas = 4;
-inline constexpr double kResidualRms = 0.6;
+/// Over a whole tensor their rms may be 0.6 sigma, or more where so few rows can be so by chance:
+/// 0.45 (the rms of one rounding is 0.425) and six standard deviations of the rms of 4 rows
+/// numbers.
+double residual_rms_limit(std::int64_t rows);
 
 /// What the projections of one tensor came to.
 struct Residuals {
   std::int64_t rows = 0;  // tested, a head's row being one
   double worst = 0;       // |residual| / (4 sigma); infinite where anything is not finite
   double rms = 0;         // of residual / sigma
-  bool clean() const { return rows > 0 && worst <= 1 && rms <= kResidualRms; }
+  bool clean() const { return rows > 0 && worst <= 1 && rms <= residual_rms_limit(rows); }
 };
 
 /// Tests every row of a product. Throws std::invalid_argument where shapes do not fit.
