@@ -239,7 +239,7 @@ MUTANTS = [
     (DRILL, "if (run.harmful() && !run.refused) missed.push_back(&run);", "", "harmful runs that were not refused"),
     (DRILL, "part == whole ? \"100 %\" : fmt::format(\"{:.1f} %\", share)", "fmt::format(\"{:.0f} %\", share + 0.1)", "a share that is not all of them"),
     # fallbacks and ambient state
-    ("hooks/transformer/fallbacks.cc", "if (function.name() == kCopyToCpu && !current->running.empty())", "if (false)", "copies to the CPU inside of operators"),
+    ("hooks/transformer/fallbacks.cc", "if (function.name() == kCopyToCpu && !current->running.empty() &&", "if (false &&", "copies to the CPU inside of operators"),
     ("hooks/transformer/fallbacks.cc", "if (auto op = fallback_in(warning.msg())) return note(std::move(*op));", "", "warnings of fallbacks"),
     ("hooks/transformer/fallbacks.cc", "if (!falls_back && !copies) return {};", "if (!falls_back) return {};", "views that become copies"),
     ("hooks/transformer/fallbacks.cc", "c10::WarningUtils::set_warnAlways(true);", "", "warnings that are said once a process"),

@@ -99,7 +99,8 @@ void FallbackWatch::State::process(const c10::Warning& warning) {
 std::unique_ptr<at::ObserverContext> FallbackWatch::State::enter(
     const at::RecordFunction& function) {
   if (current == nullptr) return {};
-  if (function.name() == kCopyToCpu && !current->running.empty())
+  if (function.name() == kCopyToCpu && !current->running.empty() &&
+      current->running.back() != kCopyToCpu)  // of nested watches each one calls this
     current->note(std::string(without_overload(current->running.back())));
   current->running.emplace_back(function.name());
   return {};

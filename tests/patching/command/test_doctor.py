@@ -1,5 +1,6 @@
 """`lenscpp doctor`: each kind of device gets its line and the right recommendation."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -138,6 +139,19 @@ def test_an_operator_that_falls_back_is_named():
     assert phase(report, "operators")["measured"]["fallback"] == ["aten::gelu"]
     assert phase(report, "forward")["measured"]["fallbacks"] == ["aten::gelu"]
     assert any("aten::gelu" in reason for reason in report["recommendation"]["because"])
+
+
+def test_products_are_asked_of_the_device_as_it_makes_them(tmp_path):
+    """Of a wide model the CPU keeps the weights in an order of its own, by operators that no device has."""
+    spec = importlib.util.spec_from_file_location("benchmarks_common", CASES.parents[1] / "benchmarks" / "common.py")
+    common = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = common
+    spec.loader.exec_module(common)
+    shape = {"n_layer": 1, "n_head": 4, "n_embd": 768, "n_positions": 16, "vocab_size": 100}
+    _, report = doctor(str(common.make_checkpoint(tmp_path / "wide", shape)), only="operators", limits={})
+    names = [operator["name"] for operator in phase(report, "operators")["measured"]["operators"]]
+    assert "aten::addmm" in names and not [name for name in names if not name.startswith("aten::")]
+    assert phase(report, "operators")["status"] == "pass"
 
 
 @pytest.mark.parametrize("count, advice", [(4, "use it with these settings"), (9, "use the CPU")])

@@ -26,7 +26,7 @@ def test_json_holds_every_run_and_out_writes_the_same(tmp_path):
 
 
 def test_what_is_below_the_bounds_is_listed_with_its_size():
-    text = succeeds("drill", "tiny-ioi", "--faults", "scale:factor=1.001", "--sites", "resid_post", "--dtypes", "bfloat16", "--lengths", "5")
+    text = succeeds("drill", "tiny-ioi", "--faults", "scale:factor=1.000001", "--sites", "mlp_out", "--dtypes", "float32", "--lengths", "5")
     assert "Changed the run and not refused:" in text and "of the bound" in text and "between" in text
 
 
