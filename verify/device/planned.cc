@@ -218,6 +218,8 @@ void find_ends(std::vector<PlannedLink>& links) {
     std::size_t last_stage = ends.at({id.site, id.layer});
     if (last_stage != i) links[i].last_use = last_stage;
     for (const TensorId& input : links[i].link.inputs) links[made.at(input)].last_reader = i;
+    // Of a norm with weights only their output leaves it.
+    if (links[i].link.op == Op::affine) links[made.at(links[i].link.inputs[0])].last_use = i;
   }
   for (std::size_t i = 0; i < links.size(); ++i) {
     links[i].parts_until = i;
@@ -226,7 +228,8 @@ void find_ends(std::vector<PlannedLink>& links) {
       links[i].parts_until = ends.at({Site::v, id.layer});
     // Where nothing is rounded or changed, the normalized tensor is the one that was accumulated.
     if (i > 0 && links[i].link.op == Op::normalize && holds_more_than_its_norm(links, i))
-      links[i - 1].parts_until = i;
+      links[i - 1].parts_until =
+          links[links[i].last_reader].link.op == Op::affine ? links[i].last_reader : i;
   }
   // What shares memory keeps it for as long as its last name lives.
   for (std::size_t i = links.size(); i-- > 0;) {
