@@ -27,7 +27,7 @@ def experiment(tmp_path_factory):
     assert (BUILD / "CMakeCache.txt").exists(), "nothing to install: make test-python configures build/release"
     folder = tmp_path_factory.mktemp("installed")
     # The program of the command line and the libraries; `make test` has built them.
-    run("cmake", "--build", BUILD, "--target", "lenscpp_command")
+    run("cmake", "--build", BUILD, "--target", "lenscpp_command", "lenscpp_simulated")
     run("cmake", "--install", BUILD, "--prefix", folder / "prefix", "--component", "cpp")
     compiler = {"CXX": os.environ.get("CXX", "c++")}
     run("cmake", "-S", HERE, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={folder}/prefix",
@@ -49,6 +49,11 @@ def test_finds_the_head_that_python_finds(experiment):
     assert lines[1] == f"clean {grid.clean:+.2f}, corrupted {grid.corrupted:+.2f}"
     wanted = [f"layer {l}, head {h} restores {grid.normalized[l, h]:.2f}" for l, h in (grid.normalized > 0.1).nonzero().tolist()]
     assert wanted and lines[2:] == wanted
+
+
+def test_the_simulated_device_is_found_where_it_was_installed(experiment):
+    said = run(experiment.parent / "on_the_device", MODEL).splitlines()
+    assert "simulated" in said[0] and said[1:] == ["blocks.1.hook_mlp_out"]
 
 
 def test_a_missing_checkpoint_is_an_exception(experiment, tmp_path):

@@ -177,6 +177,15 @@ std::vector<FaultSpec> faults_for(const Target& t) {
   add("mask_off_by_one");
   add("mask_off_by_one", {{"by", -1}});
   add("mask_group");
+  add("mask_ignored");
+  add("bit_flip", {{"bit", 0}});
+  add("bit_flip", {{"bit", static_cast<double>(8 * size_of(t.clean.dtype()) - 2)}});
+  add("poison");
+  add("poison", {{"value", 1e-40}});
+  add("nan_above");
+  add("flush_small");
+  add("uniform_row");
+  add("swap_prompts");
   return specs;
 }
 
@@ -194,10 +203,11 @@ bool hint_fits(const FaultSpec& spec, double size, const std::string& hint) {
   bool one = has("one element");
   bool delta = spec.parameters.contains("delta"), garbage = spec.parameters.contains("garbage");
   if (spec.name == "one_element" || spec.name == "sign") return one;
+  if (spec.name == "bit_flip") return one || has("mask");
   if (spec.name == "inf" && has("mask: keys are hidden"))
     return spec.parameters.contains("sign");  // what -inf means there
   if (spec.name == "nan" || spec.name == "inf") return one && has("not finite");
-  if (spec.name == "mask_off_by_one" || spec.name == "mask_group") return has("mask");
+  if (spec.name.starts_with("mask_")) return has("mask");
   if (one) return true;
   if (spec.name == "row") return has("pos") || has("query") || has("key") || has("batch") || delta;
   if (spec.name == "head")

@@ -23,6 +23,7 @@ bool anywhere(Site) { return true; }
 bool in_numbers(Site site) { return !is_ids(site); }
 bool in_heads(Site site) { return has_axis(site, Axis::head) || has_axis(site, Axis::kv_head); }
 bool in_scores(Site site) { return site == Site::attn_scores; }
+bool in_patterns(Site site) { return site == Site::pattern; }
 
 // A tensor as [outer, extent, inner] around one of its axes.
 struct Around {
@@ -212,6 +213,63 @@ MutableArray round_bits(FaultContext& c) {
   return x;
 }
 
+// One bit of one element's stored form, counted from the last of the significand.
+MutableArray bit_flip(FaultContext& c) {
+  MutableArray x(c.value());
+  std::int64_t i = c.index("index", x.numel());
+  auto width = static_cast<std::int64_t>(size_of(x.dtype()));
+  std::int64_t bit = c.index("bit", 8 * width);
+  x.bytes()[i * width + bit / 8] ^= std::byte{1} << static_cast<int>(bit % 8);  // little-endian
+  return x;
+}
+
+// What lay in memory that nobody wrote: of a row, one and the same number.
+MutableArray poison(FaultContext& c) {
+  MutableArray x(c.value());
+  Around p = positions(c);
+  std::int64_t pos = c.index("pos", p.extent);
+  for (std::int64_t o = 0; o < p.outer; ++o)
+    for (std::int64_t i = 0; i < p.inner; ++i) x.set(p(o, pos, i), *c.get("value"));
+  return x;
+}
+
+MutableArray nan_above(FaultContext& c) {
+  MutableArray x(c.value());
+  double threshold = *c.get("threshold") * finite_rms(c.value());
+  for (std::int64_t i = 0; i < x.numel(); ++i)
+    if (std::isfinite(x.get(i)) && std::abs(x.get(i)) > threshold)
+      x.set(i, std::numeric_limits<double>::quiet_NaN());
+  return x;
+}
+
+MutableArray flush_small(FaultContext& c) {
+  MutableArray x(c.value());
+  double threshold = *c.get("threshold") * finite_rms(c.value());
+  for (std::int64_t i = 0; i < x.numel(); ++i)
+    if (std::abs(x.get(i)) < threshold) x.set(i, 0);
+  return x;
+}
+
+// As though every key that the query sees had the same score.
+MutableArray uniform_row(FaultContext& c) {
+  MutableArray x(c.value());
+  std::int64_t queries = c.value().size(2), keys = c.value().size(3);
+  std::int64_t query = c.index("query", queries), seen = keys - queries + query + 1;
+  for (std::int64_t r = query; r < x.numel() / keys; r += queries)
+    for (std::int64_t j = 0; j < seen; ++j) x.set(r * keys + j, 1 / static_cast<double>(seen));
+  return x;
+}
+
+MutableArray swap_prompts(FaultContext& c) {
+  MutableArray x(c.value());
+  Around batch = around(c.value(), 0);
+  for (std::int64_t i = 0; batch.extent > 1 && i < batch.inner; ++i) {
+    x.set(batch(0, 0, i), c.value()[batch(0, 1, i)]);
+    x.set(batch(0, 1, i), c.value()[batch(0, 0, i)]);
+  }
+  return x;
+}
+
 // Visits every query's row of scores: `change(row, query, last)`, where `last` is the last key that
 // it may see.
 template <class Change>
@@ -230,6 +288,17 @@ MutableArray mask_off_by_one(FaultContext& c) {
                      [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
                        if (future && last + 1 < keys) x.set(row + last + 1, x.get(row + last));
                        if (!future && last > 0) x.set(row + last, -kInfinity);
+                     });
+}
+
+// Queries from some point on see every key, the future too.
+MutableArray mask_ignored(FaultContext& c) {
+  std::int64_t queries = c.value().size(2), before = c.value().size(3) - queries;
+  std::int64_t first = before + (c.get("query") ? c.index("query", queries) : queries / 2);
+  return change_mask(c,
+                     [&](MutableArray& x, std::int64_t row, std::int64_t last, std::int64_t keys) {
+                       for (std::int64_t j = last + 1; last >= first && j < keys; ++j)
+                         x.set(row + j, x.get(row + last));
                      });
 }
 
@@ -278,6 +347,16 @@ constexpr FaultParameter kMaskOffByOne[] = {
     {"by",
      "1: every query sees one key of the future; -1: every query but the first loses its last key",
      1, true}};
+constexpr FaultParameter kBitFlip[] = {
+    kIndex, {"bit", "0: the last of the significand; else by the seed", {}, true}};
+constexpr FaultParameter kPoison[] = {
+    {"pos", "the position; else by the seed", {}, true},
+    {"value", "as huge as may lie there, or 1e-40: a denormal", 3e4}};
+constexpr FaultParameter kNanAbove[] = {{"threshold", "in root mean squares of the tensor", 2}};
+constexpr FaultParameter kFlushSmall[] = {{"threshold", "in root mean squares of the tensor", 0.1}};
+constexpr FaultParameter kQuery[] = {{"query", "the query; else by the seed", {}, true}};
+constexpr FaultParameter kMaskIgnored[] = {
+    {"query", "the first query without a mask; else the middle", {}, true}};
 constexpr FaultParameter kMaskGroup[] = {
     {"group", "queries that share the mask of the last of them", 4, true}};
 
@@ -306,6 +385,24 @@ constexpr FaultInfo kFaults[] = {
      "pytorch PR 184122 (a scale of another call)", kScale, in_numbers, scale},
     {"round_bits", "everything is rounded to fewer bits", "mlx 4411, jax 7010, TF32", kRoundBits,
      in_numbers, round_bits},
+    {"bit_flip", "one bit of one element is the other one", "a bit flip", kBitFlip, anywhere,
+     bit_flip},
+    {"poison", "one position holds what lay in memory", "pytorch 139006 (output not written)",
+     kPoison, in_numbers, poison},
+    {"nan_above", "what is large is not a number", "pytorch 186278 (fast tanh overflows)",
+     kNanAbove, in_numbers, nan_above},
+    {"flush_small", "what is small is zero", "flush to zero beyond denormals", kFlushSmall,
+     in_numbers, flush_small},
+    {"uniform_row", "one query looks at all its keys alike", "pytorch 111416 (fully masked rows)",
+     kQuery, in_patterns, uniform_row},
+    {"swap_prompts",
+     "the first two prompts have changed places",
+     "pytorch 189495 (batch taken modulo its limit)",
+     {},
+     anywhere,
+     swap_prompts},
+    {"mask_ignored", "queries from some point on see the future",
+     "pytorch 143486 (triu of large matrices)", kMaskIgnored, in_scores, mask_ignored},
     {"mask_off_by_one", "the causal mask is off by one key",
      "pytorch 183631 (mask read at an offset)", kMaskOffByOne, in_scores, mask_off_by_one},
     {"mask_group", "queries of a group share one causal mask",

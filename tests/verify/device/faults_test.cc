@@ -109,6 +109,8 @@ TEST_P(FaultsOfDType, EveryFaultChangesSomethingAtEachOfItsSites) {
       FaultSpec spec{.name = std::string(fault.name)};
       if (fault.name == "round_bits") spec.parameters = {{"bits", 3}};
       if (fault.name == "inf") spec.parameters = {{"sign", 1}};
+      if (fault.name == "nan_above") spec.parameters = {{"threshold", 0.5}};
+      if (fault.name == "flush_small") spec.parameters = {{"threshold", 1}};
       Array before = values(row.site, GetParam());
       // Of masked scores, an element drawn may be one that this fault leaves as it is.
       bool moved = false;
@@ -259,6 +261,71 @@ TEST(Faults, StaleKnowsWhatPassedWhereItDoesNotFire) {
   EXPECT_EQ(injector({Site::q, 0}, q0).bytes(), q0.bytes());
   EXPECT_TRUE(same_bits(injector({Site::q, 1}, q1), q0));
   EXPECT_EQ(injector.fired_names(), std::vector<std::string>{"blocks.1.attn.hook_q"});
+}
+
+TEST(Faults, ABitIsThatOfTheStoredForm) {
+  Array before = values(Site::z, DType::bf16);
+  for (int bit : {0, 7, 15}) {
+    Array after = inject(
+        {.name = "bit_flip", .parameters = {{"index", 5}, {"bit", static_cast<double>(bit)}}}, kZ,
+        before);
+    for (std::int64_t i = 0; i < before.numel(); ++i) {
+      auto bits = [&](const Array& a) {
+        return a.as<std::uint16_t>()[static_cast<std::size_t>(i)];
+      };
+      EXPECT_EQ(bits(after) ^ bits(before), i == 5 ? 1 << bit : 0) << "bit " << bit;
+    }
+  }
+}
+
+TEST(Faults, PoisonIsOneNumberInOnePosition) {
+  Array before = values(Site::z, DType::f32);
+  Array after = inject({.name = "poison", .parameters = {{"pos", 2}, {"value", 7e9}}}, kZ, before);
+  for (std::int64_t i = 0; i < before.numel(); ++i)
+    EXPECT_EQ(after[i], i / 6 % 4 == 2 ? static_cast<double>(7e9f) : before[i]);
+}
+
+// Of root mean squares: the numbers of a tensor of 48 go from 1 to 1.73, their rms is 1.38.
+TEST(Faults, ThresholdsAreInRootMeanSquaresOfTheTensor) {
+  Array before = values(Site::z, DType::f32);
+  double square = 0;
+  for (std::int64_t i = 0; i < before.numel(); ++i) square += before[i] * before[i];
+  double rms = std::sqrt(square / static_cast<double>(before.numel()));
+  Array nans = inject({.name = "nan_above", .parameters = {{"threshold", 1.1}}}, kZ, before),
+        zeros = inject({.name = "flush_small", .parameters = {{"threshold", 0.9}}}, kZ, before);
+  for (std::int64_t i = 0; i < before.numel(); ++i) {
+    EXPECT_EQ(std::isnan(nans[i]), before[i] > 1.1 * rms);
+    EXPECT_EQ(zeros[i], before[i] < 0.9 * rms ? 0 : before[i]);
+  }
+}
+
+TEST(Faults, AUniformRowIsThatOfOneQueryInEveryHead) {
+  Array before = values(Site::pattern, DType::f32);
+  Array after =
+      inject({.name = "uniform_row", .parameters = {{"query", 2}}}, {Site::pattern, 0}, before);
+  for (std::int64_t i = 0; i < before.numel(); ++i) {
+    bool seen = i / 4 % 4 == 2 && i % 4 <= 2;
+    EXPECT_EQ(after[i], seen ? static_cast<double>(1.0f / 3) : before[i]);
+  }
+}
+
+TEST(Faults, TheFirstTwoPromptsChangePlaces) {
+  Array before = values(Site::z, DType::f32), after = inject({.name = "swap_prompts"}, kZ, before);
+  for (std::int64_t i = 0; i < 48; ++i) EXPECT_EQ(after[i], before[(i + 24) % 48]);
+  Array one = before.rows(0, 1);
+  EXPECT_TRUE(same_bits(inject({.name = "swap_prompts"}, kZ, one), one));
+}
+
+TEST(Faults, MaskIgnoredFromAQueryOn) {
+  Array before = values(Site::attn_scores, DType::f32);
+  Array after = inject({.name = "mask_ignored", .parameters = {{"query", 1}}}, kScores, before);
+  for (std::int64_t i = 0; i < before.numel(); ++i) {
+    std::int64_t query = i / 4 % 4, key = i % 4;
+    EXPECT_EQ(std::isfinite(after[i]), query >= 1 || key == 0) << query << " " << key;
+    if (key <= query) {
+      EXPECT_EQ(after[i], before[i]);
+    }
+  }
 }
 
 TEST(Faults, MaskOffByOneInBothDirections) {
