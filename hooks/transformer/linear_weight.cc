@@ -41,17 +41,19 @@ constexpr std::int64_t kWorthPacking = 1 << 18;  // elements
 
 }  // namespace
 
-LinearWeight::LinearWeight(at::Tensor weight) : plain_(std::move(weight)) {
+LinearWeight::LinearWeight(at::Tensor weight, bool outputs_are_rows)
+    : plain_(std::move(weight)), outputs_are_rows_(outputs_are_rows) {
   bool fits = plain_.device().is_cpu() && plain_.scalar_type() == at::kFloat &&
               plain_.numel() >= kWorthPacking;
   if (fits && OneDnn::instance().multiply) packed_ = std::make_shared<Packed>();
 }
 
 at::Tensor LinearWeight::operator()(const at::Tensor& x, const at::Tensor& bias) const {
-  if (!packed_) return at::addmm(bias, x, plain_);
+  if (!packed_) return at::addmm(bias, x, outputs_are_rows_ ? plain_.t() : plain_);
   const OneDnn& one_dnn = OneDnn::instance();
-  std::call_once(packed_->once,
-                 [&] { packed_->weight = one_dnn.reorder->call(plain_.t(), std::nullopt); });
+  std::call_once(packed_->once, [&] {
+    packed_->weight = one_dnn.reorder->call(outputs_are_rows_ ? plain_ : plain_.t(), std::nullopt);
+  });
   return one_dnn.multiply->call(x, packed_->weight, bias, "none",
                                 c10::List<std::optional<at::Scalar>>(), "");
 }

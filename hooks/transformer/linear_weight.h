@@ -15,19 +15,22 @@ namespace lenscpp {
 class LinearWeight {
  public:
   LinearWeight() = default;
-  explicit LinearWeight(at::Tensor weight);
+  /// `weight` is [in, out], or [out, in] when its outputs are rows. No operator runs here: what
+  /// surrounds a load (autocast, dispatch modes) cannot change it.
+  explicit LinearWeight(at::Tensor weight, bool outputs_are_rows = false);
 
   /// x W + b for x [rows, in]: [rows, out]. Safe to call from several threads.
   at::Tensor operator()(const at::Tensor& x, const at::Tensor& bias) const;
-  const at::Tensor& plain() const { return plain_; }
-  std::int64_t in() const { return plain_.size(0); }
+  const at::Tensor& plain() const { return plain_; }  // as given
+  std::int64_t in() const { return plain_.size(outputs_are_rows_ ? 1 : 0); }
 
  private:
   struct Packed {
     std::once_flag once;
     at::Tensor weight;
   };
-  at::Tensor plain_;                // [in, out], any strides
+  at::Tensor plain_;
+  bool outputs_are_rows_ = false;
   std::shared_ptr<Packed> packed_;  // null: products read `plain_`
 };
 

@@ -267,7 +267,7 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
   W_pos_ = place(w.W_pos);
   ln_final_w_ = place(w.ln_final_w);
   ln_final_b_ = place(w.ln_final_b);
-  W_U_ = LinearWeight(place(w.W_U).t());  // tied: one copy of it lies beside W_E
+  W_U_ = LinearWeight(place(w.W_U), /*outputs_are_rows=*/true);
   b_U_ = place(w.b_U);
   for (const LayerWeights& layer : w.layers)
     layers_.push_back({.ln1_w = place(layer.ln1_w),

@@ -68,8 +68,8 @@ def preflight(
     Raises ValueError (an unknown dtype, mode or hook, no prompts), IndexError (a length beyond the context),
     FileNotFoundError, TypeError. What does not fit is not raised: see .fits.
     """
-    loaded = isinstance(model, HookedTransformer)
-    steps = model.processing if isinstance(model, HookedTransformer) else dict.fromkeys(_STEPS, processing)
+    loaded = model if isinstance(model, HookedTransformer) else None
+    steps = loaded.processing if loaded else dict.fromkeys(_STEPS, processing)
     if not isinstance(processing, bool):
         raise TypeError(f"[preflight] processing is True or False; found: {_inputs.kind(processing)}")
     for what, value in (("batch", batch), ("length", length)):
@@ -78,14 +78,14 @@ def preflight(
     if isinstance(names, str):
         names = [names]
     question: dict[str, Any] = {
-        "device": _device(device) if device is not None else model._model.device if loaded else "cpu",
-        "dtype": _dtype(dtype) if dtype is not None else model._model.dtype if loaded else "float32",
-        "verify": _verify(verify) if verify is not None else model.verify if loaded else "exact",
+        "device": _device(device) if device is not None else loaded._model.device if loaded else "cpu",
+        "dtype": _dtype(dtype) if dtype is not None else loaded._model.dtype if loaded else "float32",
+        "verify": _verify(verify) if verify is not None else loaded.verify if loaded else "exact",
         "batch": batch,
         "length": length,
         "names": None if names is None else [str(name) for name in names],
         "processing": steps,
     }
-    if isinstance(model, HookedTransformer):
-        return Preflight(*_lenscpp.preflight_model(model._model, **question))
+    if loaded:
+        return Preflight(*_lenscpp.preflight_model(loaded._model, **question))
     return Preflight(*_lenscpp.preflight_folder(os.fspath(_folder(model)), **question))

@@ -24,10 +24,10 @@ def gpt2_config(tmp_path):
     return tmp_path
 
 
-def test_four_gigabytes_are_refused_before_anything_is_allocated(gpt2_config):
+def test_four_gigabytes_are_refused_before_anything_is_allocated(gpt2_config, monkeypatch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.warns(UserWarning, match="mps"):
-        found = lens.preflight(gpt2_config, device="mps", batch=64, length=1024)
+    monkeypatch.setenv("LENSCPP_ALLOW_MPS", "1")
+    found = lens.preflight(gpt2_config, device="mps", batch=64, length=1024)
     assert not found and not found.fits
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
     first = found["violations"][0]
@@ -44,9 +44,9 @@ def test_what_fits_says_so(gpt2_config):
     assert names["blocks.11.attn.W_QKV"]["bytes"] == 768 * 2304 * 4
 
 
-def test_dtypes_are_refused_in_pytorchs_words(gpt2_config):
-    with pytest.warns(UserWarning):
-        found = lens.preflight(gpt2_config, device="mps", dtype="float64", length=8)
+def test_dtypes_are_refused_in_pytorchs_words(gpt2_config, monkeypatch):
+    monkeypatch.setenv("LENSCPP_ALLOW_MPS", "1")
+    found = lens.preflight(gpt2_config, device="mps", dtype="float64", length=8)
     assert not found and "MPS framework doesn't support float64" in found["dtype_refused"]
 
 

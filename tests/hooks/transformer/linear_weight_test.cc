@@ -24,8 +24,10 @@ at::Tensor random(at::IntArrayRef sizes, c10::ScalarType type = at::kFloat) {
 TEST(LinearWeight, MultipliesAsFloat64DoesAtEveryLengthAndInEitherLayout) {
   c10::InferenceMode inference;
   for (bool transposed : {false, true}) {
-    at::Tensor w = transposed ? random({800, 640}).t() : random({640, 800}), b = random({800});
-    LinearWeight weight(w);
+    at::Tensor given = transposed ? random({800, 640}) : random({640, 800}), b = random({800});
+    at::Tensor w = transposed ? given.t() : given;
+    LinearWeight weight(given, transposed);
+    ASSERT_EQ(weight.in(), 640);
     for (std::int64_t rows : {1, 2, 15, 64, 257}) {
       at::Tensor x = random({rows, 640}), y = weight(x, b);
       ASSERT_EQ(y.sizes(), (std::vector<std::int64_t>{rows, 800}));

@@ -263,7 +263,7 @@ def test_demo_json():
         ([*LENS, "--site", "resid"], ['"resid"', "resid_pre, resid_mid, resid_post, attn_out, mlp_out"]),
         ([*LENS, "--dtype", "int8"], ['"int8"', "float32, float64, bfloat16, float16"]),
         ([*LENS, "--dtype", "int64"], ["int64", "float32, float64, bfloat16, float16"]),
-        ([*LENS, "--verify", "maybe"], ['"maybe"', "exact, off"]),
+        ([*LENS, "--verify", "maybe"], ['"maybe"', "exact, checksum, off"]),
         ([*LENS, "--top", "0"], ["--top", "from 1"]),
         ([*LENS, "--top", "many"], ["--top", "a whole number"]),
         ([*LENS, "--top", "100000"], ["--top", "vocabulary"]),
