@@ -28,7 +28,7 @@ def test_computes_what_the_cpu_computes(model):
 
 def test_torch_knows_it(model):
     assert str(model.device) == "simulated" == str(torch.accelerator.current_accelerator())
-    x = torch.arange(6.0, device="simulated").view(2, 3)
+    x = torch.arange(6.0).to("simulated").view(2, 3)
     assert "simulated:0" in repr(x) and x.sum().item() == 15
     assert torch.equal(copy.deepcopy(x).cpu(), x.cpu())
     w = torch.full((2, 2), 3.0, device="simulated", requires_grad=True)
@@ -54,11 +54,16 @@ def test_limits_hold_inside_a_block_alone(model):
 
 
 def test_limits_come_from_the_environment():
-    """A larger buffer than allowed ends the process, as Apple's assertion does: no exception arrives."""
+    """Preflight refuses a model that does not fit; what passes it by ends the process, as Apple's assertion does."""
     script = "import lenscpp as lens; lens.HookedTransformer.from_pretrained('tiny-ioi', device='simulated'); print('loaded')"
+    around = "import torch, lenscpp as lens; lens._simulated.prepare('simulated'); torch.ones(5000, device='simulated'); print('loaded')"
     limits = {"max_buffer_bytes": 4096}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "LENSCPP_SIMULATED": json.dumps(limits)}
+    )
+    assert done.returncode == 1 and "DeviceError: [preflight]" in done.stderr and "4096 bytes a buffer" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", around], capture_output=True, text=True, env={**os.environ, "LENSCPP_SIMULATED": json.dumps(limits)}
     )
     assert done.returncode == -6 and "total bytes of NDArray > 2**32" in done.stderr and "loaded" not in done.stdout
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "LENSCPP_SIMULATED": "{"})
