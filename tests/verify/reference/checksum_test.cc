@@ -317,7 +317,9 @@ TEST(Checksum, LeavesOtherOperationsToTheExactCheck) {
     EXPECT_TRUE(point.passed()) << c.name;
     bool product =
         c.link.op == Op::linear || c.link.op == Op::head_linear || c.link.op == Op::head_result;
-    if (!product) EXPECT_EQ(point.compared, numel(c.output)) << c.name;
+    if (!product) {
+      EXPECT_EQ(point.compared, numel(c.output)) << c.name;
+    }
   }
 }
 
