@@ -31,11 +31,21 @@ def test_torch_knows_it(model):
     x = torch.arange(6.0).to("simulated").view(2, 3)
     assert "simulated:0" in repr(x) and x.sum().item() == 15
     assert torch.equal(copy.deepcopy(x).cpu(), x.cpu())
-    w = torch.full((2, 2), 3.0, device="simulated", requires_grad=True)
-    (w @ w).sum().backward()
-    assert torch.equal(w.grad.cpu(), torch.full((2, 2), 12.0))
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.ones(2, 3)
+
+
+def test_backward_runs_on_it():
+    """In a process of its own: autograd's engine counts the devices at the first backward of a process, once."""
+    script = """
+import torch, lenscpp as lens
+lens._simulated.prepare("simulated")
+w = torch.full((2, 2), 3.0, device="simulated", requires_grad=True)
+(w @ w).sum().backward()
+assert torch.equal(w.grad.cpu(), torch.full((2, 2), 12.0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_limits_hold_inside_a_block_alone(model):

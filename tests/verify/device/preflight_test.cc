@@ -67,7 +67,13 @@ TEST(PreflightRun, RefusesFourGigabytesOfLogitsWithoutAllocatingThem) {
         "4322906112 bytes", "limit \"2^32 bytes a buffer\"",
         "20 prompts of 1024 tokens, or 21 prompts of 1017"})
     EXPECT_NE(said.find(part), said.npos) << part << "\n" << said;
-  EXPECT_LT(resident_kib() - before, 8 << 10) << "arithmetic alone";
+  // Beside 4 GB: AddressSanitizer keeps what was freed, and its own notes of it.
+#ifdef __SANITIZE_ADDRESS__
+  constexpr std::int64_t kMost = 64 << 10;
+#else
+  constexpr std::int64_t kMost = 8 << 10;
+#endif
+  EXPECT_LT(resident_kib() - before, kMost) << "arithmetic alone";
 }
 
 TEST(PreflightRun, FindsTheLargestThatFits) {
