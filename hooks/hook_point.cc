@@ -60,6 +60,8 @@ constexpr SiteInfo kSites[] = {
     {Site::v, "attn.hook_v", true, kAlways, kModel, kKvHead},
     {Site::keys, "attn.keys", true, kInternal, kModel, kAllKeys},
     {Site::values, "attn.values", true, kInternal, kModel, kAllKeys},
+    {Site::queries, "attn.queries", true, kInternal, kModel, kHead},
+    {Site::attn_resid, "attn.resid", true, kInternal, kModel, kResidual},
     {Site::attn_scores, "attn.hook_attn_scores", true, kAlways, kModel, kScores},
     {Site::pattern, "attn.hook_pattern", true, kAlways, kModel, kScores},
     {Site::z, "attn.hook_z", true, kAlways, kModel, kHead},
@@ -288,7 +290,7 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
         shape.push_back(config.d_mlp);
         break;
       case d_vocab:
-        shape.push_back(config.d_vocab);
+        shape.push_back(extents.logits > 0 ? extents.logits : config.d_vocab);
         break;
       case one:
         shape.push_back(1);

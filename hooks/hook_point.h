@@ -46,6 +46,8 @@ enum class Site : std::uint8_t {
   v,
   keys,
   values,
+  queries,
+  attn_resid,
   attn_scores,
   pattern,
   z,
@@ -132,9 +134,10 @@ std::vector<std::string> hook_names(const Config& config, bool on_demand = false
 /// Whether this model has the site at all (a folded norm has no affine output).
 bool exists(Site site, const Config& config);
 
-/// Extents of a run that shapes depend on. `pos` positions are computed, `key` can be attended to.
+/// Extents of a run that shapes depend on. `pos` positions are computed, `key` can be attended to;
+/// `logits`: of how many tokens, all where 0.
 struct Extents {
-  std::int64_t batch, pos, key;
+  std::int64_t batch, pos, key, logits = 0;
 };
 Shape shape_of(Site site, const Config& config, const Extents& extents);
 /// The dtype in which a site is stored in a model of dtype `model`.

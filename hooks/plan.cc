@@ -45,6 +45,70 @@ std::vector<std::int64_t> selected(std::int64_t extent, const std::vector<std::i
   return indices;
 }
 
+void check_selection(const Edit& edit, const Selection& where, const Shape& shape) {
+  auto check = [&](std::string_view what, const std::optional<std::int64_t>& index,
+                   std::initializer_list<Axis> axes) {
+    if (!index) return;
+    auto axis = axis_of(edit.site, axes);
+    if (!axis) refuse(edit, "the site has no " + std::string(what) + " axis");
+    check_index(edit, what, *index, shape[*axis]);
+  };
+  check("batch", where.batch, {Axis::batch});
+  check("head", where.head, {Axis::head, Axis::kv_head});
+  check("key", where.key, {Axis::key});
+  if (!where.pos) return;
+  if (where.pos->empty()) refuse(edit, "pos is empty: nothing would be edited");
+  for (std::int64_t p : *where.pos) check("pos", p, {Axis::pos, Axis::query});
+}
+
+void check_finite(const Edit& edit, const Array& source) {
+  bool masks = edit.site == Site::attn_scores;
+  for (std::int64_t i = 0; i < source.numel(); ++i)
+    if (double x = source[i]; !std::isfinite(x) && !(masks && x < 0))
+      refuse(edit, "the source is not finite at element " + std::to_string(i));
+}
+
+// Row-major: the indices of each axis are added to what the axes before it selected.
+std::vector<std::int64_t> touched_by(const Selection& where, Site site, const Shape& shape) {
+  auto axes = info(site).axes;
+  std::vector<std::int64_t> flat{0};
+  for (std::size_t d = 0; d < axes.size(); ++d) {
+    std::vector<std::int64_t> one;
+    const std::vector<std::int64_t>* list = nullptr;
+    auto pick = [&](const std::optional<std::int64_t>& index) {
+      if (index) one = {*index}, list = &one;
+    };
+    if (axes[d] == Axis::batch) pick(where.batch);
+    if (axes[d] == Axis::head || axes[d] == Axis::kv_head) pick(where.head);
+    if (axes[d] == Axis::key) pick(where.key);
+    if ((axes[d] == Axis::pos || axes[d] == Axis::query) && where.pos) list = &*where.pos;
+    auto indices = selected(shape[d], list);
+    std::vector<std::int64_t> next;
+    next.reserve(flat.size() * indices.size());
+    for (std::int64_t base : flat)
+      for (std::int64_t i : indices) next.push_back(base * shape[d] + i);
+    flat = std::move(next);
+  }
+  return flat;
+}
+
+void check_pieces(const Edit& edit, const Shape& shape) {
+  if (edit.kind != EditKind::patch) refuse(edit, "only a patch is made of pieces");
+  if (edit.where != Selection{} || edit.source.rank() != 0)
+    refuse(edit, "pieces bring their own places and values: no where, no source");
+  std::int64_t before = -1;
+  for (const Piece& piece : edit.pieces) {
+    check_selection(edit, piece.where, shape);
+    if (!piece.where.batch || *piece.where.batch <= before)
+      refuse(edit, "each piece names a prompt after the one before");
+    before = *piece.where.batch;
+    auto wanted = static_cast<std::int64_t>(touched_by(piece.where, edit.site, shape).size());
+    if (piece.values.shape() != Shape{wanted} || piece.values.dtype() == DType::i64)
+      refuse(edit, "the piece of prompt " + std::to_string(before) + " has values of shape " +
+                       to_string(piece.values.shape()) + "; needed: " + to_string({wanted}));
+  }
+}
+
 void check_source(const Edit& edit, const Shape& shape) {
   bool needs = edit.kind == EditKind::patch || edit.kind == EditKind::add;
   if (edit.source.rank() == 0) {
@@ -95,54 +159,54 @@ std::vector<const Edit*> Plan::at(Site site, std::int64_t layer) const {
   return found;
 }
 
-void Plan::validate(const Config& config, const Extents& extents) const {
-  for (const Edit& edit : edits_) {
-    const SiteInfo& row = info(edit.site);
-    if (row.presence == Presence::internal || row.stored == Stored::ids ||
-        !exists(edit.site, config))
-      refuse(edit, "this site cannot be edited");
-    std::int64_t layers = row.per_layer ? config.n_layers : 1;
-    if (edit.layer < 0 || edit.layer >= layers)
-      throw std::out_of_range("[plan] " + describe(edit) + ": layer out of range: the model has " +
-                              std::to_string(layers) + " (0.." + std::to_string(layers - 1) + ")");
-    Shape shape = shape_of(edit.site, config, extents);
-    auto check = [&](std::string_view what, const std::optional<std::int64_t>& index,
-                     std::initializer_list<Axis> axes) {
-      if (!index) return;
-      auto axis = axis_of(edit.site, axes);
-      if (!axis) refuse(edit, "the site has no " + std::string(what) + " axis");
-      check_index(edit, what, *index, shape[*axis]);
-    };
-    check("batch", edit.where.batch, {Axis::batch});
-    check("head", edit.where.head, {Axis::head, Axis::kv_head});
-    check("key", edit.where.key, {Axis::key});
-    if (edit.where.pos) {
-      if (edit.where.pos->empty()) refuse(edit, "pos is empty: nothing would be edited");
-      for (std::int64_t p : *edit.where.pos) check("pos", p, {Axis::pos, Axis::query});
-    }
-    if (edit.kind == EditKind::mean && edit.site == Site::attn_scores)
-      refuse(edit, "masked scores have no mean; use pattern");
+void validate(const Edit& edit, const Config& config, const Extents& extents) {
+  const SiteInfo& row = info(edit.site);
+  if (row.presence == Presence::internal || row.stored == Stored::ids || !exists(edit.site, config))
+    refuse(edit, "this site cannot be edited");
+  std::int64_t layers = row.per_layer ? config.n_layers : 1;
+  if (edit.layer < 0 || edit.layer >= layers)
+    throw std::out_of_range("[plan] " + describe(edit) + ": layer out of range: the model has " +
+                            std::to_string(layers) + " (0.." + std::to_string(layers - 1) + ")");
+  Shape shape = shape_of(edit.site, config, extents);
+  check_selection(edit, edit.where, shape);
+  if (edit.kind == EditKind::mean && edit.site == Site::attn_scores)
+    refuse(edit, "masked scores have no mean; use pattern");
+  if (edit.pieces.empty())
     check_source(edit, shape);
-    if (edit.kind == EditKind::scale && edit.site == Site::attn_scores && !(edit.factor > 0))
-      refuse(edit, "masked scores are -inf, which only a positive factor leaves as they are");
-    bool masks = edit.site == Site::attn_scores;
-    for (std::int64_t i = 0; i < edit.source.numel(); ++i)
-      if (double x = edit.source[i]; !std::isfinite(x) && !(masks && x < 0))
-        refuse(edit, "the source is not finite at element " + std::to_string(i));
-    if (!(std::abs(edit.factor) <= 1e30)) refuse(edit, "factor is not a finite number below 1e30");
-  }
+  else
+    check_pieces(edit, shape);
+  if (edit.kind == EditKind::scale && edit.site == Site::attn_scores && !(edit.factor > 0))
+    refuse(edit, "masked scores are -inf, which only a positive factor leaves as they are");
+  check_finite(edit, edit.source);
+  for (const Piece& piece : edit.pieces) check_finite(edit, piece.values);
+  if (!(std::abs(edit.factor) <= 1e30)) refuse(edit, "factor is not a finite number below 1e30");
 }
+
+void Plan::validate(const Config& config, const Extents& extents) const {
+  for (const Edit& edit : edits_) lenscpp::validate(edit, config, extents);
+}
+
+namespace {
+
+void describe_place(nlohmann::json& item, const Selection& where, const Array& source) {
+  if (where.batch) item["batch"] = *where.batch;
+  if (where.head) item["head"] = *where.head;
+  if (where.pos) item["pos"] = *where.pos;
+  if (where.key) item["key"] = *where.key;
+  if (source.rank() > 0) item["source"] = {{"shape", source.shape()}, {"xxh3", source.digest()}};
+}
+
+}  // namespace
 
 nlohmann::json to_json(const Plan& plan) {
   nlohmann::json list = nlohmann::json::array();
   for (const Edit& edit : plan.edits()) {
     nlohmann::json item{{"edit", name_of(edit.kind)}, {"name", hook_name(edit.site, edit.layer)}};
-    if (edit.where.batch) item["batch"] = *edit.where.batch;
-    if (edit.where.head) item["head"] = *edit.where.head;
-    if (edit.where.pos) item["pos"] = *edit.where.pos;
-    if (edit.where.key) item["key"] = *edit.where.key;
-    if (edit.source.rank() > 0)
-      item["source"] = {{"shape", edit.source.shape()}, {"xxh3", edit.source.digest()}};
+    describe_place(item, edit.where, edit.source);
+    for (const Piece& piece : edit.pieces) {
+      item["pieces"].emplace_back();
+      describe_place(item["pieces"].back(), piece.where, piece.values);
+    }
     if (edit.kind == EditKind::add || edit.kind == EditKind::scale) item["factor"] = edit.factor;
     list.push_back(std::move(item));
   }
@@ -150,33 +214,24 @@ nlohmann::json to_json(const Plan& plan) {
 }
 
 std::vector<std::int64_t> touched(const Edit& edit, const Shape& shape) {
-  // Row-major: the indices of each axis are added to what the axes before it selected.
-  auto axes = info(edit.site).axes;
-  std::vector<std::int64_t> flat{0};
-  for (std::size_t d = 0; d < axes.size(); ++d) {
-    std::vector<std::int64_t> one;
-    const std::vector<std::int64_t>* list = nullptr;
-    auto pick = [&](const std::optional<std::int64_t>& index) {
-      if (index) one = {*index}, list = &one;
-    };
-    if (axes[d] == Axis::batch) pick(edit.where.batch);
-    if (axes[d] == Axis::head || axes[d] == Axis::kv_head) pick(edit.where.head);
-    if (axes[d] == Axis::key) pick(edit.where.key);
-    if ((axes[d] == Axis::pos || axes[d] == Axis::query) && edit.where.pos) list = &*edit.where.pos;
-    auto indices = selected(shape[d], list);
-    std::vector<std::int64_t> next;
-    next.reserve(flat.size() * indices.size());
-    for (std::int64_t base : flat)
-      for (std::int64_t i : indices) next.push_back(base * shape[d] + i);
-    flat = std::move(next);
-  }
-  return flat;
+  if (edit.pieces.empty()) return touched_by(edit.where, edit.site, shape);
+  std::vector<std::int64_t> all;
+  for (const Piece& piece : edit.pieces)
+    std::ranges::copy(touched_by(piece.where, edit.site, shape), std::back_inserter(all));
+  return all;
 }
 
-double source_value(const Edit& edit, const Shape& shape, std::int64_t index) {
-  if (edit.source.rank() == 1) return edit.source[index % shape.back()];
-  // A source of one prompt serves every prompt of the batch.
-  return edit.source[index % edit.source.numel()];
+std::vector<double> source_values(const Edit& edit, const Shape& shape,
+                                  const std::vector<std::int64_t>& touched) {
+  std::vector<double> values;
+  values.reserve(touched.size());
+  for (const Piece& piece : edit.pieces)
+    std::ranges::copy(piece.values.to_doubles(), std::back_inserter(values));
+  if (!edit.pieces.empty()) return values;
+  // A vector serves every row, a source of one prompt every prompt of the batch.
+  std::int64_t period = edit.source.rank() == 1 ? shape.back() : edit.source.numel();
+  for (std::int64_t i : touched) values.push_back(edit.source[i % period]);
+  return values;
 }
 
 }  // namespace lenscpp

@@ -26,6 +26,12 @@ struct Selection {
   bool operator==(const Selection&) const = default;
 };
 
+/// One of the places that a patch writes at once.
+struct Piece {
+  Selection where;  // in one prompt: `batch` is given
+  Array values;     // [n]: for each element that `where` selects, in row-major order
+};
+
 /// One intervention at one hook point.
 struct Edit {
   EditKind kind;
@@ -36,7 +42,14 @@ struct Edit {
   /// the activation to average instead of the run's own, any batch and pos. Else empty.
   Array source = {};
   double factor = 1.0;  // of add and scale
+  /// patch: several places instead of `where` and `source`, each in a prompt after the one before.
+  std::vector<Piece> pieces = {};
 };
+
+/// Throws std::out_of_range (layer, batch, pos, head, key) or std::invalid_argument (a site that
+/// cannot be edited, a source of another shape, an axis that the site has not) naming the edit.
+/// `extents`: of the run at the edit's hook point.
+void validate(const Edit& edit, const Config& config, const Extents& extents);
 
 /// Edits in the order in which they are applied at their hook points.
 class Plan {
@@ -49,8 +62,7 @@ class Plan {
   /// The edits of one hook point, in order.
   std::vector<const Edit*> at(Site site, std::int64_t layer) const;
   bool touches(Site site, std::int64_t layer) const { return !at(site, layer).empty(); }
-  /// Throws std::out_of_range (layer, batch, pos, head, key) or std::invalid_argument (a site that
-  /// cannot be edited, a source of another shape, an axis that the site has not) naming the edit.
+  /// Validates every edit of a run whose extents are the same everywhere.
   void validate(const Config& config, const Extents& extents) const;
 
  private:
@@ -62,8 +74,9 @@ nlohmann::json to_json(const Plan& plan);
 
 /// Which elements an edit touches, as flat indices into `shape` in increasing order.
 std::vector<std::int64_t> touched(const Edit& edit, const Shape& shape);
-/// The source's value for each element of the site: `source` broadcast over batch (and, for add of
-/// a vector, over everything but the last axis) to `shape`.
-double source_value(const Edit& edit, const Shape& shape, std::int64_t index);
+/// What a patch or an add brings for each of the elements that `touched` lists: `source` broadcast
+/// over batch (and, for add of a vector, over everything but the last axis) to `shape`.
+std::vector<double> source_values(const Edit& edit, const Shape& shape,
+                                  const std::vector<std::int64_t>& touched);
 
 }  // namespace lenscpp

@@ -19,6 +19,22 @@ void check_tokens(const std::vector<std::int64_t>& tokens, std::int64_t pos, con
                               std::to_string(config.d_vocab - 1) + ")");
 }
 
+void check_entering(const Rows& rows, const Config& config) {
+  std::int64_t later = rows.end_layer - rows.first_layer - 1;
+  if (!rows.entering.empty() && std::ssize(rows.entering) != later)
+    refuse("prompts enter at " + std::to_string(rows.entering.size()) + " layers; needed: " +
+           std::to_string(later) + ", one entry for each layer after the first");
+  std::int64_t together = rows.base.empty() ? 1 : rows.base[0].keys.size(0);
+  for (const Array& residual : rows.entering) {
+    if (residual.rank() == 0) continue;
+    Shape shape{residual.size(0), rows.pos, config.d_model};
+    if (residual.shape() != shape || shape[0] % together != 0)
+      refuse("prompts enter with a residual of shape " + to_string(residual.shape()) +
+             "; needed: " + to_string({together, rows.pos, config.d_model}) +
+             ", or a multiple of those prompts");
+  }
+}
+
 }  // namespace
 
 Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config) {
@@ -67,11 +83,56 @@ void Rows::validate(const Config& config) const {
   if (base.size() != (first_pos == 0 ? 0 : layers) || first_pos < 0)
     refuse("keys and values of " + std::to_string(base.size()) + " layers before position " +
            std::to_string(first_pos) + "; needed: " + std::to_string(first_pos == 0 ? 0 : layers));
-  Shape shape{batch, first_pos, config.n_kv_heads, config.d_head};
-  for (const BaseKeysValues& kv : base)
-    if (kv.keys.shape() != shape || kv.values.shape() != shape)
+  for (const BaseKeysValues& kv : base) {
+    Shape shape{kv.keys.rank() == 0 ? 0 : kv.keys.size(0), first_pos, config.n_kv_heads,
+                config.d_head};
+    if (kv.keys.shape() != shape || kv.values.shape() != shape || shape[0] == 0 ||
+        batch % shape[0] != 0)
       refuse("base keys or values of shape " + to_string(kv.keys.shape()) + ", " +
-             to_string(kv.values.shape()) + "; needed: " + to_string(shape));
+             to_string(kv.values.shape()) +
+             "; needed: " + to_string({batch, first_pos, config.n_kv_heads, config.d_head}) +
+             ", or a number of prompts that divides the batch");
+  }
+  check_entering(*this, config);
+  if (read_pos && (*read_pos < 0 || *read_pos >= pos))
+    throw std::out_of_range("[run] read_pos " + std::to_string(*read_pos) + " of " +
+                            std::to_string(pos) + " computed positions");
+  if ((read_pos || !read_tokens.empty()) && (!unembeds || first_layer == end_layer))
+    refuse("a run without layers or logits has no output to choose from");
+  for (std::int64_t id : read_tokens)
+    if (id < 0 || id >= config.d_vocab)
+      throw std::out_of_range("[run] the logit of token " + std::to_string(id) +
+                              " is asked for: the vocabulary has " +
+                              std::to_string(config.d_vocab) + " tokens");
+}
+
+std::int64_t Rows::batch_at(std::int64_t layer) const {
+  std::int64_t n = batch;
+  for (std::int64_t l = first_layer + 1; l <= layer; ++l)
+    if (auto i = static_cast<std::size_t>(l - first_layer - 1); i < entering.size())
+      n += entering[i].rank() == 0 ? 0 : entering[i].size(0);
+  return n;
+}
+
+bool Rows::reads_one(Site site, std::int64_t layer) const {
+  if (!read_pos) return false;
+  return site >= Site::ln_final_scale || (layer == end_layer - 1 && site >= Site::queries);
+}
+
+Extents Rows::extents(Site site, std::int64_t layer) const {
+  return {.batch = batch_at(info(site).per_layer           ? layer
+                            : site >= Site::ln_final_scale ? end_layer
+                                                           : first_layer),
+          .pos = reads_one(site, layer) ? 1 : pos,
+          .key = first_pos + pos,
+          .logits = std::ssize(read_tokens)};
+}
+
+Extents Rows::extents() const {
+  return {.batch = batch_at(end_layer),
+          .pos = pos,
+          .key = first_pos + pos,
+          .logits = std::ssize(read_tokens)};
 }
 
 bool Rows::reach(Site site, std::int64_t layer) const {
@@ -86,9 +147,10 @@ void Request::validate(const Config& config) const {
   for (const auto& [site, layer] : on_demand)
     if (!rows.reach(site, layer))
       refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
-  plan.validate(config, rows.extents());
-  for (const Edit& edit : plan.edits())
+  for (const Edit& edit : plan.edits()) {
+    lenscpp::validate(edit, config, rows.extents(edit.site, edit.layer));
     check_used(edit.site, edit.layer, "the plan edits " + hook_name(edit.site, edit.layer));
+  }
   for (const Callback& callback : callbacks) {
     const SiteInfo& row = info(callback.site);
     std::int64_t layers = row.per_layer ? config.n_layers : 1;

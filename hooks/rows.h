@@ -16,13 +16,14 @@
 namespace lenscpp {
 
 /// Keys and values of the positions before the first computed one, from the run being continued.
+/// Its prompts serve those of the batch in turn, over and over.
 struct BaseKeysValues {
-  Array keys, values;  // [batch, first_pos, n_kv_heads, d_head]
+  Array keys, values;  // [prompts, first_pos, n_kv_heads, d_head]
 };
 
 /// The rows of a run.
 struct Rows {
-  std::int64_t batch, pos;              // prompts, and positions computed of each
+  std::int64_t batch, pos;              // prompts at first_layer, and positions computed of each
   std::vector<std::int64_t> tokens;     // [batch * pos], empty when starting from a residual
   std::vector<std::int64_t> positions;  // [batch * pos], each row's position, for its embedding
   std::int64_t first_layer = 0;
@@ -32,13 +33,27 @@ struct Rows {
   std::int64_t first_pos = 0;                // positions before it are read from base
   std::vector<BaseKeysValues> base =
       {};  // one a layer from first_layer on; empty when first_pos is 0
+  /// Prompts that enter the run at a later layer, behind those already there: resid_pre of each
+  /// layer after first_layer, [n, pos, d_model], empty where none enters.
+  std::vector<Array> entering = {};
+  /// The one computed position whose output is read (unset: all of them are): only its row goes on
+  /// from the attention of the last layer.
+  std::optional<std::int64_t> read_pos = {};
+  std::vector<std::int64_t> read_tokens = {};  // compute logits of these only; empty: of all
 
   /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers.
   static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch,
                           const Config& config);
   /// Whether a run of these rows computes the site at all.
   bool reach(Site site, std::int64_t layer) const;
-  Extents extents() const { return {batch, pos, first_pos + pos}; }
+  /// Prompts that have entered by the layer; beyond the last one: all.
+  std::int64_t batch_at(std::int64_t layer) const;
+  /// Whether only the row of read_pos is computed there.
+  bool reads_one(Site site, std::int64_t layer) const;
+  /// Of the tensors of one hook point.
+  Extents extents(Site site, std::int64_t layer) const;
+  /// No hook point's are larger.
+  Extents extents() const;
   /// Throws std::invalid_argument or std::out_of_range: tokens outside the vocabulary, positions
   /// beyond n_ctx, shapes that do not fit each other.
   void validate(const Config& config) const;

@@ -379,14 +379,22 @@ RunRecord HookedTransformer::record_for(const Request& request, const Computed& 
 
 VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
                                                 const RunOptions& options) const {
-  if (options.verify.value_or(options_.verify) == VerifyMode::off)
+  return run_request(request_for(tokens, options), options);
+}
+
+bool HookedTransformer::fits(const Request& request) const {
+  return run_violations(weights(), request, limits_for(options_)).empty();
+}
+
+VerifiedCache HookedTransformer::run_request(const Request& request,
+                                             const RunOptions& options) const {
+  VerifyMode mode = options.verify.value_or(options_.verify);
+  if (mode == VerifyMode::off)
     refuse(
         "verification is off: nothing verified can be returned; use run_unverified, or verify = "
         "exact");
-  Request request = request_for(tokens, options);
   std::set<std::pair<Site, std::int64_t>> wanted;
   for (const TensorId& id : selected_hooks(config(), options)) wanted.insert({id.site, id.layer});
-  VerifyMode mode = options.verify.value_or(options_.verify);
   Verifier verifier(pass_->shared_weights(), request,
                     {.dtype = options_.dtype,
                      .keep =
@@ -402,9 +410,14 @@ VerifiedCache HookedTransformer::run_with_cache(const Tokens& tokens,
   return std::move(verifier).finish(record_for(request, computed));
 }
 
+Array HookedTransformer::run_request_unverified(const Request& request,
+                                                const RunOptions& options) const {
+  return snapshot(compute(request, nullptr, options).pass.output);
+}
+
 Array HookedTransformer::forward(const Tokens& tokens, const RunOptions& options) const {
   if (options.verify.value_or(options_.verify) == VerifyMode::off)
-    return snapshot(compute(request_for(tokens, options), nullptr, options).pass.output);
+    return run_request_unverified(request_for(tokens, options), options);
   RunOptions nothing_kept = options;
   nothing_kept.names = std::vector<std::string>{};
   return run_with_cache(tokens, nothing_kept).output();

@@ -118,6 +118,17 @@ class HookedTransformer {
   Array forward(const Tokens& tokens, const RunOptions& options = {}) const;
   /// Runs without checking anything. No analysis takes the result.
   UnverifiedCache run_unverified(const Tokens& tokens, const RunOptions& options = {}) const;
+  /// What run_with_cache runs: the prompts' rows, with the plan, the callbacks and the on-demand
+  /// sites of `options`. Throws what run_with_cache throws for options that do not fit.
+  Request request_for(const Tokens& tokens, const RunOptions& options) const;
+  /// Whether the device can take the request in one go.
+  bool fits(const Request& request) const;
+  /// Runs any rows of the model, as the sweep engine does, and verifies what it computed; of
+  /// `options` what rows and edits are does not come from the request: verify, names, filter,
+  /// drift, faults and watch. Throws what run_with_cache throws, and what Request::validate throws.
+  VerifiedCache run_request(const Request& request, const RunOptions& options) const;
+  /// The output alone, checked by nobody whatever `options` says.
+  Array run_request_unverified(const Request& request, const RunOptions& options) const;
   /// Checks activations recorded elsewhere from these tokens: see verify_recorded in
   /// verify/verifier.h.
   VerifiedCache verify_recorded(const Tokens& tokens,
@@ -125,7 +136,6 @@ class HookedTransformer {
 
  private:
   PassResult pass(const Request& request, Sink* sink, const RunOptions& options) const;
-  Request request_for(const Tokens& tokens, const RunOptions& options) const;
   // What a pass over the request leaves, in one go or in parts, and how it was split.
   struct Computed {
     PassResult pass;

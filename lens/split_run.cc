@@ -44,6 +44,10 @@ void hand_on(std::vector<InOrder>& parts, Sink& sink) {
 }
 
 std::string why_whole(const Request& request) {
+  const Rows& rows = request.rows;
+  if (!rows.entering.empty()) return "some prompts enter at later layers";
+  if (!rows.base.empty() && rows.base[0].keys.size(0) != rows.batch)
+    return "its prompts share their base keys and values";
   if (!request.callbacks.empty())
     return "hook " + describe(request.callbacks[0]) + " sees all prompts at once";
   for (const Edit& edit : request.plan.edits())
@@ -55,11 +59,19 @@ std::string why_whole(const Request& request) {
 
 Edit part_of(const Edit& edit, std::int64_t batch, std::int64_t first, std::int64_t count) {
   Edit part = edit;
+  // Of another part: nothing changes, at the same stage.
+  const Edit nothing{
+      .kind = EditKind::scale, .site = edit.site, .layer = edit.layer, .where = {.batch = 0}};
+  if (!edit.pieces.empty()) {
+    std::erase_if(part.pieces, [&](const Piece& piece) {
+      return *piece.where.batch < first || *piece.where.batch >= first + count;
+    });
+    for (Piece& piece : part.pieces) *piece.where.batch -= first;
+    return part.pieces.empty() ? nothing : part;
+  }
   if (edit.where.batch) {
     std::int64_t index = *edit.where.batch + (*edit.where.batch < 0 ? batch : 0) - first;
-    if (index < 0 || index >= count)  // of another part: nothing changes, at the same stage
-      return {
-          .kind = EditKind::scale, .site = edit.site, .layer = edit.layer, .where = {.batch = 0}};
+    if (index < 0 || index >= count) return nothing;
     part.where.batch = index;
   }
   // A vector serves every prompt, as does a source of one prompt; means bring their own prompts.

@@ -15,6 +15,12 @@ using nlohmann::json;
 
 namespace {
 
+std::shared_future<double> known(double value) {
+  std::promise<double> promise;
+  promise.set_value(value);
+  return promise.get_future().share();
+}
+
 Site site_named(const std::string& name) {
   for (const SiteInfo& row : all_sites())
     if (row.name == name) return row.site;
@@ -33,7 +39,9 @@ GridVerdict verdict_of(const json& v) {
           .cells = v.at("cells"),
           .runs = v.at("runs"),
           .refused_runs = v.at("refused_runs"),
+          .equal_cells = v.value("equal_cells", std::int64_t{0}),
           .n_compared = v.at("n_compared"),
+          .n_projected = v.value("n_projected", std::int64_t{0}),
           .worst_ratio = v.at("worst_ratio"),
           .worst_name = v.at("worst_name"),
           .seconds = v.at("seconds"),
@@ -115,7 +123,7 @@ class GridReader {
         .values = std::move(values),
         .clean = grid.at("clean"),
         .corrupted = grid.at("corrupted"),
-        .error_bar = grid.at("error_bar"),
+        .error_bar = known(grid.at("error_bar")),
         .metric = grid.at("metric"),
         .verdict = verdict_of(grid.at("verdict")),
         .clean_record = run_record_from_json(grid.at("records").at("clean")),

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -75,6 +77,21 @@ std::vector<double> LogitDiff::operator()(const Array& logits) const {
 json LogitDiff::description() const {
   return {{"metric", "logit_diff"}, {"answer", answer.ids()}, {"wrong", wrong.ids()}, {"pos", pos}};
 }
+Reads LogitDiff::reads() const {
+  std::set<std::int64_t> both(answer.ids().begin(), answer.ids().end());
+  both.insert(wrong.ids().begin(), wrong.ids().end());
+  return {.pos = pos, .tokens = {both.begin(), both.end()}};
+}
+LogitDiff LogitDiff::of_read() const {
+  std::vector<std::int64_t> tokens = reads().tokens;
+  auto columns = [&](const TokenIds& wanted) {
+    std::vector<std::int64_t> found;
+    for (std::int64_t id : wanted.ids())
+      found.push_back(std::ranges::lower_bound(tokens, id) - tokens.begin());
+    return TokenIds(std::move(found));
+  };
+  return {columns(answer), columns(wrong), 0};
+}
 
 std::vector<double> LogProb::operator()(const Array& logits) const {
   check_number(token, logits);
@@ -86,6 +103,8 @@ std::vector<double> LogProb::operator()(const Array& logits) const {
 json LogProb::description() const {
   return {{"metric", "log_prob"}, {"token", token.ids()}, {"pos", pos}};
 }
+Reads LogProb::reads() const { return {.pos = pos}; }
+LogProb LogProb::of_read() const { return {token, 0}; }
 
 std::vector<double> Prob::operator()(const Array& logits) const {
   std::vector<double> values = LogProb{token, pos}(logits);
@@ -95,6 +114,8 @@ std::vector<double> Prob::operator()(const Array& logits) const {
 json Prob::description() const {
   return {{"metric", "prob"}, {"token", token.ids()}, {"pos", pos}};
 }
+Reads Prob::reads() const { return {.pos = pos}; }
+Prob Prob::of_read() const { return {token, 0}; }
 
 std::vector<double> KL::operator()(const Array& logits) const {
   if (reference.rank() != 3 || reference.size(2) != logits.size(2) ||
@@ -114,6 +135,14 @@ std::vector<double> KL::operator()(const Array& logits) const {
 }
 json KL::description() const {
   return {{"metric", "kl"}, {"reference", reference.digest()}, {"pos", pos}};
+}
+Reads KL::reads() const { return {.pos = pos}; }
+KL KL::of_read() const {
+  std::vector<double> rows;
+  for (std::int64_t prompt = 0; prompt < reference.size(0); ++prompt)
+    std::ranges::copy(row_of(reference, prompt, pos), std::back_inserter(rows));
+  Shape shape{reference.size(0), 1, reference.size(2)};
+  return {Array::of(std::span<const double>(rows), shape), 0};
 }
 
 std::vector<double> Loss::operator()(const Array& logits) const {
@@ -135,6 +164,10 @@ std::vector<double> Metric::values(const Array& logits) const {
                                 " values for " + std::to_string(logits.size(0)) +
                                 " prompts; allowed: one, or one a prompt");
   return values;
+}
+
+std::vector<double> Metric::values_of_read(const Array& logits) const {
+  return of_read_ ? of_read_(logits) : values(logits);
 }
 
 double Metric::mean(const Array& logits) const {

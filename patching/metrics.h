@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -24,12 +25,20 @@ class TokenIds {
   std::vector<std::int64_t> ids_;
 };
 
+/// What a metric looks at: a run needs to compute no other logits.
+struct Reads {
+  std::optional<std::int64_t> pos = {};   // negative from the end; unset: all positions
+  std::vector<std::int64_t> tokens = {};  // increasing; empty: all tokens
+};
+
 /// logit[answer] - logit[wrong] at a position, negative from the end.
 struct LogitDiff {
   TokenIds answer, wrong;
   std::int64_t pos = -1;
   std::vector<double> operator()(const Array& logits) const;
   nlohmann::json description() const;
+  Reads reads() const;
+  LogitDiff of_read() const;  // the same, of logits that hold just what reads() lists
 };
 
 /// The probability of a token.
@@ -38,6 +47,8 @@ struct Prob {
   std::int64_t pos = -1;
   std::vector<double> operator()(const Array& logits) const;
   nlohmann::json description() const;
+  Reads reads() const;
+  Prob of_read() const;  // the same, of logits that hold just what reads() lists
 };
 
 /// Its logarithm, in nats.
@@ -46,6 +57,8 @@ struct LogProb {
   std::int64_t pos = -1;
   std::vector<double> operator()(const Array& logits) const;
   nlohmann::json description() const;
+  Reads reads() const;
+  LogProb of_read() const;  // the same, of logits that hold just what reads() lists
 };
 
 /// KL(reference || run) of the predictions at a position, in nats. `reference`: logits
@@ -55,6 +68,8 @@ struct KL {
   std::int64_t pos = -1;
   std::vector<double> operator()(const Array& logits) const;
   nlohmann::json description() const;
+  Reads reads() const;
+  KL of_read() const;  // the same, of logits that hold just what reads() lists
 };
 
 /// The mean over positions of -log p(next token), in nats. `tokens`: [batch * pos].
@@ -76,6 +91,10 @@ class Metric {
       description_ = values.description();
     else
       description_ = {{"metric", "function"}};
+    if constexpr (requires { values.reads(); }) {
+      reads_ = values.reads();
+      of_read_ = values.of_read();
+    }
     values_ = std::move(values);
   }
   Metric(std::function<std::vector<double>(const Array&)> values, nlohmann::json description)
@@ -86,12 +105,18 @@ class Metric {
   std::vector<double> values(const Array& logits) const;
   /// Their mean: what a cell of a grid holds.
   double mean(const Array& logits) const;
+  /// All logits, of a function whose insides nobody knows.
+  const Reads& reads() const { return reads_; }
+  /// values() of logits that hold just what reads() lists: [batch, 1, tokens] where it lists
+  /// tokens.
+  std::vector<double> values_of_read(const Array& logits) const;
   /// {"metric": "logit_diff", "answer": [...], ...}; {"metric": "function"} for any other.
   const nlohmann::json& description() const { return description_; }
 
  private:
-  std::function<std::vector<double>(const Array&)> values_;
+  std::function<std::vector<double>(const Array&)> values_, of_read_ = {};
   nlohmann::json description_;
+  Reads reads_ = {};
 };
 
 }  // namespace lenscpp

@@ -1,5 +1,4 @@
-// The sweep: cells into batches, batches into verified runs, runs into values. Plain: every run
-// goes through all layers and positions.
+// The sweep: cells into groups, groups into verified runs, runs into values.
 #include "patching/patch_grid.h"
 
 #include <algorithm>
@@ -114,14 +113,14 @@ bool is_position(Axis axis) {
   return axis == Axis::pos || axis == Axis::query || axis == Axis::key;
 }
 
-// Each edit at a hook point is one more tensor to compute and check: beyond so many, a further run
-// is cheaper.
-constexpr std::int64_t kEditsAtAPoint = 16;
-
-// About what a copy of a prompt takes while a run is checked, in float64.
-std::size_t bytes_of_prompt(const Config& c, std::int64_t pos) {
-  std::int64_t wide = std::max({c.d_vocab + c.d_model, 4 * c.d_mlp, 10 * c.d_model});
-  return sizeof(double) * static_cast<std::size_t>(pos * wide + 4 * c.n_heads * pos * pos);
+bool holds_all(const VerifiedCache& run, const std::vector<std::string>& names) {
+  return std::ranges::all_of(names, [&](const std::string& name) {
+    const auto* entry = run.activations().find(name);
+    return entry != nullptr && entry->value.size(0) == run.record().batch &&
+           (name.ends_with("attn_scores") || name.ends_with("pattern")
+                ? entry->value.size(2)
+                : entry->value.size(1)) == run.record().pos;
+  });
 }
 
 }  // namespace
@@ -199,14 +198,17 @@ std::string GridVerdict::summary() const {
   };
   std::string done =
       std::to_string(cells) + (cells == 1 ? " patch in " : " patches in ") + counted(runs, "run");
+  if (equal_cells > 0) done += " (" + std::to_string(equal_cells) + " change nothing)";
   std::string status_name(name_of(status));
   if (status == Status::unverified)
     return status_name + ": " + done + ", none of them compared with the reference (verify off)";
   std::string compared = std::to_string(n_compared) + " elements compared";
+  if (n_projected > 0)
+    compared += ", " + std::to_string(n_projected) + " more only by checksums of their rows";
   if (status == Status::invalid)
     return status_name + ": " + std::to_string(refused_cells.size()) + " of " + done +
            " refused (" + counted(refused_runs, "run") + "); the first: " + first_failure;
-  return status_name + ": " + done + ", " + compared + ", the worst error " +
+  return status_name + ": " + done + ", " + compared + ", the worst error compared " +
          short_number(worst_ratio) + " times its bound, at " + worst_name;
 }
 
@@ -217,7 +219,9 @@ nlohmann::json to_json(const GridVerdict& v) {
           {"runs", v.runs},
           {"refused_runs", v.refused_runs},
           {"refused_cells", v.refused_cells},
+          {"equal_cells", v.equal_cells},
           {"n_compared", v.n_compared},
+          {"n_projected", v.n_projected},
           {"worst_ratio", v.worst_ratio},
           {"worst_name", v.worst_name},
           {"seconds", v.seconds},
@@ -250,7 +254,8 @@ class Sweep {
   Sweep(const HookedTransformer& model, const VerifiedCache& clean, const VerifiedCache& corrupted,
         const GridOptions& options, const Metric& metric)
       : model_(model), clean_(clean), corrupted_(corrupted), o_(options), metric_(metric) {
-    verify_ = o_.verify.value_or(model.options().verify);
+    verify_ = o_.verify.value_or(model.options().verify == VerifyMode::off ? VerifyMode::off
+                                                                           : VerifyMode::checksum);
     check_site(o_.site, model.config());
     axes_ = checked_axes(o_.site, o_.over);
     check_pair();
@@ -266,17 +271,25 @@ class Sweep {
   Array source_at(const std::string& name) const;
   std::int64_t extent(Axis axis) const;
   std::vector<std::int64_t> order() const;
-  std::int64_t cells_of_a_run() const;
-  void add_edits(std::int64_t cell, std::int64_t row, std::vector<Edit>& edits) const;
-  void run_cells(std::span<const std::int64_t> cells);
-  Array logits_of(const Tokens& tokens, const Plan& plan);
+  std::int64_t most_in_a_run(std::size_t bytes_of_patch) const;
+  Patch patch_of(std::int64_t cell) const;
+  VerifiedCache base_with_everything() const;
+  void run_group(const PatchRuns& runs, std::span<const Patch> group);
+  std::optional<Array> output_of(const Request& request, std::span<const Patch> group);
+  void set_value(const Patch& patch, const std::vector<double>& values);
+  void count(const Verdict& verdict);
+  void sample(const std::vector<Patch>& patches, double base_value);
   std::string name_of_cell(std::int64_t cell) const;
-  double error_of(const VerifiedCache& run, double value) const;
   double of_run(const VerifiedCache& run, const std::string& which) const;
+  std::shared_future<double> error_bar(double clean, double corrupted) const;
+  RunOptions run_options() const;
 
-  const RunRecord& base() const { return (denoises() ? corrupted_ : clean_).record(); }
+  const VerifiedCache& base() const { return denoises() ? corrupted_ : clean_; }
   const VerifiedCache& source() const { return denoises() ? clean_ : corrupted_; }
   bool denoises() const { return o_.direction == Direction::denoise; }
+  Tokens base_tokens() const {
+    return {base().record().batch, base().record().pos, base().record().tokens};
+  }
 
   const HookedTransformer& model_;
   const VerifiedCache &clean_, &corrupted_;
@@ -287,6 +300,7 @@ class Sweep {
   Shape shape_;
   std::vector<Array> sources_;  // one a layer
   std::vector<double> values_;
+  double sampled_error_ = 0;
   GridVerdict verdict_;
   std::optional<VerificationFailed> first_;
 };
@@ -309,7 +323,8 @@ Array Sweep::source_at(const std::string& name) const {
            " activations); run it with a filter that keeps " + short_name(o_.site) +
            " in every layer");
   const Array& value = source()[name];
-  Shape whole = shape_of(o_.site, model_.config(), {base().batch, base().pos, base().pos});
+  Shape whole = shape_of(o_.site, model_.config(),
+                         {base().record().batch, base().record().pos, base().record().pos});
   if (value.shape() != whole)
     refuse("the " + which + " run holds " + name + " as " + to_string(value.shape()) +
            "; needed: every position, " + to_string(whole));
@@ -320,7 +335,8 @@ std::int64_t Sweep::extent(Axis axis) const {
   if (axis == Axis::layer) return model_.config().n_layers;
   auto all = info(o_.site).axes;
   auto at = static_cast<std::size_t>(std::ranges::find(all, axis) - all.begin());
-  return shape_of(o_.site, model_.config(), {base().batch, base().pos, base().pos})[at];
+  return shape_of(o_.site, model_.config(),
+                  {base().record().batch, base().record().pos, base().record().pos})[at];
 }
 
 // Layers vary fastest, so that a run has few edits at any one hook point: each edit there is one
@@ -337,80 +353,144 @@ std::vector<std::int64_t> Sweep::order() const {
   return cells;
 }
 
-std::int64_t Sweep::cells_of_a_run() const {
+std::int64_t Sweep::most_in_a_run(std::size_t bytes_of_patch) const {
   if (o_.max_cells && *o_.max_cells < 1)
     throw std::out_of_range("[patch_grid] max_cells " + std::to_string(*o_.max_cells) +
                             " out of range; allowed: 1 and more");
-  std::size_t one =
-      static_cast<std::size_t>(base().batch) * bytes_of_prompt(model_.config(), base().pos);
-  auto fit = static_cast<std::int64_t>(o_.max_bytes / one);
-  fit = std::min(fit, kEditsAtAPoint * std::ssize(sources_) / base().batch);
-  fit = std::max<std::int64_t>(fit, 1);
+  std::int64_t fit =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(o_.max_bytes / bytes_of_patch));
   return std::min(fit, o_.max_cells.value_or(fit));
 }
 
-// One edit a prompt: the cell's copies of the prompts are rows [row, row + batch) of the run.
-void Sweep::add_edits(std::int64_t cell, std::int64_t row, std::vector<Edit>& edits) const {
-  Edit edit{.kind = EditKind::patch, .site = o_.site};
+Patch Sweep::patch_of(std::int64_t cell) const {
+  Patch patch{.cell = cell, .layer = 0, .where = {}};
   for (std::size_t d = axes_.size(); d-- > 0;) {
     std::int64_t index = cell % shape_[d];
     cell /= shape_[d];
-    if (axes_[d] == Axis::layer) edit.layer = index;
-    if (axes_[d] == Axis::head || axes_[d] == Axis::kv_head) edit.where.head = index;
-    if (axes_[d] == Axis::key) edit.where.key = index;
-    if (axes_[d] == Axis::pos || axes_[d] == Axis::query) edit.where.pos = {index};
+    if (axes_[d] == Axis::layer) patch.layer = index;
+    if (axes_[d] == Axis::head || axes_[d] == Axis::kv_head) patch.where.head = index;
+    if (axes_[d] == Axis::key) patch.where.key = index;
+    if (axes_[d] == Axis::pos || axes_[d] == Axis::query) patch.where.pos = {index};
   }
-  for (std::int64_t b = 0; b < base().batch; ++b) {
-    edit.where.batch = row + b;
-    edit.source = sources_[static_cast<std::size_t>(edit.layer)].rows(b, b + 1);
-    edits.push_back(edit);
-  }
+  return patch;
 }
 
-Array Sweep::logits_of(const Tokens& tokens, const Plan& plan) {
-  RunOptions run{.verify = verify_,
-                 .names = std::vector<std::string>{},
-                 .plan = plan,
-                 .interference = o_.interference,
-                 .device_faults = o_.device_faults};
-  if (verify_ == VerifyMode::off) return model_.forward(tokens, run);
-  VerifiedCache cache = model_.run_with_cache(tokens, run);
-  verdict_.n_compared += cache.verdict().n_compared();
-  verdict_.seconds += cache.verdict().seconds;
-  for (const Point& point : cache.verdict().points)
+RunOptions Sweep::run_options() const {
+  return {.verify = verify_,
+          .names = std::vector<std::string>{},
+          .interference = o_.interference,
+          .device_faults = o_.device_faults};
+}
+
+// The base run with what patched runs start from and are compared with; run again, and verified,
+// when it holds less.
+VerifiedCache Sweep::base_with_everything() const {
+  auto names = PatchRuns::needed(o_.site, model_.config());
+  if (holds_all(base(), names)) return base();
+  RunOptions run = run_options();
+  if (verify_ == VerifyMode::off) run.verify = VerifyMode::checksum;
+  run.names = std::move(names);
+  return model_.run_with_cache(base_tokens(), run);
+}
+
+void Sweep::count(const Verdict& verdict) {
+  verdict_.n_compared += verdict.n_compared();
+  verdict_.n_projected += verdict.n_projected();
+  verdict_.seconds += verdict.seconds;
+  for (const Point& point : verdict.points)
     if (verdict_.worst_name.empty() || point.worst_ratio > verdict_.worst_ratio) {
       verdict_.worst_ratio = point.worst_ratio;
       verdict_.worst_name = to_string(point.id);
     }
-  return cache.output();
 }
 
-void Sweep::run_cells(std::span<const std::int64_t> cells) {
-  std::int64_t batch = base().batch;
-  Tokens tokens{.batch = std::ssize(cells) * batch, .pos = base().pos};
-  std::vector<Edit> edits;
-  for (std::size_t i = 0; i < cells.size(); ++i) {
-    add_edits(cells[i], static_cast<std::int64_t>(i) * batch, edits);
-    tokens.ids.insert(tokens.ids.end(), base().tokens.begin(), base().tokens.end());
-  }
+// Nothing when the run was refused.
+std::optional<Array> Sweep::output_of(const Request& request, std::span<const Patch> group) {
   verdict_.runs += 1;
-  Array logits;  // [cell * batch, pos, d_vocab]
+  if (verify_ == VerifyMode::off) return model_.run_request_unverified(request, run_options());
   try {
-    logits = logits_of(tokens, Plan(std::move(edits)));
+    VerifiedCache run = model_.run_request(request, run_options());
+    count(run.verdict());
+    return run.output();
   } catch (const VerificationFailed& e) {
     verdict_.refused_runs += 1;
-    verdict_.refused_cells.insert(verdict_.refused_cells.end(), cells.begin(), cells.end());
+    for (const Patch& patch : group) verdict_.refused_cells.push_back(patch.cell);
     verdict_.seconds += e.verdict().seconds;
     if (!first_) first_ = e;
+    return {};
+  }
+}
+
+void Sweep::set_value(const Patch& patch, const std::vector<double>& values) {
+  double mean =
+      std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  if (!std::isfinite(mean))
+    refuse("the metric is " + short_number(mean) + " " + name_of_cell(patch.cell) +
+           "; needed: a finite number");
+  values_[static_cast<std::size_t>(patch.cell)] = mean;
+}
+
+void Sweep::run_group(const PatchRuns& runs, std::span<const Patch> group) {
+  Request request = runs.request(group);
+  // What one run of a device cannot take may go in two.
+  if (group.size() > 1 && !model_.fits(request)) {
+    run_group(runs, group.first(group.size() / 2));
+    run_group(runs, group.subspan(group.size() / 2));
     return;
   }
-  for (std::size_t i = 0; i < cells.size(); ++i) {
+  auto output = output_of(request, group);
+  if (!output) return;
+  std::int64_t batch = base().record().batch;
+  for (std::size_t i = 0; i < group.size(); ++i) {
     auto row = static_cast<std::int64_t>(i) * batch;
-    double value = metric_.mean(logits.rows(row, row + batch));
-    if (!std::isfinite(value))
-      refuse("the metric is " + short_number(value) + " " + name_of_cell(cells[i]) +
-             "; needed: a finite number");
-    values_[static_cast<std::size_t>(cells[i])] = value;
+    set_value(group[i], runs.reads_one_position()
+                            ? metric_.values_of_read(output->rows(row, row + batch))
+                            : metric_.values(runs.whole_logits(*output, group, i)));
+  }
+}
+
+// Two cells once more, as whole runs from the tokens: the one that moves the metric furthest and
+// the middle one. What was saved must not show in them.
+void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
+  std::vector<Patch> chosen;
+  auto effect = [&](const Patch& patch) {
+    double value = values_[static_cast<std::size_t>(patch.cell)];
+    return std::isnan(value) ? -1 : std::abs(value - base_value);
+  };
+  auto refused = [&](const Patch& patch) { return effect(patch) < 0; };
+  if (auto most = std::ranges::max_element(patches, {}, effect);
+      most != patches.end() && !refused(*most))
+    chosen.push_back(*most);
+  if (patches.size() > 1 && !refused(patches[patches.size() / 2]))
+    chosen.push_back(patches[patches.size() / 2]);
+  if (chosen.empty()) return;
+  std::int64_t batch = base().record().batch;
+  Tokens tokens{.batch = std::ssize(chosen) * batch, .pos = base().record().pos};
+  std::vector<Edit> edits;
+  for (std::size_t i = 0; i < chosen.size(); ++i)
+    for (std::int64_t b = 0; b < batch; ++b) {
+      Edit edit{.kind = EditKind::patch,
+                .site = o_.site,
+                .layer = chosen[i].layer,
+                .where = chosen[i].where,
+                .source = sources_[static_cast<std::size_t>(chosen[i].layer)].rows(b, b + 1)};
+      edit.where.batch = static_cast<std::int64_t>(i) * batch + b;
+      edits.push_back(std::move(edit));
+      auto prompt = base().record().tokens.begin() + b * tokens.pos;
+      tokens.ids.insert(tokens.ids.end(), prompt, prompt + tokens.pos);
+    }
+  RunOptions run = run_options();
+  run.plan = Plan(std::move(edits));
+  Request request = model_.request_for(tokens, run);
+  auto output = output_of(request, chosen);
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    auto row = static_cast<std::int64_t>(i) * batch;
+    double& value = values_[static_cast<std::size_t>(chosen[i].cell)];
+    if (output)
+      sampled_error_ =
+          std::max(sampled_error_, std::abs(value - metric_.mean(output->rows(row, row + batch))));
+    else
+      value = std::numeric_limits<double>::quiet_NaN();
   }
 }
 
@@ -430,37 +510,59 @@ double Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
   return value;
 }
 
-double Sweep::error_of(const VerifiedCache& run, double value) const {
-  const RunRecord& r = run.record();
-  Request request{.rows = Rows::from_tokens(r.tokens, r.batch, model_.config())};
-  double exact = metric_.mean(run_in_float64(model_.weights(), request, torch_parallel_for));
-  if (!std::isfinite(exact))
-    refuse("the metric is " + short_number(exact) +
-           " for a base run in float64; needed: a finite number");
-  return std::abs(value - exact);
+// Two whole runs in float64 take longer than a small sweep: when somebody asks.
+std::shared_future<double> Sweep::error_bar(double clean, double corrupted) const {
+  auto weights = model_.shared_weights();
+  auto drift = [weights, metric = metric_](const RunRecord& r, double value) {
+    Request request{.rows = Rows::from_tokens(r.tokens, r.batch, weights->config)};
+    double exact = metric.mean(run_in_float64(*weights, request, torch_parallel_for));
+    if (!std::isfinite(exact))
+      refuse("the metric is " + short_number(exact) +
+             " for a base run in float64; needed: a finite number");
+    return std::abs(value - exact);
+  };
+  return std::async(std::launch::deferred,
+                    [=, a = clean_.record(), b = corrupted_.record(), sampled = sampled_error_] {
+                      return std::max({drift(a, clean), drift(b, corrupted), sampled});
+                    });
 }
 
 GridResult Sweep::run() {
   values_.assign(static_cast<std::size_t>(numel(shape_)), std::numeric_limits<double>::quiet_NaN());
   double clean = of_run(clean_, "clean"), corrupted = of_run(corrupted_, "corrupted");
-  auto cells = order();
+  double base_value = denoises() ? corrupted : clean;
   verdict_.mode = verify_;
-  verdict_.cells = std::ssize(cells);
-  std::int64_t at_once = cells_of_a_run();
-  for (std::int64_t done = 0; done < verdict_.cells; done += at_once) {
+  verdict_.cells = std::ssize(values_);
+  VerifiedCache whole_base = base_with_everything();
+  PatchRuns runs(model_, o_.site, whole_base, sources_, metric_.reads(), o_.savings);
+  std::vector<Patch> patches;
+  for (std::int64_t cell : order()) {
+    Patch patch = patch_of(cell);
+    if (runs.changes_anything(patch)) {
+      patches.push_back(std::move(patch));
+    } else {
+      values_[static_cast<std::size_t>(cell)] = base_value;
+      verdict_.equal_cells += 1;
+    }
+  }
+  std::int64_t done = verdict_.equal_cells;
+  auto most = [&](std::int64_t first_pos) { return most_in_a_run(runs.bytes_of_patch(first_pos)); };
+  most(0);  // refuses nonsense before anything runs
+  for (const auto& group : runs.grouped(patches, most)) {
     if (o_.progress) o_.progress(done, verdict_.cells);
-    std::int64_t n = std::min(at_once, verdict_.cells - done);
-    run_cells(
-        std::span(cells).subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(n)));
+    run_group(runs, group);
+    done += std::ssize(group);
   }
   if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
-  // Both passes read the sources from this memory: it must be as it was verified to the end.
+  sample(patches, base_value);
+  // Both passes read these from this memory: it must be as it was verified to the end.
   for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];
+  for (const std::string& name : PatchRuns::needed(o_.site, model_.config())) whole_base[name];
   std::ranges::sort(verdict_.refused_cells);
   if (first_) verdict_.first_failure = first_->what();
   if (verify_ != VerifyMode::off)
-    verdict_.status = first_ || verdict_.n_compared == 0 ? Status::invalid : Status::verified;
-  double error_bar = std::max(error_of(clean_, clean), error_of(corrupted_, corrupted));
+    verdict_.status = first_ || (verdict_.n_compared == 0 && !patches.empty()) ? Status::invalid
+                                                                               : Status::verified;
   std::vector<GridAxis> axes;
   for (std::size_t d = 0; d < axes_.size(); ++d) {
     axes.push_back({.axis = axes_[d], .labels = {}});
@@ -475,7 +577,7 @@ GridResult Sweep::run() {
                    .values = Array::of(std::span<const double>(values_), shape_),
                    .clean = clean,
                    .corrupted = corrupted,
-                   .error_bar = error_bar,
+                   .error_bar = error_bar(clean, corrupted),
                    .metric = metric_.description(),
                    .verdict = verdict_,
                    .clean_record = clean_.record(),
@@ -492,12 +594,15 @@ GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean
 
 GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean,
                       const Tokens& corrupted, const GridOptions& options, const Metric& metric) {
-  RunOptions run{.verify = VerifyMode::exact,
+  bool exact = options.verify == VerifyMode::exact;
+  RunOptions run{.verify = exact ? VerifyMode::exact : VerifyMode::checksum,
                  .names = std::vector<std::string>{},
                  .interference = options.interference,
                  .device_faults = options.device_faults};
   check_site(options.site, model.config());
-  if (options.direction == Direction::noise) run.names = grid_hooks(options.site, model.config());
+  run.names = options.direction == Direction::noise
+                  ? grid_hooks(options.site, model.config())
+                  : PatchRuns::needed(options.site, model.config());
   return patch_grid(model, clean, model.run_with_cache(corrupted, run), options, metric);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "lens/hooked_transformer.h"
 #include "patching/metrics.h"
+#include "patching/sweep.h"
 
 namespace lenscpp {
 
@@ -27,7 +29,9 @@ struct GridOptions {
   Site site;               // any that can be edited
   std::vector<Axis> over;  // layer (of a site that has layers) and axes of the site, in any order
   Direction direction = Direction::denoise;
-  std::optional<VerifyMode> verify = {};  // of the patched runs; unset: the model's
+  /// Of the patched runs; unset: by checksums, unless the model's verification is off.
+  std::optional<VerifyMode> verify = {};
+  Savings savings = {};
   /// Patched copies of the prompts share a run: as many as fit here with their activations, in
   /// bytes.
   std::size_t max_bytes = std::size_t{256} << 20;
@@ -50,7 +54,9 @@ struct GridVerdict {
   Status status = Status::unverified;  // verified: every cell of every run passed
   VerifyMode mode = VerifyMode::off;
   std::int64_t cells = 0, runs = 0, refused_runs = 0;
+  std::int64_t equal_cells = 0;             // patches that change nothing that is read: not run
   std::int64_t n_compared = 0;              // elements, in runs that passed
+  std::int64_t n_projected = 0;             // elements checked by checksums alone
   double worst_ratio = 0;                   // error / bound, in runs that passed
   std::string worst_name;                   // where that is
   double seconds = 0;                       // spent checking
@@ -73,8 +79,9 @@ class GridResult {
   const Array& values() const { return state_->values; }
   double clean() const { return state_->clean; }          // the metric of the clean run
   double corrupted() const { return state_->corrupted; }  // and of the corrupted one
-  /// How far rounding moves the metric: |device - float64|, the larger one of the two base runs.
-  double error_bar() const { return state_->error_bar; }
+  /// How far rounding moves the metric: the largest of |device - float64| of the two base runs and
+  /// of |value - the whole run's| of sampled cells. The float64 runs are made when first asked for.
+  double error_bar() const { return state_->error_bar.get(); }
   const nlohmann::json& metric() const { return state_->metric; }
   const GridVerdict& verdict() const { return state_->verdict; }
   const RunRecord& clean_record() const { return state_->clean_record; }
@@ -91,7 +98,8 @@ class GridResult {
     Direction direction;
     std::vector<GridAxis> axes;
     Array values;
-    double clean, corrupted, error_bar;
+    double clean, corrupted;
+    std::shared_future<double> error_bar;
     nlohmann::json metric;
     GridVerdict verdict;
     RunRecord clean_record, corrupted_record;

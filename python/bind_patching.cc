@@ -117,11 +117,14 @@ void bind_grid_verdict(py::module_& m) {
           "\"VERIFIED\" (every run passed), \"INVALID\" (some were refused) or \"UNVERIFIED\".")
       .def_property_readonly(
           "mode", [](Ours<GridVerdict> self) { return std::string(name_of(self->mode)); },
-          "How the patched runs were checked: \"exact\" or \"off\".")
+          "How the patched runs were checked: \"checksum\", \"exact\" or \"off\".")
       .def_property_readonly(
           "cells", [](Ours<GridVerdict> self) { return self->cells; }, "Patches asked for.")
       .def_property_readonly(
           "runs", [](Ours<GridVerdict> self) { return self->runs; }, "Runs made for them.")
+      .def_property_readonly(
+          "equal_cells", [](Ours<GridVerdict> self) { return self->equal_cells; },
+          "Patches that change nothing that the metric reads: the base run's metric, without a run.")
       .def_property_readonly(
           "refused_runs", [](Ours<GridVerdict> self) { return self->refused_runs; },
           "Runs that were INVALID.")
@@ -131,6 +134,9 @@ void bind_grid_verdict(py::module_& m) {
       .def_property_readonly(
           "n_compared", [](Ours<GridVerdict> self) { return self->n_compared; },
           "Elements compared with the reference, in runs that passed.")
+      .def_property_readonly(
+          "n_projected", [](Ours<GridVerdict> self) { return self->n_projected; },
+          "Elements more that were checked by checksums of their rows alone.")
       .def_property_readonly(
           "worst_ratio", [](Ours<GridVerdict> self) { return self->worst_ratio; },
           "Largest error over its bound, in runs that passed.")
@@ -161,10 +167,22 @@ void bind_grid(py::module_& m) {
           [](Ours<GridResult> self) { return std::string(name_of(self->direction())); })
       .def_property_readonly("axes", [](Ours<GridResult> self) { return labels_of(*self); })
       .def("values", [](Ours<GridResult> self) { return to_python(self->values()); })
-      .def("normalized", [](Ours<GridResult> self) { return to_python(self->normalized()); })
+      .def("normalized",
+           [](Ours<GridResult> self) {
+             std::optional<Array> scaled;
+             {
+               py::gil_scoped_release release;
+               scaled = self->normalized();
+             }
+             return to_python(*scaled);
+           })
       .def_property_readonly("clean", [](Ours<GridResult> self) { return self->clean(); })
       .def_property_readonly("corrupted", [](Ours<GridResult> self) { return self->corrupted(); })
-      .def_property_readonly("error_bar", [](Ours<GridResult> self) { return self->error_bar(); })
+      .def_property_readonly("error_bar",
+                             [](Ours<GridResult> self) {
+                               py::gil_scoped_release release;
+                               return self->error_bar();
+                             })
       .def_property_readonly("metric",
                              [](Ours<GridResult> self) { return to_python(self->metric()); })
       .def_property_readonly(
@@ -216,6 +234,8 @@ GridOptions options_from(const HookedTransformer& model, const py::kwargs& call)
     options.over.push_back(grid_axis(options.site, name));
   options.direction = direction_from_name(call["direction"].cast<std::string>());
   if (given("verify")) options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
+  if (!call["savings"].cast<bool>())
+    options.savings = {.layers = false, .positions = false, .equal = false, .output = false};
   if (given("max_cells")) options.max_cells = call["max_cells"].cast<std::int64_t>();
   if (given("progress")) {
     options.progress = [progress = call["progress"]](std::int64_t done, std::int64_t cells) {

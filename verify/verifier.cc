@@ -71,7 +71,8 @@ Verifier::Verifier(std::shared_ptr<const Weights> weights, const Request& reques
 }
 
 Shape Verifier::shape_of_link(const Link& link) const {
-  return shape_of(link.output.site, weights_->config, request_.rows.extents());
+  return shape_of(link.output.site, weights_->config,
+                  request_.rows.extents(link.output.site, link.output.layer));
 }
 
 void Verifier::report(Point point) {
@@ -257,7 +258,7 @@ std::map<TensorId, Array> by_id(const Weights& weights, Request& request,
   std::map<TensorId, Array> tensors;
   for (const auto& [name, value] : recorded) {
     TensorId id = find_hook(name, {}, {}, weights.config);
-    Shape shape = shape_of(id.site, weights.config, request.rows.extents());
+    Shape shape = shape_of(id.site, weights.config, request.rows.extents(id.site, id.layer));
     DType stored = stored_dtype(id.site, dtype);
     if (value.shape() != shape || value.dtype() != stored)
       throw std::invalid_argument(
@@ -296,7 +297,8 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
   std::int64_t total = 0;
   auto links = wire(*weights, request);
   for (const Link& link : links) {
-    Shape shape = shape_of(link.output.site, weights->config, request.rows.extents());
+    Shape shape = shape_of(link.output.site, weights->config,
+                           request.rows.extents(link.output.site, link.output.layer));
     Contract contract = contract_of(link.output.site, options.dtype, options.matmul_precision);
     total += numel(shape);
     std::vector<Array> inputs, errors;

@@ -29,7 +29,8 @@ at::Tensor values_of(const Edit& edit, const std::vector<std::int64_t>& indices,
   Shape shape(x.sizes().begin(), x.sizes().end());
   MutableArray values(shape, to_dtype(x.scalar_type()));
   double factor = edit.kind == EditKind::add ? edit.factor : 1.0;
-  for (std::int64_t i : indices) values.set(i, factor * source_value(edit, shape, i));
+  std::vector<double> brought = source_values(edit, shape, indices);
+  for (std::size_t i = 0; i < indices.size(); ++i) values.set(indices[i], factor * brought[i]);
   return upload(std::move(values).freeze(), x.device());
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/_softmax.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcmul.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
@@ -78,7 +79,7 @@ class Pass {
                                              upload(*rows.start_residual, m.device_))
                                        : embed();  // [batch, pos, d_model]
     for (l = rows.first_layer; l < rows.end_layer; ++l) {
-      if (l > rows.first_layer) x = tap(Site::resid_pre, l, x);
+      if (l > rows.first_layer) x = tap(Site::resid_pre, l, with_entering(x));
       switch (c.topology) {
         case Topology::sequential: {
           at::Tensor attn_out = attention(x);
@@ -104,17 +105,38 @@ class Pass {
     throw std::logic_error("[transformer] not a PositionKind");
   }
 
-  at::Tensor attention(const at::Tensor& x) {
+  // The residual at the next layer: of the prompts already there, then of those that enter.
+  at::Tensor with_entering(const at::Tensor& x) {
+    Array entering = rows.entering.empty() ? Array() : rows.entering[l - rows.first_layer - 1];
+    if (entering.empty()) return x;
+    batch += entering.size(0);
+    tokens = batch * pos;
+    return at::cat({x, upload(entering, m.device_)}, 0);
+  }
+
+  // From here on only the position that is read goes on.
+  at::Tensor position_read(const at::Tensor& x) {
+    return x.narrow(1, *rows.read_pos, 1).contiguous();
+  }
+
+  // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
+  at::Tensor attention(at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
     auto [q, k, v] = tap.request().splits_qkv(l) ? split_qkv(x) : fused_qkv(x);
     if (rows.first_pos > 0) {
       const BaseKeysValues& base = rows.base[l - rows.first_layer];
-      k = tap(Site::keys, l,
-              at::cat({upload(base.keys, m.device_), k}, 1));  // [batch, key, kv_head, d_head]
-      v = tap(Site::values, l,
-              at::cat({upload(base.values, m.device_), v}, 1));  // [batch, key, kv_head, d_head]
+      k = tap(Site::keys, l, behind(base.keys, k));  // [batch, key, kv_head, d_head]
+      v = tap(Site::values, l, behind(base.values, v));
     }
-    at::Tensor scores = at::baddbmm(mask.expand({batch * c.n_heads, pos, key}), by_head(q),
+    at::Tensor causal = mask;  // [query, key]
+    if (rows.reads_one(Site::queries, l)) {
+      q = tap(Site::queries, l, position_read(q));
+      x = tap(Site::attn_resid, l, position_read(x));
+      causal = mask.narrow(0, *rows.read_pos, 1);
+      pos = 1;
+      tokens = batch;
+    }
+    at::Tensor scores = at::baddbmm(causal.expand({batch * c.n_heads, pos, key}), by_head(q),
                                     by_head(k).transpose(1, 2), 1,
                                     1 / c.attn_divisor(l));  // [batch * head, query, key]
     scores = tap(Site::attn_scores, l, scores.view({batch, c.n_heads, pos, key}));
@@ -129,6 +151,13 @@ class Pass {
                          ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
                          : linear(z, w.W_O, w.b_O);
     return tap(Site::attn_out, l, out.view({batch, pos, c.d_model}));
+  }
+
+  // Keys or values of the base run, each of its prompts as often as it has copies, then those of
+  // this run.
+  at::Tensor behind(const Array& base, const at::Tensor& here) {
+    at::Tensor earlier = upload(base, m.device_).repeat({batch / base.size(0), 1, 1, 1});
+    return at::cat({earlier, here}, 1);
   }
 
   struct QKV {
@@ -202,7 +231,16 @@ class Pass {
     at::Tensor n = norm({Site::ln_final_scale, Site::ln_final_normalized, Site::unembed_in},
                         m.ln_final_w_, m.ln_final_b_, x);
     if (!m.ln_final_w_.defined()) n = tap(Site::unembed_in, 0, n);
-    return tap(Site::unembed_out, 0, linear(n, m.W_U_, m.b_U_).view({batch, pos, c.d_vocab}));
+    at::Tensor logits = rows.read_tokens.empty() ? linear(n, m.W_U_, m.b_U_) : some_logits(n);
+    return tap(Site::unembed_out, 0, logits.view({batch, pos, -1}));
+  }
+
+  at::Tensor some_logits(const at::Tensor& n) {
+    auto wanted = static_cast<std::int64_t>(rows.read_tokens.size());
+    at::Tensor which =
+        upload(Array::of(std::span<const std::int64_t>(rows.read_tokens), {wanted}), m.device_);
+    at::Tensor weight = at::index_select(m.W_U_.plain(), 0, which);  // [token, d_model]
+    return at::addmm(at::index_select(m.b_U_, 0, which), n.view({tokens, c.d_model}), weight.t());
   }
 
   struct NormSites {

@@ -33,6 +33,7 @@ def patch_grid(
     *,
     prepend_bos: bool | None = None,
     max_cells: int | None = None,
+    savings: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> GridResult:
     """Patches one activation at a time from one run into another; every patched run is verified.
@@ -43,8 +44,11 @@ def patch_grid(
     axes of the site ("pos"; "head"; of patterns "query" and "key"), in any order; values come in that order.
     metric: lens.LogitDiff(" Mary", " John") and the like, or a function of verified logits, a CPU tensor
     [batch, pos, d_vocab], that returns a number (or one a prompt). direction: "denoise" writes the clean run's
-    activation into the corrupted prompt, "noise" the reverse. verify: "exact", or "off": then the grid is
-    UNVERIFIED, and says so everywhere. max_cells: patches that share a run, at most. progress(done, cells).
+    activation into the corrupted prompt, "noise" the reverse. verify: of the patched runs; "checksum" (the default:
+    products by random projections of their rows, all else recomputed), "exact", or "off": then the grid is
+    UNVERIFIED, and says so everywhere. max_cells: patches that share a run, at most. savings: compute only the
+    layers and positions that a patch changes, and only the logits that the metric reads (all of them, where it is a
+    function); False runs every patch as a whole, which moves values by rounding alone. progress(done, cells).
 
     Raises VerificationFailed when patched runs were refused, with the rest in .partial (refused cells NaN);
     NotVerified for an UnverifiedCache; ValueError, IndexError, TypeError, KeyboardInterrupt.
@@ -81,6 +85,7 @@ def patch_grid(
             direction=direction,
             verify=verify,
             max_cells=_inputs.optional_int("max_cells", max_cells),
+            savings=bool(savings),
             progress=progress,
             faults=[injection._spec for injection in active],
             fired=fired,

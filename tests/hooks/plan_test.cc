@@ -47,12 +47,29 @@ TEST(Plan, TouchesExactlyWhatItSelects) {
 TEST(Plan, ReadsOneSourcePromptForEveryPrompt) {
   Array source = Array::of(std::span<const float>(std::vector<float>{1, 2, 3, 4}), {1, 2, 2});
   Edit edit{.kind = EditKind::patch, .site = Site::resid_pre, .source = source};
-  EXPECT_EQ(source_value(edit, {2, 2, 2}, 1), 2);
-  EXPECT_EQ(source_value(edit, {2, 2, 2}, 5), 2);
+  EXPECT_EQ(source_values(edit, {2, 2, 2}, {1, 5, 7}), (std::vector<double>{2, 2, 4}));
   Edit add{.kind = EditKind::add,
            .site = Site::resid_pre,
            .source = Array::of(std::span<const float>(std::vector<float>{7, 8}), {2})};
-  EXPECT_EQ(source_value(add, {2, 2, 2}, 6), 7);
+  EXPECT_EQ(source_values(add, {2, 2, 2}, {3, 6}), (std::vector<double>{8, 7}));
+}
+
+Piece piece(std::int64_t batch, std::vector<std::int64_t> pos, std::vector<float> values) {
+  auto count = static_cast<std::int64_t>(values.size());
+  return {.where = {.batch = batch, .pos = std::move(pos)},
+          .values = Array::of(std::span<const float>(values), {count})};
+}
+
+TEST(Plan, WritesPiecesEachInAPromptOfItsOwn) {
+  Edit edit{.kind = EditKind::patch,
+            .site = Site::resid_pre,
+            .pieces = {piece(0, {1}, {1, 2}), piece(2, {0}, {3, 4})}};
+  auto indices = touched(edit, {3, 2, 2});
+  EXPECT_EQ(indices, (std::vector<std::int64_t>{2, 3, 8, 9}));
+  EXPECT_EQ(source_values(edit, {3, 2, 2}, indices), (std::vector<double>{1, 2, 3, 4}));
+  auto json = to_json(Plan({edit}));
+  EXPECT_EQ(json[0]["pieces"][1]["batch"], 2);
+  EXPECT_EQ(json[0]["pieces"][1]["source"]["xxh3"], edit.pieces[1].values.digest());
 }
 
 struct Refused {
@@ -113,6 +130,38 @@ const std::vector<Refused> kRefused{
       .source = Array::of(
           std::span<const float>(std::vector<float>(6, std::numeric_limits<float>::quiet_NaN())),
           {6})}},
+    {"piece_of_zeros",
+     "only a patch",
+     {.kind = EditKind::zero,
+      .site = Site::resid_pre,
+      .pieces = {piece(0, {1}, {1, 2, 3, 4, 5, 6})}}},
+    {"piece_and_where",
+     "no where, no source",
+     {.kind = EditKind::patch,
+      .site = Site::resid_pre,
+      .where = {.batch = 0},
+      .pieces = {piece(0, {1}, {1, 2, 3, 4, 5, 6})}}},
+    {"pieces_out_of_order",
+     "after the one before",
+     {.kind = EditKind::patch,
+      .site = Site::resid_pre,
+      .pieces = {piece(1, {1}, {1, 2, 3, 4, 5, 6}), piece(1, {2}, {1, 2, 3, 4, 5, 6})}}},
+    {"piece_without_prompt",
+     "after the one before",
+     {.kind = EditKind::patch,
+      .site = Site::resid_pre,
+      .pieces = {{.where = {}, .values = zeros({48})}}}},
+    {"piece_outside",
+     "there are 4 (0..3)",
+     {.kind = EditKind::patch, .site = Site::resid_pre, .pieces = {piece(0, {4}, {1})}}},
+    {"piece_of_another_size",
+     "needed: [6]",
+     {.kind = EditKind::patch, .site = Site::resid_pre, .pieces = {piece(0, {1}, {1, 2})}}},
+    {"piece_not_finite",
+     "not finite at element 0",
+     {.kind = EditKind::patch,
+      .site = Site::resid_pre,
+      .pieces = {piece(0, {1}, {std::numeric_limits<float>::infinity(), 2, 3, 4, 5, 6})}}},
     {"mean_of_scores", "no mean", {.kind = EditKind::mean, .site = Site::attn_scores}},
 };
 INSTANTIATE_TEST_SUITE_P(Plan, BadEdit, testing::ValuesIn(kRefused),

@@ -441,6 +441,67 @@ TEST_P(FaultSweep, EveryFaultOfAContinuedRunIsRefusedAndNamedFirst) {
       table);
 }
 
+// As a sweep runs its patches: prompts enter at a later layer behind shared base keys and values,
+// are patched in pieces, and only one position and a few logits are read.
+TEST_P(FaultSweep, EveryFaultOfASweepsRunIsRefusedAndNamedFirst) {
+  auto w = weights("flags");
+  CleanRun whole(w, plain_request(*w));
+  const Config& c = w->config;
+  std::int64_t pos = whole.request.rows.pos, first = 1;
+  auto prompts = [&](Site site, std::int64_t layer, std::int64_t from, std::int64_t to) {
+    const Array& x = whole.clean.at({site, layer});
+    std::int64_t inner = x.numel() / 2 / pos;
+    Shape shape = x.shape();
+    shape[1] = to - from;
+    MutableArray result(shape, x.dtype());
+    for (std::int64_t b = 0; b < 2; ++b)
+      for (std::int64_t i = 0; i < (to - from) * inner; ++i)
+        result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
+    return std::move(result).freeze();
+  };
+  std::int64_t end = c.n_layers, computed = pos - first;
+  ASSERT_GE(end, 2);
+  Rows rows{.batch = 2,
+            .pos = computed,
+            .tokens = {},
+            .positions = {},
+            .first_layer = end - 2,
+            .end_layer = end,
+            .start_residual = prompts(Site::resid_pre, end - 2, first, pos),
+            .first_pos = first,
+            .entering = {prompts(Site::resid_pre, end - 1, first, pos)},
+            .read_pos = computed - 2,
+            .read_tokens = {1, 3}};
+  for (std::int64_t b = 0; b < 2; ++b)
+    for (std::int64_t p = first; p < pos; ++p) rows.positions.push_back(p);
+  for (std::int64_t l = end - 2; l < end; ++l)
+    rows.base.push_back(
+        {.keys = prompts(Site::k, l, 0, first), .values = prompts(Site::v, l, 0, first)});
+  Edit patch{.kind = EditKind::patch, .site = Site::resid_pre, .layer = end - 1};
+  for (std::int64_t b = 1; b < 4; b += 2) {
+    MutableArray values({c.d_model}, w->dtype);
+    for (std::int64_t i = 0; i < c.d_model; ++i)
+      values.set(i, std::sin(static_cast<double>(i + b)));
+    patch.pieces.push_back({.where = {.batch = b, .pos = std::vector<std::int64_t>{0}},
+                            .values = std::move(values).freeze()});
+  }
+  Request request{.rows = std::move(rows), .plan = Plan({patch}), .on_demand = {}};
+  request.validate(c);
+  CleanRun swept(w, request);
+  EXPECT_EQ(swept.clean.at({Site::unembed_out}).shape(), (Shape{4, 1, 2}));
+  EXPECT_EQ(swept.clean.at({Site::attn_scores, end - 1}).shape(), (Shape{4, c.n_heads, 1, pos}));
+  EXPECT_EQ(swept.clean.at({Site::attn_scores, end - 2}).shape(),
+            (Shape{2, c.n_heads, computed, pos}));
+  sweep(
+      swept,
+      [](const Link& link) {
+        return link.op == Op::enter || link.op == Op::select || link.op == Op::concat ||
+               link.op == Op::edit || link.op == Op::scores ||
+               link.output.site == Site::unembed_out;
+      },
+      table);
+}
+
 // As users meet it: through RunOptions of a model from a folder.
 TEST(FaultInjection, AModelRefusesAFaultedRunAndRunsCleanlyAfterwards) {
   HookedTransformer model = HookedTransformer::from_pretrained(golden::folder("three_layers"));

@@ -59,6 +59,8 @@ Selection at_pos(std::int64_t pos) { return {.pos = std::vector<std::int64_t>{po
 
 double range() { return std::abs(names()(clean().output())[0] - names()(corrupted().output())[0]); }
 
+constexpr Savings kNone{.layers = false, .positions = false, .equal = false, .output = false};
+
 TEST_F(PatchGrid, EqualsTheNaiveLoopPatchByPatch) {
   for (Site site :
        {Site::resid_pre, Site::resid_mid, Site::attn_out, Site::mlp_out, Site::resid_post}) {
@@ -67,7 +69,8 @@ TEST_F(PatchGrid, EqualsTheNaiveLoopPatchByPatch) {
                    {.site = site, .over = {Axis::layer, Axis::pos}, .max_cells = 7}, names());
     ASSERT_EQ(grid.values().shape(), (Shape{4, 15}));
     EXPECT_EQ(grid.verdict().status, Status::verified);
-    EXPECT_EQ(grid.verdict().runs, 9);
+    EXPECT_EQ(grid.verdict().mode, VerifyMode::checksum);
+    EXPECT_GT(grid.verdict().n_projected, 0);
     for (std::int64_t l = 0; l < 4; ++l)
       for (std::int64_t p : {0, 2, 10, 14})
         EXPECT_NEAR(grid.values()[l * 15 + p], alone(patch(site, l, at_pos(p))), 1e-4 * range());
@@ -157,11 +160,120 @@ TEST_F(PatchGrid, SeveralPairsAreTheMeanOfEach) {
   EXPECT_EQ(both.axes()[1].labels[2], "2");  // the prompts differ there
 }
 
+// Every combination of savings, at sites of every kind, against the plain path.
+TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
+  struct Case {
+    Site site;
+    std::vector<Axis> over;
+  };
+  using enum Axis;
+  const Metric metrics[] = {names(), Prob{names().answer}, KL{clean().output()},
+                            [](const Array& logits) { return names()(logits); }};
+  for (const Case& c :
+       {Case{Site::embed, {pos}}, Case{Site::resid_pre, {layer, pos}},
+        Case{Site::q_input, {layer, head}}, Case{Site::q, {layer, head, pos}},
+        Case{Site::v, {layer, kv_head}}, Case{Site::attn_scores, {layer, query}},
+        Case{Site::pattern, {layer, head, query}}, Case{Site::z, {layer, head, pos}},
+        Case{Site::result, {layer, head}}, Case{Site::mlp_post, {layer, pos}},
+        Case{Site::ln2_scale, {layer, pos}}, Case{Site::resid_post, {layer, pos}},
+        Case{Site::unembed_in, {pos}}, Case{Site::unembed_out, {pos}}})
+    for (const Metric& metric : metrics) {
+      GridOptions options{.site = c.site, .over = c.over, .savings = kNone};
+      GridResult plain = patch_grid(tiny(), clean(), corrupted(), options, metric);
+      double range = std::abs(plain.clean() - plain.corrupted());
+      for (int without = 0; without <= 4; ++without) {
+        options.savings = {.layers = without != 1,
+                           .positions = without != 2,
+                           .equal = without != 3,
+                           .output = without != 4};
+        GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, metric);
+        ASSERT_EQ(grid.verdict().status, Status::verified);
+        for (std::int64_t i = 0; i < plain.values().numel(); ++i)
+          ASSERT_NEAR(grid.values()[i], plain.values()[i], 1e-4 * range)
+              << short_name(c.site) << " cell " << i << " without " << without << " "
+              << metric.description();
+      }
+    }
+}
+
+TEST_F(PatchGrid, RunsOnlyWhatChangesAnything) {
+  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
+  GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, names());
+  // The prompts differ at position 10 alone; from layer 1 on, every later position reads it.
+  EXPECT_EQ(grid.verdict().equal_cells, 60 - 1 - 3 * 5);
+  EXPECT_NE(grid.verdict().summary().find("44 change nothing"), std::string::npos);
+  for (std::int64_t p = 0; p < 10; ++p) EXPECT_EQ(grid.values()[p], grid.corrupted());
+  options.savings.equal = false;
+  EXPECT_EQ(patch_grid(tiny(), clean(), corrupted(), options, names()).verdict().equal_cells, 0);
+  // In the last layer, what is written to another position than the one that is read goes nowhere.
+  options = {.site = Site::mlp_out, .over = {Axis::layer, Axis::pos}};
+  GridResult last = patch_grid(tiny(), clean(), corrupted(), options, names());
+  for (std::int64_t p = 0; p < 14; ++p) EXPECT_EQ(last.values()[3 * 15 + p], last.corrupted());
+  EXPECT_NE(last.values()[3 * 15 + 14], last.corrupted());
+}
+
+TEST_F(PatchGrid, AMetricOfAnEarlierPositionIsReadThere) {
+  std::int64_t mary = tiny().to_single_token(" Mary"), john = tiny().to_single_token(" John");
+  for (std::int64_t pos : {11, -3}) {
+    LogitDiff metric{mary, john, pos};
+    GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::pos}};
+    GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, metric);
+    options.savings = kNone;
+    GridResult plain = patch_grid(tiny(), clean(), corrupted(), options, metric);
+    double size = std::abs(plain.clean()) + std::abs(plain.corrupted());
+    for (std::int64_t i = 0; i < 60; ++i)
+      EXPECT_NEAR(grid.values()[i], plain.values()[i], 1e-4 * size);
+    EXPECT_EQ(grid.values()[45 + 14], grid.corrupted());
+  }
+}
+
+TEST_F(PatchGrid, LittleMemoryMakesMoreRunsOfTheSameValues) {
+  GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::head, Axis::pos}};
+  GridResult at_once = patch_grid(tiny(), clean(), corrupted(), options, names());
+  options.max_bytes = 1 << 20;
+  GridResult in_parts = patch_grid(tiny(), clean(), corrupted(), options, names());
+  EXPECT_GT(in_parts.verdict().runs, at_once.verdict().runs);
+  for (std::int64_t i = 0; i < at_once.values().numel(); ++i)
+    EXPECT_NEAR(in_parts.values()[i], at_once.values()[i], 1e-4 * range());
+}
+
+// A fault in a run that was cut short is refused as in a whole one, in each mode of checking.
+TEST_F(PatchGrid, AFaultInASavingRunIsRefused) {
+  for (VerifyMode mode : {VerifyMode::exact, VerifyMode::checksum})
+    for (Site site :
+         {Site::keys, Site::queries, Site::attn_resid, Site::mlp_pre, Site::resid_pre}) {
+      GridOptions options{
+          .site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .verify = mode};
+      options.interference = [site](const TensorId& id, const at::Tensor& x) {
+        return id == TensorId{site, 3} ? at::add(x, 0.01) : x;
+      };
+      try {
+        patch_grid(tiny(), clean(), corrupted(), options, names());
+        ADD_FAILURE() << "not refused";
+      } catch (const GridFailed& e) {
+        EXPECT_EQ(to_string(e.verdict().first_failure()->id), hook_name(site, 3));
+        EXPECT_EQ(e.partial().verdict().refused_cells.size(), 16u);
+      }
+    }
+}
+
+TEST_F(PatchGrid, SampledCellsAreRunAgainAsAWhole) {
+  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
+  std::vector<std::int64_t> rows;
+  options.interference = [&](const TensorId& id, const at::Tensor& x) {
+    if (id == TensorId{Site::embed}) rows.push_back(x.size(0) * x.size(1));
+    return x;
+  };
+  patch_grid(tiny(), clean(), corrupted(), options, names());
+  EXPECT_EQ(rows, std::vector<std::int64_t>{2 * 15});
+}
+
 TEST_F(PatchGrid, SaysWhatItRanAndHowFarRoundingReaches) {
   int calls = 0;
   std::int64_t last = -1;
   GridOptions options{.site = Site::resid_pre,
                       .over = {Axis::layer, Axis::pos},
+                      .savings = kNone,
                       .max_cells = 30,
                       .progress = [&](std::int64_t done, std::int64_t) { ++calls, last = done; }};
   GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, names());
@@ -183,6 +295,7 @@ TEST_F(PatchGrid, SaysWhatItRanAndHowFarRoundingReaches) {
 TEST_F(PatchGrid, WhatProgressThrowsEndsTheSweep) {
   GridOptions options{.site = Site::resid_pre,
                       .over = {Axis::layer, Axis::pos},
+                      .savings = kNone,
                       .max_cells = 10,
                       .progress = [](std::int64_t done, std::int64_t) {
                         if (done == 20) throw std::runtime_error("enough");
@@ -212,11 +325,12 @@ TEST_F(PatchGrid, UncheckedRunsAreMarked) {
 }
 
 TEST_F(PatchGrid, AFaultInTheMiddleLosesItsCellsAndNoOthers) {
-  GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .max_cells = 8};
+  GridOptions options{
+      .site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .savings = kNone, .max_cells = 8};
   Array right = patch_grid(tiny(), clean(), corrupted(), options, names()).values();
   auto run = std::make_shared<int>(-1);
   options.interference = [run](const TensorId& id, const at::Tensor& x) {
-    if (id == TensorId{Site::embed}) ++*run;
+    if (id == TensorId{Site::resid_pre, 0}) ++*run;
     return *run == 3 && id == TensorId{Site::z, 2} ? at::add(x, 0.01) : x;
   };
   try {
@@ -306,7 +420,7 @@ TEST_F(PatchGrid, RefusesSitesAxesAndMetricsThatAreNone) {
   says({.site = Site::resid_pre, .over = {Axis::pos}}, "layer is missing");
   says({.site = Site::embed, .over = {}}, "over is empty");
   says({.site = Site::resid_pre, .over = {Axis::layer, Axis::pos, Axis::pos}}, "given twice");
-  GridOptions fine{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
+  GridOptions fine{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}, .savings = kNone};
   says(fine, "the metric is nan for the clean run",
        [](const Array&) { return std::vector<double>{NAN}; });
   auto calls = std::make_shared<int>(0);

@@ -29,7 +29,7 @@ def grid(tiny, clean):
 @pytest.fixture(scope="module")
 def partial(tiny):
     with lens.faults.inject("one_element", hook="blocks.1.hook_resid_pre", stage=1, delta=0.5), pytest.raises(lens.VerificationFailed) as refused:
-        patching.patch_grid(tiny, CLEAN, CORRUPTED, "resid_pre", metric=DIFF, max_cells=1)
+        patching.patch_grid(tiny, CLEAN, CORRUPTED, "resid_pre", metric=DIFF, max_cells=1, savings=False)
     assert refused.value.verdict.first_failure.name == "blocks.1.hook_resid_pre (edit 1)"
     assert "15 of 60 patches" in str(refused.value)
     return refused.value.partial
@@ -179,7 +179,7 @@ def test_an_unchecked_grid_says_so(tiny):
 
 def test_progress_and_its_exceptions(tiny, clean):
     seen = []
-    patching.patch_grid(tiny, clean, CORRUPTED, "resid_pre", metric=DIFF, max_cells=25, progress=lambda done, cells: seen.append((done, cells)))
+    patching.patch_grid(tiny, clean, CORRUPTED, "resid_pre", metric=DIFF, max_cells=25, savings=False, progress=lambda done, cells: seen.append((done, cells)))
     assert seen == [(0, 60), (25, 60), (50, 60), (60, 60)]
 
     def stop(done, cells):

@@ -90,6 +90,9 @@ class Sizes {
         return;
       case Op::edit:
         return edit(*l.edit);
+      case Op::enter:
+        return add("uploaded residual", l.given.shape(), model_);
+      case Op::select:
       case Op::callback:
       case Op::given:
       case Op::add:

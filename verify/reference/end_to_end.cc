@@ -23,7 +23,7 @@ Array run_in_float64(const Weights& weights, const Request& request, const Paral
     std::vector<Array> inputs;
     for (const TensorId& input : link.inputs) inputs.push_back(live.at(input));
     output = compute(link, inputs,
-                     shape_of(link.output.site, weights.config, request.rows.extents()), parallel);
+                     shape_of(link.output.site, weights.config, request.rows.extents(link.output.site, link.output.layer)), parallel);
     if (readers.contains(link.output)) live[link.output] = output;
     for (const TensorId& input : link.inputs)
       if (--readers[input] == 0) live.erase(input);

@@ -20,6 +20,8 @@ enum class Op : std::uint8_t {
   add,          // the sum of two tensors
   copy,         // the same values under another name, perhaps repeated over heads
   concat,       // base keys or values, then those computed here
+  enter,        // prompts that enter, behind those already there
+  select,       // one position
   norm_scale,   // sqrt(mean((x - mean x)^2) + eps)
   normalize,    // (x - mean x) / scale
   affine,       // x * weight + bias
@@ -44,9 +46,10 @@ struct Link {
   std::optional<Matrix> weight =
       {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
   std::optional<Vector> bias = {};
-  Array given = {};   // given, callback: the values; gather: the row indices; concat: the base
+  Array given = {};   // given, callback, enter: the values; gather: row indices; concat: the base
   double scalar = 0;  // norm_scale: eps; scores: divisor
   std::int64_t first_query = 0;  // scores: the position of query 0 among the keys
+  std::int64_t position = 0;     // select: which
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};
   std::optional<Callback> callback = {};

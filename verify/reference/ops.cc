@@ -123,13 +123,58 @@ class Concat : public Kernel {
     std::int64_t prompt = b.offset / (b.rows * b.cols), base = base_.size(1),
                  computed = in_.size(1);
     Mat value(b.rows, b.cols);
-    value.topRows(base) = widened(base_, prompt * base * b.cols, b.cols, base, b.cols);
+    value.topRows(base) =
+        widened(base_, prompt % base_.size(0) * base * b.cols, b.cols, base, b.cols);
     value.bottomRows(computed) = widened(in_, prompt * computed * b.cols, b.cols, computed, b.cols);
     return exactly(std::move(value));
   }
 
  private:
   Array base_, in_;
+};
+
+// Along the batch: the prompts already there, then those that enter.
+class Enter : public Kernel {
+ public:
+  Enter(const Link& link, Array in, const Shape& out) : in_(std::move(in)), given_(link.given) {
+    require(in_.numel() + given_.numel() == numel(out) && given_.size(-1) == out.back(), link,
+            "the prompts do not add up");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Mat value(b.rows, b.cols);
+    for (Index r = 0; r < b.rows; ++r) {
+      std::int64_t at = b.offset + r * b.cols;
+      bool there = at < in_.numel();
+      (there ? in_ : given_)
+          .widen(there ? at : at - in_.numel(),
+                 {value.data() + r * b.cols, static_cast<std::size_t>(b.cols)});
+    }
+    return exactly(std::move(value));
+  }
+
+ private:
+  Array in_, given_;
+};
+
+// One position of [batch, pos, ...].
+class Select : public Kernel {
+ public:
+  Select(const Link& link, Array in, const Shape& out) : in_(std::move(in)), at_(link.position) {
+    require(in_.size(0) == out[0] && at_ >= 0 && at_ < in_.size(1) && out[1] == 1 &&
+                in_.numel() == numel(out) * in_.size(1),
+            link, "no such position");
+    std::int64_t row = numel(out) / out[0];
+    for (std::int64_t b = 0; b < out[0]; ++b) blocks_.push_back({b * row, row, 1, row});
+  }
+  Expectation expect(const Block& b) const override {
+    std::int64_t from = (b.offset / b.cols * in_.size(1) + at_) * b.cols;
+    return exactly(widened(in_, from, b.cols, 1, b.cols));
+  }
+
+ private:
+  Array in_;
+  std::int64_t at_;
 };
 
 class Add : public Kernel {
@@ -567,6 +612,8 @@ class EditKernel : public Kernel {
         c_(c),
         touched_(touched(edit_, out)) {
     require(before_.shape() == out, link, "an input of another shape");
+    if (edit_.kind == EditKind::patch || edit_.kind == EditKind::add)
+      brought_ = source_values(edit_, out, touched_);
     if (edit_.kind == EditKind::mean) find_means();
     blocks_ = row_blocks(out);
   }
@@ -574,21 +621,22 @@ class EditKernel : public Kernel {
     Expectation e = exactly(widened(before_, b));
     auto first = std::ranges::lower_bound(touched_, b.offset);
     for (auto it = first; it != touched_.end() && *it < b.offset + b.rows * b.cols; ++it)
-      write(*it, e.value.data()[*it - b.offset], e.slack.data()[*it - b.offset]);
+      write(it - touched_.begin(), e.value.data()[*it - b.offset], e.slack.data()[*it - b.offset]);
     return e;
   }
 
  private:
-  void write(std::int64_t i, double& value, double& slack) const {
+  // The n-th touched element.
+  void write(std::int64_t n, double& value, double& slack) const {
     switch (edit_.kind) {
       case EditKind::zero:
         value = 0;
         return;
       case EditKind::patch:
-        value = round_to(c_.stored, source_value(edit_, shape_, i));
+        value = round_to(c_.stored, brought_[n]);
         return;
       case EditKind::add:
-        value += round_to(c_.stored, edit_.factor * source_value(edit_, shape_, i));
+        value += round_to(c_.stored, edit_.factor * brought_[n]);
         slack = 0;
         return;
       case EditKind::scale:
@@ -596,7 +644,7 @@ class EditKernel : public Kernel {
         slack = scale_slack(c_, value);
         return;
       case EditKind::mean: {
-        std::int64_t group = i % group_;
+        std::int64_t group = touched_[n] % group_;
         value = mean_[group];
         // Both sides average a source in float64, each in its own order.
         slack = edit_.source.empty() ? sum_slack(c_, count_, mean_abs_[group])
@@ -624,6 +672,7 @@ class EditKernel : public Kernel {
   Shape shape_;
   Contract c_;
   std::vector<std::int64_t> touched_;
+  std::vector<double> brought_;  // for each of them, by a patch or an add
   std::int64_t group_ = 0, count_ = 0;
   std::vector<double> mean_, mean_abs_;
 };
@@ -652,6 +701,10 @@ std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, con
       return std::make_unique<Copy>(link, in.at(0), out);
     case Op::concat:
       return std::make_unique<Concat>(link, in.at(0), out);
+    case Op::enter:
+      return std::make_unique<Enter>(link, in.at(0), out);
+    case Op::select:
+      return std::make_unique<Select>(link, in.at(0), out);
     case Op::norm_scale:
       return std::make_unique<NormScale>(link, in.at(0), out, c);
     case Op::normalize:

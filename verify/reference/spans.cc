@@ -179,6 +179,8 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
       return array_of(sums, out);
     }
     case Op::concat:
+    case Op::enter:
+    case Op::select:
     case Op::edit:
     case Op::callback:
       throw std::invalid_argument("[spans] " + to_string(link.output) +

@@ -32,6 +32,12 @@ class Graph {
   TensorId concat(TensorId out, Array base, TensorId in) {
     return append({.op = Op::concat, .output = out, .inputs = {in}, .given = std::move(base)});
   }
+  TensorId enter(TensorId out, TensorId in, Array residual) {
+    return append({.op = Op::enter, .output = out, .inputs = {in}, .given = std::move(residual)});
+  }
+  TensorId select(TensorId out, TensorId in, std::int64_t position) {
+    return append({.op = Op::select, .output = out, .inputs = {in}, .position = position});
+  }
   TensorId linear(TensorId out, TensorId in, const Matrix& weight, const Vector& bias) {
     return append(
         {.op = Op::linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
@@ -41,11 +47,13 @@ class Graph {
         {.op = Op::head_linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
   }
   TensorId scores(TensorId out, TensorId q, TensorId k, double divisor) {
+    const Rows& rows = request_.rows;
+    std::int64_t skipped = rows.reads_one(out.site, out.layer) ? *rows.read_pos : 0;
     return append({.op = Op::scores,
                    .output = out,
                    .inputs = {q, k},
                    .scalar = divisor,
-                   .first_query = request_.rows.first_pos});
+                   .first_query = rows.first_pos + skipped});
   }
   TensorId softmax(TensorId out, TensorId in) {
     return append({.op = Op::softmax, .output = out, .inputs = {in}});
@@ -115,6 +123,7 @@ class Block {
 
   TensorId run(TensorId x) {
     TensorId attn_out = attention(x);
+    if (reads_one()) x = g.select(at(Site::attn_resid), x, *request.rows.read_pos);
     TensorId mid = g.add(at(Site::resid_mid), x, attn_out);
     TensorId mlp_out = mlp(mid);
     return g.add(at(Site::resid_post), mid, mlp_out);
@@ -122,6 +131,7 @@ class Block {
 
  private:
   TensorId at(Site site) const { return {site, l}; }
+  bool reads_one() const { return request.rows.reads_one(Site::queries, l); }
 
   TensorId attention(TensorId x) {
     auto [q, k, v] = request.splits_qkv(l) ? split_qkv(x) : qkv(x);
@@ -131,6 +141,7 @@ class Block {
       keys = g.concat(at(Site::keys), base.keys, k);
       values = g.concat(at(Site::values), base.values, v);
     }
+    if (reads_one()) q = g.select(at(Site::queries), q, *request.rows.read_pos);
     TensorId scores = g.scores(at(Site::attn_scores), q, keys, w.config.attn_divisor(l));
     TensorId pattern = g.softmax(at(Site::pattern), scores);
     TensorId z = g.mix(at(Site::z), pattern, values);
@@ -209,6 +220,24 @@ TensorId embed(Graph& g, const Weights& w, const Request& request) {
   throw std::logic_error("[wiring] not a PositionKind");
 }
 
+// The unembedding of a few tokens.
+std::pair<Matrix, Vector> columns_of(const Weights& w, const std::vector<std::int64_t>& tokens) {
+  Matrix all = w.unembedding();
+  auto n = static_cast<std::int64_t>(tokens.size());
+  MutableArray columns({n, all.in}, all.storage.dtype()), bias({n}, w.b_U.dtype());
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t k = 0; k < all.in; ++k)
+      columns.set(
+          i * all.in + k,
+          all.storage[all.outputs_are_rows ? tokens[i] * all.in + k : k * all.out + tokens[i]]);
+    bias.set(i, w.b_U[tokens[i]]);
+  }
+  return {
+      Matrix{
+          .storage = std::move(columns).freeze(), .in = all.in, .out = n, .outputs_are_rows = true},
+      Vector{.storage = std::move(bias).freeze(), .size = n}};
+}
+
 }  // namespace
 
 std::string_view name_of(Op op) {
@@ -223,6 +252,10 @@ std::string_view name_of(Op op) {
       return "copy";
     case Op::concat:
       return "concat";
+    case Op::enter:
+      return "enter";
+    case Op::select:
+      return "select";
     case Op::norm_scale:
       return "norm_scale";
     case Op::normalize:
@@ -260,7 +293,11 @@ std::vector<Link> wire(const Weights& w, const Request& request) {
                    ? g.given({Site::resid_pre, rows.first_layer}, *rows.start_residual)
                    : embed(g, w, request);
   for (std::int64_t l = rows.first_layer; l < rows.end_layer; ++l) {
-    if (l > rows.first_layer) x = g.copy({Site::resid_pre, l}, x);
+    if (l > rows.first_layer) {
+      Array entering = rows.entering.empty() ? Array() : rows.entering[l - rows.first_layer - 1];
+      x = entering.empty() ? g.copy({Site::resid_pre, l}, x)
+                           : g.enter({Site::resid_pre, l}, x, entering);
+    }
     switch (w.config.topology) {
       case Topology::sequential:
         x = Block(g, w, request, l).run(x);
@@ -277,7 +314,12 @@ std::vector<Link> wire(const Weights& w, const Request& request) {
                        w.config.norm_eps},
                       x);
   if (w.ln_final_w.empty()) n = g.copy({Site::unembed_in}, n);
-  g.linear({Site::unembed_out}, n, w.unembedding(), {.storage = w.b_U, .size = w.b_U.numel()});
+  if (!rows.read_tokens.empty()) {
+    auto [weight, bias] = columns_of(w, rows.read_tokens);
+    g.linear({Site::unembed_out}, n, weight, bias);
+  } else {
+    g.linear({Site::unembed_out}, n, w.unembedding(), {.storage = w.b_U, .size = w.b_U.numel()});
+  }
   return std::move(g).take();
 }
 
