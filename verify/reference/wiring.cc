@@ -123,7 +123,6 @@ class Block {
 
   TensorId run(TensorId x) {
     TensorId attn_out = attention(x);
-    if (reads_one()) x = g.select(at(Site::attn_resid), x, *request.rows.read_pos);
     TensorId mid = g.add(at(Site::resid_mid), x, attn_out);
     TensorId mlp_out = mlp(mid);
     return g.add(at(Site::resid_post), mid, mlp_out);
@@ -131,9 +130,9 @@ class Block {
 
  private:
   TensorId at(Site site) const { return {site, l}; }
-  bool reads_one() const { return request.rows.reads_one(Site::queries, l); }
 
-  TensorId attention(TensorId x) {
+  // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
+  TensorId attention(TensorId& x) {
     auto [q, k, v] = request.splits_qkv(l) ? split_qkv(x) : qkv(x);
     TensorId keys = k, values = v;
     if (request.rows.first_pos > 0) {
@@ -141,7 +140,10 @@ class Block {
       keys = g.concat(at(Site::keys), base.keys, k);
       values = g.concat(at(Site::values), base.values, v);
     }
-    if (reads_one()) q = g.select(at(Site::queries), q, *request.rows.read_pos);
+    if (request.rows.reads_one(Site::queries, l)) {
+      q = g.select(at(Site::queries), q, *request.rows.read_pos);
+      x = g.select(at(Site::attn_resid), x, *request.rows.read_pos);
+    }
     TensorId scores = g.scores(at(Site::attn_scores), q, keys, w.config.attn_divisor(l));
     TensorId pattern = g.softmax(at(Site::pattern), scores);
     TensorId z = g.mix(at(Site::z), pattern, values);
