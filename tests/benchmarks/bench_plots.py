@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -19,15 +20,23 @@ NAMES = {
 DASHES = dict(zip(bench_work.HEADLINE, ("solid", "dot")))
 
 
+def _ticks(values: list[float]) -> list[float]:
+    """Of a logarithmic axis, a decade below and above included: 1, 2, 5, or over more than two decades 1 alone."""
+    positive = [value for value in values if value > 0]
+    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    return [float(f"{digit}e{decade}") for decade in range(first, last + 1) for digit in ((1, 2, 5) if last - first <= 2 else (1,))]
+
+
 def figure(growth: list[dict], growth_length: int):
     """Seconds above, MiB below, over logarithmic axes."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
+    layers = [p["at"] for p in growth if p["axis"] == "layers"]
     columns = {
         "tokens": ("run_with_cache of everything", "tokens", ("tokens",)),
         "layers": (f"the same, {growth_length} tokens", "layers", ("layers",)),
-        "patches": ("grids: resid_pre (solid), z by position (dotted)", "patches, of models of so many layers", bench_work.HEADLINE),
+        "patches": ("grids: resid_pre (line), z (dots)", f"patches (models of {min(layers)} to {max(layers)} layers)", bench_work.HEADLINE),
     }
     drawn = make_subplots(2, 3, shared_xaxes="columns", horizontal_spacing=0.06, vertical_spacing=0.06, subplot_titles=[title for title, _, _ in columns.values()])
     named = set()
@@ -45,10 +54,13 @@ def figure(growth: list[dict], growth_length: int):
         ticks = sorted({p["at"] for p in growth if p["axis"] in axes})
         drawn.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks], tickangle=-45, col=column)
         drawn.update_xaxes(title_text=unit, row=2, col=column)
-    drawn.update_yaxes(type="log", dtick=1, exponentformat="none", minor={"ticks": "outside", "showgrid": True})
+        for row, key in enumerate(("s", "peak_mib"), 1):
+            marks = _ticks([p[key] for p in growth if p["axis"] in axes])
+            drawn.update_yaxes(type="log", tickvals=marks, ticktext=[f"{mark:,g}" for mark in marks], row=row, col=column)
+    drawn.update_annotations(font_size=14)
     drawn.update_yaxes(title_text="seconds", row=1, col=1)
     drawn.update_yaxes(title_text="peak memory, MiB", row=2, col=1)
-    drawn.update_layout(template="plotly_white", width=1150, height=640, margin={"l": 70, "r": 20, "t": 40, "b": 110}, legend={"orientation": "h", "y": -0.22})
+    drawn.update_layout(template="plotly_white", width=1150, height=640, margin={"l": 70, "r": 20, "t": 40, "b": 110}, legend={"orientation": "h", "y": -0.16})
     return drawn
 
 

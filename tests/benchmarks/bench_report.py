@@ -98,11 +98,11 @@ def amount(row: Row) -> str:
 
 
 def judged(row: Row) -> str:
-    """The value; bold where a target is missed, and then with that target."""
+    """The value; bold where a target is missed, with the target in brackets."""
     if row.get("met", True):
         return amount(row)
     limit = row[AT_LEAST] if AT_LEAST in row else row[AT_MOST]
-    return f"**{amount(row)}** of {amount({**row, 'value': limit})}"
+    return f"**{amount(row)}** ({amount({**row, 'value': limit})})"
 
 
 def listing(rows: dict[str, Row]) -> str:
@@ -163,7 +163,9 @@ def _grids(results: Results) -> list[str]:
         of = [rows[f"grid {grid}, {pair}"] for pair in bench_work.PAIRS]
         check = ", ".join(_value(rows.get(f"check adds, grid {grid}, {pair}")) for pair in bench_work.PAIRS)
         peaks = _mib(results, f"transformer-lens, grid {grid}", f"verified, grid {grid}")
-        lines.append([f"{grid}, {patches[grid]:,} patches", _theirs(of[-1]), *map(_ours, of), check, peaks])
+        (part,) = bench_work.GRIDS[grid]
+        name = grid if part.activation == grid else f"{grid} ({part.activation})"
+        lines.append([f"{name}, {patches[grid]:,} patches", _theirs(of[-1]), *map(_ours, of), check, peaks])
     for unembedded in ("all positions", "last position"):
         row = rows[f"batched loop, {unembedded} unembedded"]
         lines.append([f"the first, against a loop over `start_at_layer` written by hand, {unembedded} unembedded", _theirs(row), "", "", _ours(row), "", ""])
@@ -227,7 +229,7 @@ def markdown(results: Results, picture: str | None) -> str:
     """The README's part between the comments. picture: path of the plots, from the README."""
     met = [row["met"] for row in results["rows"].values() if "met" in row]
     lines = [_about(results), "", *_runs(results), *_grids(results), *_loads(results), _limits(results), ""]
-    lines += [f"{sum(met)} of {len(met)} targets are met; what misses one is bold, with the target behind it.", ""]
+    lines += [f"{sum(met)} of {len(met)} targets are met; what misses one is bold, with the target in brackets.", ""]
     if picture:
         lines += [f"![How time and memory grow with tokens, layers and patches]({picture})", ""]
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def test_numbers_as_text(report):
     assert [report.digits(x) for x in (0.0123, 0.96, 1.04, 9.99, 43.4, 1234.5)] == ["0.012", "0.96", "1.0", "10.0", "43", "1234"]
     assert [report.duration(x) for x in (0.0123, 0.9, 1.25, 335.2)] == ["12 ms", "900 ms", "1.2 s", "335 s"]
     missed = report.of_rounds("check alone, checksum, T=15", "share", [0.42])
-    assert report.judged(missed) == "**42 %** of 30 %"
+    assert report.judged(missed) == "**42 %** (30 %)"
     assert report.judged(report.of_rounds("peak of load raw", "weights", [1.1])) == "1.1x the weights"
 
 
@@ -145,7 +145,7 @@ def test_the_table_is_markdown_and_names_what_is_missed(report, work):
     text = report.markdown(results_of(report, work), "notebooks/pictures/growth.png")
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
-    assert "batched" not in text and "**10x** of 20x" not in text  # a spread of functions, not a line each
+    assert "batched" not in text and "**10x** (20x)" not in text  # a spread of functions, not a line each
     assert "**1 of them below** 20x" in text and "10x (resid_mid) to 20x" in text
     assert f"{len(report.TARGETS) - 1} of {len(report.TARGETS)} targets are met" in text
     assert "- / 37 / - / -" in text and "![" in text
