@@ -24,7 +24,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import bench_plots
 import bench_report
@@ -45,7 +45,7 @@ class Size:
     rounds: dict[int, int]  # of runs, by tokens
     pair_length: int
     grid_rounds: int
-    sampled: dict[str, int]  # transformer-lens's patches a round
+    sampled: dict[str, int]  # transformer-lens's patches a round, an equal number of each pair of prompts
     sampled_of_others: int
     load_rounds: int
     import_rounds: int
@@ -217,46 +217,48 @@ class Bench:
             raise RuntimeError(f"{grid}: cells differ from transformer-lens's by up to {difference} logits; rounding explains {allowed}")
 
     def headline_grids(self) -> None:
+        """With the machine's limits in every round, so that a share of them is of one round as well."""
         size, pairs = self.size, bench_work.PAIRS
-        theirs: dict[str, list[float]] = {grid: [] for grid in bench_work.HEADLINE}
         loops: dict[str, list[float]] = {"all": [], "last": []}
-        ours: dict[tuple[str, str, str | None], list[float]] = {}
         rates: dict[str, list[float]] = {"packed": [], "linear": [], "copy": []}
-        for round_ in range(size.grid_rounds + 1):  # the first one warms up, in part
-            warm_up = round_ == 0
-            found_rates = {
-                "packed": self.machine.ask("product", packed=True)["rate"],
-                "linear": self.machine.ask("product", packed=False)["rate"],
-                "copy": self.machine.ask("copy")["rate"],
-            }
-            for kind, rate in found_rates.items():
-                rates[kind] += [] if warm_up else [rate]
+        theirs: dict[str, list[float]] = {grid: [] for grid in bench_work.HEADLINE}
+        ours: dict[tuple[str, str, str | None], list[float]] = {
+            (grid, pair, verify): [] for grid in bench_work.HEADLINE for pair in pairs for verify in (None, "off")
+        }
+        last: dict[str, list[float]] = {}  # of pair C, which comes last
+        for pair in pairs:  # warm up: each has a clean run to make
+            self.their_grid(self.peer, "resid_pre", size.shape, pair, 1)
+            self.our_grid(self.ours, "resid_pre", pair, None)
+        for _ in range(size.grid_rounds):
+            rates["packed"].append(self.machine.ask("product", packed=True)["rate"])
+            rates["linear"].append(self.machine.ask("product", packed=False)["rate"])
+            rates["copy"].append(self.machine.ask("copy")["rate"])
             for grid in bench_work.HEADLINE:
+                of_pairs = []
                 for pair in pairs:
-                    seconds, cells, values = self.their_grid(self.peer, grid, size.shape, pair, 1 if warm_up else max(1, size.sampled[grid] // len(pairs)))
-                    theirs[grid] += [] if warm_up else [seconds]
+                    seconds, cells, values = self.their_grid(self.peer, grid, size.shape, pair, size.sampled[grid] // len(pairs))
+                    of_pairs.append(seconds)
                     for verify in (None, "off"):
-                        if warm_up and grid != "resid_pre":
-                            continue
                         answer = self.our_grid(self.ours, grid, pair, verify)
                         self.same_cells(grid, answer["values"], cells, values)
-                        if not warm_up:
-                            ours.setdefault((grid, pair, verify), []).append(answer["s"])
-            for unembed, seconds_ in loops.items():
+                        ours[grid, pair, verify].append(answer["s"])
+                        last[grid] = answer["values"]
+                # Its cost does not depend on the pair: a round's patches of all three are one sample.
+                theirs[grid].append(mean(of_pairs))
+            for unembed, found in loops.items():
                 answer = self.peer.ask("batched_loop", pair="C", length=size.pair_length, unembed=unembed)
-                seconds_ += [] if warm_up else [answer["s"]]
+                self.same_cells("resid_pre", last["resid_pre"], list(range(len(answer["values"]))), answer["values"])
+                found.append(answer["s"])
         self.results["limits"] = {kind: median(values) for kind, values in rates.items()}
         self.results["limits_rounds"] = rates
         for grid in bench_work.HEADLINE:
-            # Its cost does not depend on the pair, so a round's patches of all three are one sample.
-            of_round = [sum(theirs[grid][i : i + len(pairs)]) / len(pairs) for i in range(0, len(theirs[grid]), len(pairs))]
             for pair in pairs:
                 verified, unverified = ours[grid, pair, None], ours[grid, pair, "off"]
-                self.compared(f"grid {grid}, {pair}", verified, of_round)
-                self.compared(f"grid {grid}, {pair}, unverified", unverified, of_round)
+                self.compared(f"grid {grid}, {pair}", verified, theirs[grid])
+                self.compared(f"grid {grid}, {pair}, unverified", unverified, theirs[grid])
                 self.of_rounds(f"check adds, grid {grid}, {pair}", "share", bench_report.added(verified, unverified))
-        for unembed, seconds_ in loops.items():
-            self.compared(f"batched loop, {unembed} position{'s' if unembed == 'all' else ''} unembedded", ours["resid_pre", "C", None], seconds_)
+        for unembed, found in loops.items():
+            self.compared(f"batched loop, {unembed} position{'s' if unembed == 'all' else ''} unembedded", ours["resid_pre", "C", None], found)
         for name, whole in {"sweep, share of the product rate": False, "sweep, the same with the last layer counted whole": True}.items():
             flops = bench_work.sweep_flops(size.shape, size.pair_length, whole)
             self.of_rounds(name, "share", [flops / s / rate for s, rate in zip(ours["resid_pre", "C", "off"], rates["packed"])], flops=flops)

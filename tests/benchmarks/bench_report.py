@@ -106,15 +106,16 @@ def judged(row: Row) -> str:
 
 
 def listing(rows: dict[str, Row]) -> str:
-    """Every row, a line each."""
-    lines = [f"{'':52} {'lenscpp':>10} {'peer':>10} {'value':>18}  target"]
+    """Every row, a line each. Of possible: what the machine allows, as a share of our time."""
+    lines = [f"{'':52} {'lenscpp':>10} {'of possible':>12} {'peer':>10} {'value':>18}  target"]
     for name, row in rows.items():
         ours, theirs = (duration(row[key]) if key in row else "" for key in ("ours_s", "theirs_s"))
+        possible = f"{100 * row['share_of_possible']:.0f} %" if "share_of_possible" in row else ""
         target = ""
         if "met" in row:
             word, limit = ("at least", row[AT_LEAST]) if AT_LEAST in row else ("at most", row[AT_MOST])
             target = f"{word} {amount({**row, 'value': limit})}: {'met' if row['met'] else 'MISSED'}"
-        lines.append(f"{name:52} {ours:>10} {theirs:>10} {amount(row):>18}  {target}".rstrip())
+        lines.append(f"{name:52} {ours:>10} {possible:>12} {theirs:>10} {amount(row):>18}  {target}".rstrip())
     return "\n".join(lines) + "\n"
 
 

@@ -152,6 +152,14 @@ def test_the_table_is_markdown_and_names_what_is_missed(report, work):
     assert "![" not in report.markdown(results_of(report, work), None)
 
 
+def test_the_listing_has_a_line_a_row_with_its_target(report, work):
+    rows = results_of(report, work)["rows"]
+    lines = report.listing(rows).splitlines()[1:]
+    assert [line.split("  ")[0].strip() for line in lines] == list(rows)
+    (missed,) = [line for line in lines if "MISSED" in line]
+    assert missed.startswith("grid resid_mid, C ") and missed.endswith("10x  at least 20x: MISSED")
+
+
 def test_a_mode_that_the_build_does_not_have_leaves_its_column_empty(report, work):
     results = results_of(report, work)
     results["rows"] = {name: row for name, row in results["rows"].items() if "checksum" not in name}
