@@ -118,7 +118,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.size = args, QUICK if args.quick else FULL
-        self.random = random.Random(20240601)
+        self.random, self.others = random.Random(20240601), common.OtherLoad()
         self.folder = self.checkpoint(self.size.shape["n_layer"])
         self.ours, self.peer = self.pair_of_workers(self.folder)
         self.machine = Worker(sys.executable, "machine", self.folder, args.threads)
@@ -388,7 +388,7 @@ class Bench:
         self.imports()
         for worker in (self.ours, self.peer, self.machine):
             worker.close()
-        self.results["machine"]["load_average_at_end"] = common.machine()["load_average_at_start"]
+        self.results["machine"]["others_share"] = self.others.share()
         return self.results
 
 

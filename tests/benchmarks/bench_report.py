@@ -220,7 +220,7 @@ def _about(results: Results) -> str:
     return (
         f"{shape}, random weights, float32, {results['threads']} threads of {machine['processor']}; torch {versions['lenscpp']['torch']}, transformer-lens {peer} "
         "without gradients, on the same checkpoint, in turn in one run (`make bench`). Times are medians, ratios medians of each round's ratio: how many times faster "
-        f"lenscpp is. Every patch costs transformer-lens the same, so its grids are {sampled} patches, drawn anew each round, scaled to all"
+        f"lenscpp is; others took {100 * machine['others_share']:.0f} % of the processors meanwhile. Every patch costs transformer-lens the same, so its grids are {sampled} patches, drawn anew each round, scaled to all"
         + (f" (made whole once, {'; '.join(whole)})" if whole else "")
         + f". Ours are whole, verified in mode {results['grid_mode']}."
     )

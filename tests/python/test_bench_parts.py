@@ -1,5 +1,6 @@
 """What the benchmark counts, compares and writes. Nothing here is timed."""
 
+import os
 import re
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_bytes_of_a_cache_are_those_of_its_tensors(work):
     assert work.cache_bytes(shape, 5) == 4 * (sum(value.numel() for value in handed_out.values()) + logits.numel())
 
 
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="read from Linux's /proc")
+def test_load_of_others_is_a_share_without_our_own(on_the_path):
+    import common
+
+    load = common.OtherLoad()
+    clock, busy, own = load.start
+    load.start = (clock - 10, busy, own)
+    before = load.share()
+    load.start = (clock - 10, busy - 10 * os.cpu_count(), own)
+    assert 0 <= before < 1 and load.share() == pytest.approx(1, abs=before + 0.3)
+    load.start = (clock - 10, busy - 10 * os.cpu_count(), own - 10 * os.cpu_count())
+    assert load.share() < before + 0.3
+
+
 # ---- what is made of it ----
 
 
@@ -134,7 +149,7 @@ def results_of(report, work):
         rows.setdefault(name := f"batched loop, {unembedded} unembedded", report.compared(name, [1.0], [4.0]))
     rows["grid resid_mid, C"] = report.compared("grid resid_mid, C", [1.0], [10.0])
     return {
-        "kind": "full", "machine": {"processor": "a processor"}, "threads": 2, "shape": GPT2, "grid_mode": "checksum", "weights_mib": 475.0, "pair_length": 15,
+        "kind": "full", "machine": {"processor": "a processor", "others_share": 0.01}, "threads": 2, "shape": GPT2, "grid_mode": "checksum", "weights_mib": 475.0, "pair_length": 15,
         "versions": {"lenscpp": {"lenscpp": "0.1.0", "torch": "2.13.0"}, "transformer-lens": {"transformer-lens": "3.9.0"}},
         "sampled": {"resid_pre": 12, "attn_head_out_by_pos": 24}, "n_patches": {grid: work.n_patches(grid, GPT2, 15) for grid in work.GRIDS},
         "rows": rows, "memory": {"off, run_with_cache, T=15": 37.4}, "limits": {"packed": 477e9, "linear": 205e9, "copy": 2e10},
