@@ -230,7 +230,8 @@ def markdown(results: Results, picture: str | None) -> str:
     """The README's part between the comments. picture: path of the plots, from the README."""
     met = [row["met"] for row in results["rows"].values() if "met" in row]
     lines = [_about(results), "", *_runs(results), *_grids(results), *_loads(results), _limits(results), ""]
-    lines += [f"{sum(met)} of {len(met)} targets are met; what misses one is bold, with the target in brackets.", ""]
+    not_measured = f"; {len(TARGETS) - len(met)} were not measured" if len(met) < len(TARGETS) else ""
+    lines += [f"{sum(met)} of {len(TARGETS)} targets are met; what misses one is bold, with the target in brackets{not_measured}.", ""]
     if picture:
         lines += [f"![How time and memory grow with tokens, layers and patches]({picture})", ""]
     return "\n".join(lines)
