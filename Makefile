@@ -72,9 +72,15 @@ golden: build/golden/.prepared ## remake the golden data from the peers and comp
 	build/golden/bin/python tests/golden/make_attribution_golden.py --check
 	build/golden/bin/python tests/golden/make_patching_golden.py --check
 
+# BENCH=--quick tries it out in a few minutes; BENCH="--full --into README.md" renews the README's table and plots.
 .PHONY: bench
-bench: build build/golden/.prepared ## time and memory of load, run and verification, beside transformer-lens
-	$(BIN)/python tests/benchmarks/bench_gpt2.py --peer-python build/golden/bin/python --out build/benchmarks
+bench: build build/golden/.prepared ## time and memory beside transformer-lens, table and plots in build/benchmarks; 40 minutes
+	@$(prepare_env) \
+	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build build/release -j $(JOBS) --target lenscpp_benchmarks
+	mkdir -p build/benchmarks
+	build/release/bin/lenscpp_benchmarks --benchmark_min_time=0.05 --benchmark_out=build/benchmarks/parts.json --benchmark_out_format=json
+	$(BIN)/python tests/benchmarks/bench_gpt2.py $(BENCH)
 
 .PHONY: pictures
 pictures: build ## draw the README's pictures anew, with chromium

@@ -27,17 +27,21 @@ def figures():
         yield f"patch_{site}", grid.plot()
 
 
+def chromium():
+    """The browser's path, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 def screenshot(figure, path):
     """As the browser draws it, at its own size."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    if chromium() is None:
         sys.exit("chromium was not found: apt-get install chromium")
     width, height = int(figure.layout.width or 800), int(figure.layout.height or 450)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         figure.update_layout(margin_b=max(figure.layout.margin.b or 0, 20))
         page.write_text(f"<style>body {{margin: 0}}</style>{figure.to_html(full_html=False, include_plotlyjs=True, config={'displayModeBar': False})}", encoding="utf-8")
-        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=5000", f"--window-size={width},{height}"]
+        command = [chromium(), "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=5000", f"--window-size={width},{height}"]
         subprocess.run([*command, f"--screenshot={path}", page.as_uri()], check=True, capture_output=True, timeout=120)
     print(f"{path.name}: {width} x {height}, {path.stat().st_size // 1024} KiB")
 

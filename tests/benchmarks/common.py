@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,25 @@ def threads_env(threads: int) -> dict[str, str]:
 
 
 # ---- the machine ----
+
+
+class OtherLoad:
+    """How much of the processors others took since it was made: threads that wait for each other make a shared one misleading."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def share(self) -> float:
+        """Of all processors' time, without this process and the children that it has waited for."""
+        elapsed, busy, own = (now - then for now, then in zip(self._now(), self.start))
+        return max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds: of the clock, of processors that were not idle, of our own."""
+        user, nice, system, idle, iowait, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), busy, sum(os.times()[:4])
 
 
 def machine() -> dict:
