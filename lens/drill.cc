@@ -314,7 +314,8 @@ class Drill {
     for (const Task& task : tasks) {
       report_.runs.push_back(
           run_one(is_device_fault(task.fault.name) ? *in_device : *at_tap, task));
-      if (report_.runs.back().fired()) fired_.insert(fault_in_words(task.fault));
+      const DrillRun& run = report_.runs.back();
+      if (run.fired() || run.ended()) fired_.insert(run.fault);
       tell();
     }
   }
@@ -387,7 +388,7 @@ class Drill {
   std::set<Site> sites_;
   std::set<std::int64_t> layers_;
   std::int64_t setting_ = 0, settings_ = 0, expected_ = 0;
-  std::set<std::string> fired_;       // in a run of the report
+  std::set<std::string> fired_;       // in a run of the report, or ended one
   std::set<std::string> could_fire_;  // faults of the device, anywhere
   std::set<std::string> same_places_;
   DrillReport report_;
