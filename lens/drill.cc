@@ -9,6 +9,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <random>
 #include <set>
 
@@ -54,7 +55,8 @@ Recording recorded(const HookedTransformer& model, const Tokens& tokens, RunOpti
   return recording;
 }
 
-// The same in another summation order, its axes back where they were.
+// The same in another summation order, its axes back where they were; verified, since a wrong one
+// would allow faults as much.
 std::vector<std::pair<TensorId, Array>> reordered(const HookedTransformer& model,
                                                   const Tokens& tokens, RunOptions options,
                                                   std::uint64_t seed) {
@@ -63,18 +65,20 @@ std::vector<std::pair<TensorId, Array>> reordered(const HookedTransformer& model
                           model.options());
   Recording recording;
   options.watch = &recording;
-  other.run_unverified(tokens, options);
+  other.run_with_cache(tokens, options);
   std::vector<std::pair<TensorId, Array>> run;
   for (const auto& [id, value] : recording.tensors()) run.emplace_back(id, order.undo(id, value));
   return run;
 }
 
 Bench set_up(const HookedTransformer& model, const Tokens& tokens, const RunOptions& run,
-             const DrillOptions& o) {
+             const DrillOptions& o, const std::function<void()>& tick) {
   Recording clean = recorded(model, tokens, run);
   HarmJudge judge(clean);
-  for (std::int64_t i = 1; i <= o.honest_runs; ++i)
+  for (std::int64_t i = 1; i <= o.honest_runs; ++i) {
     judge.add_honest(reordered(model, tokens, run, o.seed + static_cast<std::uint64_t>(i)));
+    tick();
+  }
   std::vector<TensorId> tensors;
   for (const auto& [id, value] : clean.tensors()) tensors.push_back(id);
   return {model, tokens, run, std::move(judge), std::move(tensors)};
@@ -94,7 +98,10 @@ void fill_from(DrillRun& run, const Verdict& verdict) {
     run.hint = failure->hint;
   }
   for (const Point& point : verdict.points)
-    if (run.judgement.first && point.id == *run.judgement.first) run.of_bound = point.worst_ratio;
+    if (run.judgement.first && point.id == *run.judgement.first) {
+      run.of_bound = point.worst_ratio;
+      run.projected = point.projected > 0;
+    }
 }
 
 // Errors of the device end a run, not the drill: whoever runs there is told as well.
@@ -282,30 +289,49 @@ class Drill {
     if (!sites_.empty() && !sites_.contains(id.site)) return false;
     return layers_.empty() || (info(id.site).per_layer && layers_.contains(id.layer));
   }
-  std::optional<Bench> bench(const std::string& device, DType dtype, const Tokens& tokens) const {
+  std::optional<Bench> bench(const std::string& device, DType dtype, const Tokens& tokens) {
     RunOptions options{.verify = o_.verify, .names = asked_for(sites_, config_)};
-    return set_up(model_.moved(device, dtype), tokens, options, o_);
+    return set_up(model_.moved(device, dtype), tokens, options, o_, [&] { tell(); });
   }
 
   void in_setting(DType dtype, const Tokens& tokens) {
     std::optional<Bench> at_tap, in_device;
     if (any(false)) at_tap = bench(model_.options().device, dtype, tokens);
     if (any(true)) in_device = bench("simulated", dtype, tokens);
+    if (at_tap) describe(*at_tap);
+    if (in_device) describe(*in_device);
     std::vector<Task> tasks;
     for (const FaultSpec& fault : faults_) {
       std::vector<TensorId> places = is_device_fault(fault.name)
                                          ? places_in_device(*in_device, fault)
                                          : places_at_tap(*at_tap, fault);
+      tell();
       std::erase_if(places, [&](const TensorId& id) { return !wanted(id); });
       for (const TensorId& id : sampled(std::move(places), fault)) tasks.push_back({fault, id});
     }
-    auto n = static_cast<std::int64_t>(tasks.size());
-    for (std::int64_t i = 0; i < n; ++i) {
-      const Task& task = tasks[static_cast<std::size_t>(i)];
+    // Settings to come are taken for as long as this one.
+    expected_ = std::ssize(report_.runs) + std::ssize(tasks) * (settings_ - setting_);
+    for (const Task& task : tasks) {
       report_.runs.push_back(
           run_one(is_device_fault(task.fault.name) ? *in_device : *at_tap, task));
-      if (o_.progress) o_.progress(setting_ * n + i + 1, settings_ * n);
+      const DrillRun& run = report_.runs.back();
+      if (run.fired() || run.ended()) fired_.insert(run.fault);
+      tell();
     }
+  }
+
+  void tell() const {
+    if (o_.progress) o_.progress(std::ssize(report_.runs), expected_);
+  }
+
+  void describe(const Bench& bench) {
+    auto [spread, where] = bench.judge.relative_spread();
+    report_.settings.push_back({.device = bench.model.options().device,
+                                .dtype = bench.model.options().dtype,
+                                .batch = bench.tokens.batch,
+                                .pos = bench.tokens.pos,
+                                .spread = spread,
+                                .where = where});
   }
 
   static std::vector<TensorId> places_at_tap(const Bench& bench, const FaultSpec& fault) {
@@ -329,22 +355,30 @@ class Drill {
   // A fault that fires whatever its condition says is left out where the condition holds anyway.
   std::vector<TensorId> places_in_device(const Bench& bench, const FaultSpec& fault) {
     std::vector<TensorId> places = fires_at(bench, fault);
-    if (!places.empty()) fired_.insert(fault_in_words(fault));
+    if (!places.empty()) could_fire_.insert(fault_in_words(fault));
     FaultSpec conditional = fault;
     bool always = conditional.parameters.erase("always") > 0;
-    return always && fires_at(bench, conditional) == places ? std::vector<TensorId>() : places;
+    if (!always || fires_at(bench, conditional) != places) return places;
+    same_places_.insert(fault_in_words(fault));
+    return {};
   }
 
+  std::string why_not(const FaultSpec& fault, const std::string& words) const {
+    auto of_it = [&](const DrillRun& run) { return run.fault == words; };
+    if (auto n = std::ranges::count_if(report_.runs, of_it); n > 0)
+      return "changed no bit in " + std::to_string(n) + " runs";
+    if (is_device_fault(fault.name) && !could_fire_.contains(words))
+      return fault.parameters.contains("always")
+                 ? "changes no bit here even without its condition"
+                 : "its condition was never met: " +
+                       std::string(device_fault_info(fault.name).trigger);
+    if (same_places_.contains(words)) return "not run: the same places as without always";
+    return "not run: no place where it can be was asked for, or drawn";
+  }
   void say_what_never_fired() {
-    for (const FaultSpec& fault : faults_) {
-      std::string words = fault_in_words(fault);
-      if (!is_device_fault(fault.name) || fired_.contains(words)) continue;
-      const DeviceFaultInfo& row = device_fault_info(fault.name);
-      report_.never_fired.emplace_back(
-          words, fault.parameters.contains("always")
-                     ? "changes no bit here even without its condition"
-                     : "its condition was never met: " + std::string(row.trigger));
-    }
+    for (const FaultSpec& fault : faults_)
+      if (std::string words = fault_in_words(fault); !fired_.contains(words))
+        report_.never_fired.emplace_back(words, why_not(fault, words));
   }
 
   const HookedTransformer& model_;
@@ -353,8 +387,10 @@ class Drill {
   std::vector<FaultSpec> faults_;
   std::set<Site> sites_;
   std::set<std::int64_t> layers_;
-  std::int64_t setting_ = 0, settings_ = 0;
-  std::set<std::string> fired_;  // faults of the device
+  std::int64_t setting_ = 0, settings_ = 0, expected_ = 0;
+  std::set<std::string> fired_;       // in a run of the report, or ended one
+  std::set<std::string> could_fire_;  // faults of the device, anywhere
+  std::set<std::string> same_places_;
   DrillReport report_;
 };
 
@@ -372,7 +408,15 @@ std::vector<FaultSpec> drill_faults() {
       {.name = "round_bits", .parameters = {{"bits", 16}}},
       {.name = "scale", .parameters = {{"factor", 1.001}}},
       {.name = "one_element", .parameters = {{"delta", 0.001}}},
-      {.name = "mask_off_by_one", .parameters = {{"by", -1}}}};
+      {.name = "mask_off_by_one", .parameters = {{"by", -1}}},
+      // What meets its condition in a forward pass of this library only so.
+      {.name = "S4", .parameters = {{"rows", 1}}},
+      {.name = "Z10", .parameters = {{"bytes", 64}}},
+      {.name = "M3", .parameters = {{"factor", 2}}},
+      {.name = "M11", .parameters = {{"over", 0}}},
+      {.name = "P1", .parameters = {{"variance", 1e3}}},
+      {.name = "P3", .parameters = {{"beyond", 1}}},
+      {.name = "P10", .parameters = {{"factor", 2}}}};
   std::vector<FaultSpec> faults;
   for (const FaultInfo& row : fault_catalogue()) {
     faults.push_back({.name = std::string(row.name)});
@@ -383,6 +427,8 @@ std::vector<FaultSpec> drill_faults() {
     std::string id(row.id);
     faults.push_back({.name = id});
     faults.push_back({.name = id, .parameters = {{"always", 1}}});
+    for (const FaultSpec& other : variations)
+      if (other.name == id) faults.push_back(other);
     if (std::ranges::find(row.parameters, "transposed", &FaultParameter::name) !=
         row.parameters.end())
       faults.push_back({.name = id, .parameters = {{"transposed", 1}}});

@@ -26,6 +26,8 @@ struct DrillOptions {
   std::optional<std::int64_t> sample = {};  // so many runs of each fault, spread, drawn by the seed
   std::int64_t honest_runs = 32;            // in other summation orders, for each dtype and shape
   std::uint64_t seed = 0;
+  /// After every run, honest ones and probes too: finished faulted runs, and about how many there
+  /// will be (0: not known yet). What it throws ends the drill.
   std::function<void(std::int64_t done, std::int64_t all)> progress = {};
 };
 
@@ -39,7 +41,7 @@ std::string fault_in_words(const FaultSpec& fault);
 /// model's own device, those inside of a device on the simulated one. Throws
 /// std::invalid_argument (an unknown fault or site, one with a hook, a dtype or a length that no
 /// run can have), std::out_of_range (layer), DeviceError; VerificationFailed when the device gets
-/// the clean run wrong.
+/// the clean run wrong, or one in another summation order: what is not admitted defines no harm.
 DrillReport drill(const HookedTransformer& model, const DrillOptions& options = {});
 
 }  // namespace lenscpp

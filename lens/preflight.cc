@@ -48,7 +48,7 @@ Config as_loaded(Config config, const LoadOptions& load) {
 // What the simulated device imitates of Apple's, as it is set now.
 DeviceLimits simulated_limits() {
   DeviceLimits limits;
-  if (std::int64_t most = simulated_device().limits().max_buffer_bytes; most > 0)
+  if (std::int64_t most = simulated_device().limits()->max_buffer_bytes; most > 0)
     limits.limits.push_back({.name = std::to_string(most) + " bytes a buffer",
                              .measure = Measure::bytes,
                              .most = most});
@@ -61,7 +61,7 @@ std::string kind_of(const std::string& device) { return device.substr(0, device.
 
 std::optional<std::string> dtype_refused(const std::string& device, DType dtype) {
   bool simulated = kind_of(device) == "simulated";
-  if (simulated && simulated_device().limits().float64) return {};
+  if (simulated && simulated_device().limits()->float64) return {};
   return why_not(simulated ? "mps" : kind_of(device), running_macos(), name_of(dtype));
 }
 

@@ -28,6 +28,11 @@ py::tuple drill_report(Ours<HookedTransformer> model, const py::list& faults,
     if (spec == nullptr) throw py::type_error("[drill] needed: a fault; found: " + kind_of(fault));
     options.faults.push_back(*spec);
   }
+  // Ctrl-C is heard between two runs.
+  options.progress = [](std::int64_t, std::int64_t) {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
   DrillReport report;
   {
     py::gil_scoped_release release;

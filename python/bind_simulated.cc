@@ -8,7 +8,7 @@ namespace lenscpp::python {
 
 void bind_simulated(py::module_& m) {
   m.def("simulated_load", [] { simulated_device(); });
-  m.def("simulated_limits", [] { return to_json(simulated_device().limits()).dump(); });
+  m.def("simulated_limits", [] { return to_json(*simulated_device().limits()).dump(); });
   m.def(
       "simulated_set_limits",
       [](const std::string& json) {

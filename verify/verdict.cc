@@ -129,9 +129,11 @@ std::string Verdict::summary() const {
   switch (status) {
     case Status::verified:
       return fmt::format(
-          "VERIFIED: {} elements at {} points compared with float64{}, all within their bounds{}{}",
+          "VERIFIED: {} elements at {} points compared with float64, all within their bounds{}{}{}",
           n_compared(), points.size(),
-          n_projected() > 0 ? fmt::format(" and {} more by checksums", n_projected()) : "",
+          n_projected() > 0
+              ? fmt::format("; {} more only by random projections of their rows", n_projected())
+              : "",
           recomputed.empty() ? "" : fmt::format("; {} points were not recorded", recomputed.size()),
           fallen_back(fallbacks));
     case Status::invalid: {

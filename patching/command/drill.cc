@@ -24,11 +24,13 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp drill tiny-ioi --sites attn.hook_z,hook_attn_out --layers 0 --dtypes bfloat16 --lengths 15 --batches 1 --out drill
   lenscpp drill path/to/gpt2 --device cuda --lengths 1,48 --out drill
 
-A run a fault, site, dtype and shape. A fault is harmful when it takes any tensor, or the logit difference of the two
-likeliest tokens, further from the clean run than 4 times what the same model in other summation orders differs by;
-harmless when no bit of the run differs; the rest lies between. The checker has no part in that judgement. "named
-right": the verdict's first failure is the first tensor of the run that differs. Exit status 3 when a harmful fault
-was not refused.
+A run a fault, site, dtype and shape. A fault is harmful when it takes any element of any tensor further from the clean
+run than 4 times the widest range that the clean run and 32 verified runs in other summation orders span at any one
+element of that tensor (no less than 4 units in the element's last place), or the logit difference of the two likeliest
+tokens further than 4 times its own range; harmless when no bit of the run differs; the rest lies between. The checker's
+opinion of the faulted run has no part in that. "named right": the verdict's first failure is the first tensor of the
+run that differs. Exit status 3 when a harmful fault was not refused, or a run without any difference was; 2 when no
+fault did harm, so that nothing was shown.
 )";
 
 struct Options : CommonOptions {
@@ -55,7 +57,7 @@ std::vector<FaultSpec> faults_of(const Options& o) {
 
 HeatMap heat_map(const DrillReport& report) {
   DrillMap map = report.map();
-  return {.title = "share of the runs refused, of those in which the fault fired",
+  return {.title = "share of the harmful runs that was refused",
           .row_title = "fault",
           .column_title = "site",
           .row_labels = map.faults,
@@ -63,7 +65,7 @@ HeatMap heat_map(const DrillReport& report) {
           .values = map.refused,
           .reach = 1,
           .blank = "·",
-          .blank_means = "never fired"};
+          .blank_means = "never harmful"};
 }
 
 void write(const fs::path& path, const std::string& text) {
@@ -108,8 +110,10 @@ DrillReport run(const Options& o, const HookedTransformer& model) {
   for (const std::string& name : o.dtypes) options.dtypes.push_back(dtype_from_name(name));
   if (o.sample > 0) options.sample = o.sample;
   std::optional<Progress> progress;
+  std::int64_t shown = 0;
   options.progress = [&](std::int64_t done, std::int64_t all) {
-    if (done % kRunsAProgress != 1) return;
+    if (done % kRunsAProgress != 1 || done == shown) return;
+    shown = done;
     progress.reset();
     progress.emplace("drill: run " + std::to_string(done) + " of about " + std::to_string(all));
   };
@@ -118,10 +122,16 @@ DrillReport run(const Options& o, const HookedTransformer& model) {
   return report;
 }
 
+// A drill in which nothing was harmful says nothing about the checker: that is not success.
+ExitStatus status_of(const DrillReport& report) {
+  if (!report.missed().empty() || report.false_alarms() > 0) return ExitStatus::refused;
+  return report.total().harmful > 0 ? ExitStatus::done : ExitStatus::usage;
+}
+
 ExitStatus drill(const Options& o) {
   prepare_folder(o.out);
   DrillReport report = run(o, load(o));
-  ExitStatus status = report.missed().empty() ? ExitStatus::done : ExitStatus::refused;
+  ExitStatus status = status_of(report);
   ordered_json document{{"command", "drill"}, {"exit_status", static_cast<int>(status)}};
   document.update(ordered_json(to_json(report)));
   if (!o.out.empty()) save(o.out, report, document);
@@ -142,7 +152,11 @@ Action add_drill(CLI::App& program) {
   add_model_option(command, *o);
   auto list = [&](const char* name, auto& values, const char* what, const char* type,
                   const char* group) {
-    return command.add_option(name, values, what)->delimiter(',')->type_name(type)->group(group);
+    return command.add_option(name, values, what)
+        ->delimiter(',')
+        ->type_name(type)
+        ->group(group)
+        ->allow_extra_args(false);
   };
   list("--faults", o->faults, "As --inject takes them, without a hook; without it, all", "FAULTS",
        "Drill");

@@ -45,7 +45,8 @@ class DrillReport:
 
     @property
     def missed(self) -> list[dict[str, Any]]:
-        """Runs that were harmful and not refused: none, or the checker has a hole."""
+        """Runs that were harmful and not refused: none, or the checker has a hole. Runs that the device ended with an
+        error have "ended" for their harm."""
         return [run for run in self._document["runs"] if run["harm"] == "harmful" and not run["refused"]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,8 +58,7 @@ class DrillReport:
         return _pandas("to_dataframe").DataFrame(self._document["runs"])
 
     def plot(self) -> Figure:
-        """Faults over sites: the share of the runs that was refused, of those in which the fault fired; blank where it
-        never did."""
+        """Faults over sites: the share of the harmful runs that was refused; blank where none was harmful."""
         shares = self._document["map"]
         width = len(shares["sites"])
         rows = [shares["refused"][i * width : (i + 1) * width] for i in range(len(shares["faults"]))]
@@ -95,10 +95,12 @@ def drill(
     simulated one. sites: hook names with or without their layer, on-demand ones too. layers: negative from the end.
     lengths: none means 1, 15 and as many as the model takes. Tokens are drawn by the seed.
 
-    A fault is harmful when it takes any tensor, or the logit difference of the two likeliest tokens, further from the
-    clean run than 4 times what the same model in other summation orders differs by; harmless when no bit of the run
-    differs; the rest lies between. The checker has no part in that. Raises ValueError, IndexError, TypeError;
-    VerificationFailed when the device gets the clean run wrong.
+    A fault is harmful when it takes any element of any tensor further from the clean run than 4 times the widest range
+    that the clean run and 32 verified runs in other summation orders span at any one element of that tensor (no less
+    than 4 units in the element's last place), or the logit difference of the two likeliest tokens further than 4 times
+    its own range; harmless when no bit of the run differs; the rest lies between. The checker's opinion of the faulted
+    run has no part in that. Raises ValueError, IndexError, TypeError; VerificationFailed when the device gets the clean
+    run wrong, or one in another order; KeyboardInterrupt between two runs.
     """
     if not isinstance(model, HookedTransformer):
         raise TypeError(f"[drill] needed: a HookedTransformer; found: {_inputs.kind(model)}")
@@ -106,10 +108,13 @@ def drill(
     for what, given in {"faults": faults, "sites": sites, "dtypes": dtypes}.items():
         if isinstance(given, str):
             raise TypeError(f"[drill] {what} is a sequence; found: a str")
-    _simulated.prepare("simulated")
+    inside = {name for row in _lenscpp.fault_catalogue() if row["kind"] == "device" for name in (row["id"], row["name"])}
+    specs = [_fault(fault, seed) for fault in faults]
+    if not specs or any(spec.name in inside for spec in specs):
+        _simulated.prepare("simulated")
     document, table = _lenscpp.drill_report(
         model._model,
-        faults=[_fault(fault, seed) for fault in faults],
+        faults=specs,
         sites=list(sites),
         layers=list(layers),
         verify=verify,

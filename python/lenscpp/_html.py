@@ -25,16 +25,21 @@ def verdict(v: Any) -> str:
     groups: dict[str, list[Any]] = {}
     for p in v.points:
         groups.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", p.name), []).append(p)
+    checksums = any(p.projected > 0 for p in v.points)
+
+    def by(points: list[Any]) -> list[int]:
+        return [sum(p.projected for p in points)] if checksums else []
+
     body = [
-        _row([p.name, p.op, 1, p.compared, p.failed, f"{p.worst_ratio:.3g}", f"{p.rms_ratio:.3g}", p.hint or p.why], style="color:#cf222e")
+        _row([p.name, p.op, 1, p.compared, *by([p]), p.failed, f"{p.worst_ratio:.3g}", f"{p.rms_ratio:.3g}", p.hint or p.why], style="color:#cf222e")
         for p in v.points
         if not p.passed
     ][:10]
     for name, points in groups.items():
         compared, failed = sum(p.compared for p in points), sum(p.failed for p in points)
         worst, rms = max(p.worst_ratio for p in points), max(p.rms_ratio for p in points)
-        body.append(_row([name, points[0].op, len(points), compared, failed, f"{worst:.3g}", f"{rms:.3g}" if rms else "", ""]))
-    head = _row(["point", "op", "points", "compared", "failed", "error / bound", "rms", ""], "th")
+        body.append(_row([name, points[0].op, len(points), compared, *by(points), failed, f"{worst:.3g}", f"{rms:.3g}" if rms else "", ""]))
+    head = _row(["point", "op", "points", "compared", *(["by checksum"] if checksums else []), "failed", "error / bound", "rms", ""], "th")
     table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>" if body else ""
     summary = escape(v.summary.removeprefix(v.status).removeprefix(": "))
     return f"<div><p>{_badge(v.status)} {summary}</p><details><summary>{len(v.points)} points</summary>{table}</details></div>"

@@ -77,8 +77,8 @@ def simulated_limits(**limits: Any) -> Iterator[None]:
     float64: False refuses it with Apple's TypeError. max_buffer_bytes: a larger allocation aborts the process,
     as Apple's does; 0 is no limit. missing: operators without a kernel, as ["gelu"]. fallback: whether those
     run on the CPU with PyTorch's warning, or raise NotImplementedError. aborts_at, hangs_at: an operator whose
-    call aborts the process, or never returns. faults: device faults that are armed outside of runs too, each
-    {"name": ..., "parameters": {...}, "seed": ...}.
+    call aborts the process, or never returns. faults: device faults that are armed outside of runs too,
+    in every thread, each {"name": ..., "parameters": {...}, "seed": ...}.
     Raises ValueError for what is unknown or of the wrong type.
     """
     _simulated.prepare("simulated")

@@ -7,8 +7,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <stdexcept>
 
 #include "tests/golden_cases.h"
+#include "verify/device/simulated.h"
 
 namespace lenscpp {
 namespace {
@@ -54,7 +56,47 @@ TEST_F(Drill, RefusesEveryHarmfulFaultAndNamesTheFirstWrongTensor) {
     runs[row.fault] = static_cast<int>(row.runs);
   }
   for (const FaultInfo& row : fault_catalogue()) EXPECT_TRUE(runs.contains(std::string(row.name)));
-  for (const auto& [fault, why] : r.never_fired) EXPECT_FALSE(why.empty() || runs.contains(fault));
+  std::map<std::string, std::int64_t> fired;
+  for (const DrillRow& row : r.rows()) fired[row.fault] = row.fired;
+  for (const auto& [fault, why] : r.never_fired) {
+    EXPECT_FALSE(why.empty()) << fault;
+    EXPECT_EQ(fired[fault], 0) << fault;
+  }
+  for (const char* fault : {"S4:rows=1", "Z10:bytes=64", "M3:factor=2", "P1:variance=1000",
+                            "P3:beyond=1", "Z16", "M11", "P10", "P10:factor=2"})
+    EXPECT_GT(fired[fault], 0) << fault;
+  EXPECT_EQ(r.settings.size(), 36u) << "at the tap and in the device";
+  for (const DrillSetting& setting : r.settings) {
+    EXPECT_GT(setting.spread, 0) << name_of(setting.dtype);
+    EXPECT_LT(setting.spread, setting.dtype == DType::f32 ? 1e-5 : 0.2) << setting.where;
+  }
+}
+
+// Of the first honest run one activation is what an earlier tensor left: it would allow as much.
+TEST_F(Drill, ADeviceThatGetsAnHonestRunWrongDefinesNoHarm) {
+  HookedTransformer there = model().moved("simulated", DType::f32);
+  SimulatedLimits before = *simulated_device().limits();
+  auto with = [&](double call) {
+    SimulatedLimits limits = before;
+    limits.faults = {{.name = "S3", .parameters = {{"always", 1}, {"call", call}}}};
+    simulated_device().set_limits(limits);
+    DrillOptions o = small({{.name = "nan"}});
+    o.sites = {"hook_embed"};
+    EXPECT_THROW(drill(there, o), VerificationFailed) << call;
+    simulated_device().set_limits(before);
+  };
+  with(0);                                             // of the clean run
+  with(static_cast<double>(there.config().n_layers));  // of the first in another order
+}
+
+TEST_F(Drill, WhatAChecksumDidNotCompareIsNotCalledAShareOfTheBound) {
+  DrillOptions o = small({{.name = "scale", .parameters = {{"factor", 1 + 0x1p-23}}}});
+  o.sites = {"mlp_out"};
+  o.verify = VerifyMode::checksum;
+  DrillReport r = drill(model(), o);
+  ASSERT_FALSE(r.unseen().empty());
+  EXPECT_TRUE(std::ranges::any_of(r.unseen(), [](const DrillRun* run) { return run->projected; }));
+  EXPECT_NE(r.table().find("not compared exactly (checksum)"), std::string::npos);
 }
 
 TEST_F(Drill, GoesThroughEveryTensorWhereAFaultApplies) {
@@ -90,6 +132,9 @@ TEST_F(Drill, AFaultThatChangesNothingHasNotFiredAndIsHarmless) {
     EXPECT_EQ(run.judgement.harm, Harm::harmless);
     EXPECT_FALSE(run.refused);
   }
+  ASSERT_EQ(r.never_fired.size(), 1u);
+  EXPECT_EQ(r.never_fired[0].first, "scale:factor=1");
+  EXPECT_NE(r.never_fired[0].second.find("changed no bit in"), std::string::npos);
 }
 
 TEST_F(Drill, TheSeedDecides) {
@@ -143,21 +188,34 @@ TEST_F(Drill, FaultsInsideTheDeviceRunWhereTheyFire) {
     EXPECT_FALSE(run.fired_at.empty());
     EXPECT_TRUE(run.refused || !run.harmful()) << r.table();
   }
-  ASSERT_EQ(r.never_fired.size(), 1u) << r.table();
+  ASSERT_EQ(r.never_fired.size(), 2u) << r.table();
   EXPECT_EQ(r.never_fired[0].first, "C1");
   EXPECT_NE(r.never_fired[0].second.find("does not wait"), std::string::npos);
+  EXPECT_EQ(r.never_fired[1].first, "P5:always=1");
+  EXPECT_NE(r.never_fired[1].second.find("same places as without always"), std::string::npos);
 }
 
 TEST_F(Drill, TellsItsProgress) {
   DrillOptions o = small({{.name = "nan"}});
   o.batches = {1, 2};
+  o.lengths = {1, 5};
   std::vector<std::int64_t> done;
   std::int64_t all = 0;
-  o.progress = [&](std::int64_t n, std::int64_t of) { done.push_back(n), all = of; };
+  o.progress = [&](std::int64_t n, std::int64_t of) {
+    done.push_back(n), all = of;
+    EXPECT_TRUE(n <= of || of == 0);
+  };
   DrillReport r = drill(model(), o);
-  EXPECT_EQ(static_cast<std::int64_t>(done.size()), r.total().runs);
+  EXPECT_EQ(std::set(done.begin(), done.end()).size(),
+            static_cast<std::size_t>(r.total().runs) + 1);
+  EXPECT_EQ(std::ranges::count(done, 0), 4 + 1) << "honest runs, and where the fault can be";
+  EXPECT_EQ(done.back(), r.total().runs);
   EXPECT_EQ(done.back(), all);
-  EXPECT_TRUE(std::ranges::is_sorted(done));
+  EXPECT_TRUE(std::ranges::is_sorted(done)) << "it never goes back";
+  o.progress = [](std::int64_t n, std::int64_t) {
+    if (n > 0) throw std::runtime_error("stop");
+  };
+  EXPECT_THROW(drill(model(), o), std::runtime_error);
 }
 
 TEST_F(Drill, RefusesWhatNoRunCanHave) {

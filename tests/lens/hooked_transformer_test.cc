@@ -60,6 +60,7 @@ class CleanRuns : public testing::TestWithParam<VerifyMode> {};
 TEST_P(CleanRuns, AreNeitherRefusedNorDoubted) {
   const char* asked = std::getenv("LENSCPP_CLEAN_RUNS");
   int runs = asked != nullptr ? std::atoi(asked) : 24;
+  ASSERT_GE(runs, 16) << "LENSCPP_CLEAN_RUNS";
   int threads_before = at::get_num_threads();
   std::mt19937_64 random(20240601);
   struct Seen {

@@ -74,6 +74,7 @@ TEST(SimulatedRuns, AreTheCpusToTheBit) {
 TEST(SimulatedRuns, AreNotRefusedWhenClean) {
   const char* asked = std::getenv("LENSCPP_CLEAN_RUNS");
   int runs = asked != nullptr ? std::atoi(asked) : 16, verified = 0;
+  ASSERT_GE(runs, 16) << "LENSCPP_CLEAN_RUNS";
   std::int64_t compared = 0;
   std::mt19937_64 random(20240602);
   for (int i = 0; i < runs; ++i) {

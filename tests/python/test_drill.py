@@ -1,5 +1,10 @@
 """lens.drill: faults at sites, counted."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 import lenscpp as lens
@@ -41,6 +46,7 @@ def test_faults_inside_the_device_are_drilled_on_the_simulated_one(three):
     report = lens.drill(three, ["P5", ("S1", {"transposed": 1}), "C1"], **SMALL)
     rows = {row["fault"]: row for row in report.rows}
     assert set(rows) == {"P5", "S1:transposed=1"} and all(row["in_device"] for row in rows.values())
+    assert [setting["device"] for setting in report.to_dict()["settings"]] == ["simulated"]
     assert report.to_dict()["never_fired"][0]["fault"] == "C1"
     assert "its condition was never met: a copy that does not wait" in str(report)
     assert report.total["harmful"] > 20 and report.missed == []
@@ -50,6 +56,35 @@ def test_a_part_and_a_sample(three):
     report = lens.drill(three, ["row"], sites=["z"], layers=[-1], **SMALL)
     assert [run["place"] for run in report.to_dict()["runs"]] == ["blocks.2.attn.hook_z"]
     assert lens.drill(three, ["row", "nan"], sample=3, **SMALL).total["runs"] == 6
+
+
+PROGRAM = '''
+import signal, sys, torch
+import lenscpp as lens
+signal.signal(signal.SIGINT, signal.default_int_handler)
+model = lens.HookedTransformer.from_pretrained("tiny-ioi")
+before = torch.accelerator.current_accelerator()
+lens.drill(model, ["nan"], sites=["mlp_out"], dtypes=["float32"], batches=[1], lengths=[3])
+assert torch.accelerator.current_accelerator() == before, "the process got another accelerator"
+print("drilled", flush=True)
+try:
+    lens.drill(model, ["nan"], lengths=[60])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    assert lens.drill(model, ["nan"], sites=["mlp_out"], dtypes=["float32"], batches=[1], lengths=[3]).missed == []
+    sys.exit(7)
+'''
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
+def test_a_drill_is_interrupted_and_loads_no_other_device_unasked():
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stdout.readline() == "drilled\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it is in the long one now
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "interrupted\n"
+    assert process.returncode == 7
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Loading, tokens, runs: what they return, and what they refuse."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -593,7 +594,13 @@ def test_checksums_verify_the_same_run(tiny):
     assert isinstance(cache.record["seed"], int) and exact.record["seed"] is None
     pre = next(p for p in verdict.points if p.name == "blocks.1.mlp.hook_pre")
     assert pre.projected > 0 < pre.residual <= 1 and pre.compared + pre.projected == exact["mlp_pre", 1].numel()
-    assert f"{verdict.n_projected} more by checksums" in str(verdict) and "by checksum" in str(verdict)
+    assert f"; {verdict.n_projected} more only by random projections of their rows" in verdict.summary and "by checksum" in str(verdict)
+    (point, *_) = [p for p in verdict.points if p.projected > 0]
+    head, *rows = re.findall("<tr.*?</tr>", verdict._repr_html_())
+    assert re.findall("<th[^>]*>(.*?)</th>", head)[3:6] == ["compared", "by checksum", "failed"]
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert sum(int(row[4]) for row in cells) == verdict.n_projected and point.projected > 0
+    assert "by checksum" not in exact.verdict._repr_html_()
 
 
 def test_a_fault_in_a_checksum_run_is_refused_where_it_is(tiny):

@@ -159,7 +159,8 @@ void drop_offset(Context& c) {
   c.call.replace(0, std::move(values).freeze());
 }
 constexpr FaultParameter kS4[] = {
-    {"rows", "instead of the offset: read so many rows too early, whatever the offset", 0, true}};
+    {"rows", "instead of the offset: read so many rows too early, whatever the offset", 0, true,
+     0}};
 
 // S5, S6, S9: not written.
 bool writes_with_strides(Context& c) {
@@ -247,8 +248,8 @@ void repeat_columns(Context& c) {
 }
 constexpr std::string_view kZ1Operators[] = {"addmm", "mm"};
 constexpr FaultParameter kZ1[] = {
-    {"columns", "of the result, from which on it happens; in the wild 32769", 256, true},
-    {"right", "columns that are right; in the wild 1024", 32, true}};
+    {"columns", "of the result, from which on it happens; in the wild 32769", 256, true, 1},
+    {"right", "columns that are right; in the wild 1024", 32, true, 0}};
 
 // Z3, Z4
 bool many_rows(Context& c) {
@@ -277,8 +278,8 @@ void wrap_rows(Context& c) {
 }
 bool many_rows_with_bias(Context& c) { return c.call.op() == "addmm" && many_rows(c); }
 constexpr std::string_view kLinear[] = {"addmm"};
-constexpr FaultParameter kZ3[] = {{"rows", "that are computed; in the wild 8", 8, true}};
-constexpr FaultParameter kZ4[] = {{"rows", "after which they wrap; in the wild 65536", 8, true}};
+constexpr FaultParameter kZ3[] = {{"rows", "that are computed; in the wild 8", 8, true, 0}};
+constexpr FaultParameter kZ4[] = {{"rows", "after which they wrap; in the wild 65536", 8, true, 0}};
 
 // Z5, U1: `extra` steps of the inner dimension too many. What lies behind an operand is the next
 // row, or behind its memory what was freed last; zeros where nothing was yet: they hide it.
@@ -319,9 +320,9 @@ bool long_inner(Context& c) {
 }
 void unclipped_tile(Context& c) { read_beyond_inner(c, c.whole("extra")); }
 constexpr FaultParameter kZ5[] = {
-    {"inner", "length of the sums from which on it happens; in the wild 32767", 128, true},
-    {"outer", "rows and columns that the result must have; in the wild 16", 8, true},
-    {"extra", "how many terms too many", 4, true}};
+    {"inner", "length of the sums from which on it happens; in the wild 32767", 128, true, 0},
+    {"outer", "rows and columns that the result must have; in the wild 16", 8, true, 0},
+    {"extra", "how many terms too many", 4, true, 0}};
 bool keys_not_of_32(Context& c) {
   auto p = product(c.call);
   return p && p->k % 32 != 0 && (c.whole("queries") == 0 || p->m <= c.whole("queries"));
@@ -330,7 +331,7 @@ void read_beyond_keys(Context& c) {
   if (auto p = product(c.call)) read_beyond_inner(c, (32 - p->k % 32) % 32);
 }
 constexpr std::string_view kMix[] = {"bmm"};
-constexpr FaultParameter kU1[] = {{"queries", "at most so many; 0: any number", 8, true}};
+constexpr FaultParameter kU1[] = {{"queries", "at most so many; 0: any number", 8, true, 0}};
 
 // Z7
 bool reads_beyond(Context& c) {
@@ -351,7 +352,7 @@ void zero_rows_beyond(Context& c) {
 }
 constexpr std::string_view kZ7Operators[] = {"index_select"};
 constexpr FaultParameter kZ7[] = {
-    {"id", "from this row of the table on; in the wild 2^31 / d_model", 8, true}};
+    {"id", "from this row of the table on; in the wild 2^31 / d_model", 8, true, 0}};
 
 // Z8, Z10, Z11: beyond some size.
 bool large_output(Context& c) {
@@ -378,11 +379,11 @@ void zero_tail_and_write_outside(Context& c) {
 }
 constexpr std::string_view kCat[] = {"cat"}, kFill[] = {"fill"};
 constexpr FaultParameter kNeighbour{
-    "neighbour", "which tensor, 1 being the youngest; else by the seed", {}, true};
+    "neighbour", "which tensor, 1 being the youngest; else by the seed", {}, true, 1};
 constexpr FaultParameter kZ8[] = {
-    {"elements", "of the result, from which on; in the wild 2^31", 64, true}, kNeighbour};
+    {"elements", "of the result, from which on; in the wild 2^31", 64, true, 0}, kNeighbour};
 constexpr FaultParameter kZ11[] = {
-    {"elements", "from which on; in the wild 4 GB on macOS 26", 64, true}};
+    {"elements", "from which on; in the wild 4 GB on macOS 26", 64, true, 0}};
 bool large_copy(Context& c) {
   const Operand& x = c.call.inputs().at(0);
   return numel(x.shape) * static_cast<std::int64_t>(size_of(x.dtype)) >= c.whole("bytes");
@@ -397,7 +398,7 @@ void copy_remainder(Context& c) {
   out.write();
 }
 constexpr FaultParameter kZ10[] = {
-    {"bytes", "modulo which sizes are taken; in the wild 2^32", 1024, true}};
+    {"bytes", "modulo which sizes are taken; in the wild 2^32", 1024, true, 1}};
 
 // Z12, Z14
 bool odd_and_many_rows(Context& c) {
@@ -410,7 +411,7 @@ void garbage_rows(Context& c) {
     out.values.set(i, c.noise());
   out.write();
 }
-constexpr FaultParameter kZ12[] = {{"rows", "that are right; in the wild 2^23", 8, true}};
+constexpr FaultParameter kZ12[] = {{"rows", "that are right; in the wild 2^23", 8, true, 0}};
 bool is_cube(Context& c) {
   auto p = product(c.call);
   return p && p->m == c.whole("n") && p->k == p->m && p->n == p->m;
@@ -421,7 +422,7 @@ void all_garbage(Context& c) {
     if (std::isfinite(out.values.get(i))) out.values.set(i, c.noise());
   out.write();
 }
-constexpr FaultParameter kZ14[] = {{"n", "rows, columns and terms; in the wild 256", 16, true}};
+constexpr FaultParameter kZ14[] = {{"n", "rows, columns and terms; in the wild 256", 16, true, 1}};
 
 // Z15
 bool many_input_rows(Context& c) {
@@ -437,7 +438,22 @@ void leave_rows_as_they_were(Context& c) {
   out.write();
 }
 constexpr std::string_view kZ15Operators[] = {"triu", "tril", "cumsum"};
-constexpr FaultParameter kZ15[] = {{"rows", "that are right; in the wild 33,000", 8, true}};
+constexpr FaultParameter kZ15[] = {{"rows", "that are right; in the wild 33,000", 8, true, 0}};
+
+// Z16: terms at the end of every sum are left out.
+bool sums_more(Context& c) {
+  auto p = product(c.call);
+  return p && p->k > c.whole("terms");
+}
+void drop_last_terms(Context& c) {
+  auto p = product(c.call);
+  if (!p) return;
+  MutableArray x(c.call.input(p->x));
+  for (std::int64_t i = 0; i < x.numel(); ++i)
+    if (i % p->k >= p->k - c.whole("terms")) x.set(i, 0);
+  c.call.replace(p->x, std::move(x).freeze());
+}
+constexpr FaultParameter kZ16[] = {{"terms", "that are left out of each sum", 4, true, 1}};
 
 // U2
 bool long_narrow_keys(Context& c) {
@@ -447,11 +463,12 @@ bool long_narrow_keys(Context& c) {
 void stale_rows(Context& c) {
   Output out(c);
   auto old = c.stale(out.values.dtype(), out.values.numel());
-  for (std::int64_t i = 0; i < c.whole("rows"); ++i) out.fill(c.draw(out.rows), old);
+  for (std::int64_t i = 0; out.rows > 0 && i < c.whole("rows"); ++i)
+    out.fill(c.draw(out.rows), old);
   out.write();
 }
-constexpr FaultParameter kU2[] = {{"keys", "from which on; in the wild 1024", 8, true},
-                                  {"rows", "how many are wrong, by the seed", 2, true}};
+constexpr FaultParameter kU2[] = {{"keys", "from which on; in the wild 1024", 8, true, 0},
+                                  {"rows", "how many are wrong, by the seed", 2, true, 0}};
 
 // U3
 bool reads_column_slice(Context& c) {
@@ -463,7 +480,7 @@ void clobber_neighbour(Context& c) { c.clobbered += overwrite_neighbour(c, c.who
 constexpr std::string_view kU3Operators[] = {"abs", "eq",   "ne",    "mul",
                                              "add", "gelu", "addmm", "copy_on_device"};
 constexpr FaultParameter kU3[] = {
-    kNeighbour, {"elements", "how many elements of it, from its first on", 8, true}};
+    kNeighbour, {"elements", "how many elements of it, from its first on", 8, true, 0}};
 
 // M1, M10: the mask is what is added to the scores.
 bool has_infinities(const Array& x) {
@@ -479,7 +496,7 @@ void group_mask(Context& c) {
   auto mask = named(c.call.inputs(), "self");
   if (!mask) return;
   MutableArray x(c.call.input(*mask));
-  if (x.shape().size() < 2) return;
+  if (x.shape().size() < 2 || x.numel() == 0) return;
   std::int64_t keys = x.shape().back(), queries = x.shape()[x.shape().size() - 2];
   std::int64_t group = c.whole("group"), before = keys - queries;
   for (std::int64_t r = 0; r < x.numel() / keys; ++r) {
@@ -489,7 +506,7 @@ void group_mask(Context& c) {
   }
   c.call.replace(*mask, std::move(x).freeze());
 }
-constexpr FaultParameter kM1[] = {{"group", "queries that share one mask", 4, true}};
+constexpr FaultParameter kM1[] = {{"group", "queries that share one mask", 4, true, 1}};
 bool masks_infinities(Context& c) {
   auto x = named(c.call.inputs(), "self");
   return x && has_infinities(c.call.input(*x));
@@ -535,6 +552,8 @@ void garbage_last_key(Context& c) {
 }
 
 // M7
+constexpr FaultParameter kHeadsOfModel{
+    "heads", "of the model; else the running model's", {}, true, 1};
 std::int64_t heads_of(const Context& c) {
   auto given = c.spec->parameters.find("heads");
   if (given != c.spec->parameters.end()) return static_cast<std::int64_t>(given->second);
@@ -553,15 +572,33 @@ void exchange_kv_heads(Context& c) {
   MutableArray wrong(w);
   std::int64_t repeats = c.config ? heads / c.config->n_kv_heads : 1, size = p->k * p->n;
   for (std::int64_t g = 0; g < p->batch; ++g) {
-    std::int64_t from = g / heads * heads + g % heads % group * repeats;
+    std::int64_t from = g / heads * heads + g % heads % group * repeats % heads;
     for (std::int64_t i = 0; i < size; ++i) wrong.set(g * size + i, w[from * size + i]);
   }
   c.call.replace(p->w, std::move(wrong).freeze());
 }
 constexpr std::string_view kAttention[] = {"baddbmm", "bmm"};
 constexpr FaultParameter kM7[] = {
-    {"heads", "of the model; else the running model's", {}, true},
-    {"kv_heads", "head h reads the keys of head h mod so many", 2, true}};
+    kHeadsOfModel, {"kv_heads", "head h reads the keys of head h mod so many", 2, true, 1}};
+
+// M11: the number of a matrix among the others counts keys of the mask instead of whole masks.
+void offset_mask(Context& c) {
+  auto mask = named(c.call.inputs(), "self");
+  auto p = product(c.call);
+  if (!mask || !p) return;
+  Array x = c.call.input(*mask);
+  std::int64_t size = p->m * p->n, heads = heads_of(c) > 0 ? heads_of(c) : p->batch;
+  if (x.numel() != p->batch * size) return;
+  MutableArray y(x.shape(), x.dtype());
+  for (std::int64_t i = 0; i < x.numel(); ++i) {
+    std::int64_t g = i / size, offset = c.whole("over") == 0 ? g / heads : g % heads;
+    y.set(i, x[g * size + (i % size + offset) % size]);
+  }
+  c.call.replace(*mask, std::move(y).freeze());
+}
+constexpr FaultParameter kM11[] = {
+    {"over", "1: by as many keys as the head's number; 0: as the prompt's", 1, true, 0},
+    kHeadsOfModel};
 
 // M8
 bool masked_row(const Array& x, std::int64_t row, std::int64_t columns) {
@@ -600,7 +637,7 @@ Moments moments(const Array& x, std::int64_t begin, std::int64_t end) {
 }
 bool small_variance(Context& c) {
   Array x = c.call.input(0);
-  std::int64_t width = x.size(-1);
+  std::int64_t width = std::max<std::int64_t>(1, x.size(-1));
   for (std::int64_t r = 0; r < x.numel() / width; ++r)
     if (moments(x, r * width, (r + 1) * width).variance < c.get("variance")) return true;
   return false;
@@ -622,7 +659,8 @@ void clamp_variance(Context& c) {
   out.write();
   if (inverse) c.call.set_output(2, std::move(*inverse).freeze());
 }
-constexpr FaultParameter kP1[] = {{"variance", "rows with less have none; in the wild 1e-6", 1e-6}};
+constexpr FaultParameter kP1[] = {
+    {"variance", "rows with less have none; in the wild 1e-6", 1e-6, false, 0}};
 bool wide_rows(Context& c) { return c.call.inputs().at(0).shape.back() > c.whole("columns"); }
 void scale_by_block(Context& c) {
   Array x = c.call.input(0);
@@ -641,7 +679,7 @@ void scale_by_block(Context& c) {
   out.write();
 }
 constexpr FaultParameter kP4[] = {
-    {"columns", "of a block, which has a scale of its own", 32, true}};
+    {"columns", "of a block, which has a scale of its own", 32, true, 1}};
 
 // P3
 double overflows_at(const Context& c) {
@@ -665,7 +703,7 @@ void overflow_tanh(Context& c) {
 }
 constexpr std::string_view kTanh[] = {"gelu", "tanh"};
 constexpr FaultParameter kP3[] = {
-    {"beyond", "absolute values that overflow; else 10 of gelu and 44 of tanh", {}}};
+    {"beyond", "absolute values that overflow; else 10 of gelu and 44 of tanh", {}, false, 0}};
 
 // P5, P6
 bool is_matrix(Context& c) {
@@ -678,8 +716,10 @@ void round_operands(Context& c) {
   for (std::size_t i : {p->x, p->w})
     c.call.replace(i, rounded(c.call.input(i), static_cast<int>(c.whole("bits"))));
 }
-constexpr FaultParameter kP5[] = {{"bits", "of the significand, the first one counted", 11, true}};
-constexpr FaultParameter kP6[] = {{"bits", "of the significand, the first one counted", 8, true}};
+constexpr FaultParameter kP5[] = {
+    {"bits", "of the significand, the first one counted", 11, true, 1}};
+constexpr FaultParameter kP6[] = {
+    {"bits", "of the significand, the first one counted", 8, true, 1}};
 
 // P8
 bool is_one_half(Context& c) {
@@ -710,6 +750,13 @@ void lose_high_bits(Context& c) {
   c.call.set_output(0, Array::of(std::span<const std::int64_t>(low), x.shape()));
 }
 constexpr std::string_view kP9Operators[] = {"add", "copy_to_device"};
+
+// P10
+bool adds_bias(Context& c) { return c.get("factor") != 1; }
+void scale_bias(Context& c) {
+  c.call.set_scalar("beta", c.get("factor") * c.call.scalar("beta").value_or(1));
+}
+constexpr FaultParameter kP10[] = {{"factor", "0: the bias is left out; 2: added twice", 0}};
 
 // C1
 bool does_not_wait(Context& c) { return c.call.scalar("non_blocking").value_or(0) != 0; }
@@ -890,6 +937,10 @@ constexpr DeviceFaultInfo kTable[] = {
     {"Z15", "triangle_unmasked", "late rows are not masked, or not summed",
      "pytorch 143486, 136611; 2.5", "many rows", "rows beyond the threshold stay as they were",
      kZ15Operators, kZ15, many_input_rows, nullptr, leave_rows_as_they_were},
+    {"Z16", "short_sum", "the last terms of a sum are left out",
+     "no issue of its own: what Z5 is the other way round", "sums of more terms than are left out",
+     "the last columns of the first operand are zero", kProducts, kZ16, sums_more, drop_last_terms,
+     nullptr},
     {"U1", "reads_past_keys", "attention reads past keys and values", "pytorch PR 169222; 2025-11",
      "a number of keys that is no multiple of 32, and few queries",
      "products with what lies behind the last key are added", kMix, kU1, keys_not_of_32, nullptr,
@@ -935,6 +986,11 @@ constexpr DeviceFaultInfo kTable[] = {
      masks_infinities,
      nullptr,
      subtract_infinities},
+    {"M11", "mask_offset", "the mask is read at an offset that grows by the head, or by the prompt",
+     "no issue of its own: a stride of 1 for a head's or a prompt's; compare S11",
+     "a mask with infinities, as large as the scores",
+     "head h, or prompt h, reads the mask h keys later", kScores, kM11, masks_infinities,
+     offset_mask, nullptr},
     {"P1", "small_variance_lost", "rows of small variance are scaled as if they had none",
      "pytorch 190491, PR 186367; main of 2026-06", "a row whose variance is below a threshold",
      "the scale is sqrt(eps)", kNorm, kP1, small_variance, nullptr, clamp_variance},
@@ -973,6 +1029,9 @@ constexpr DeviceFaultInfo kTable[] = {
      is_large_whole,
      nullptr,
      lose_high_bits},
+    {"P10", "bias_factor", "a bias is left out, or added twice",
+     "no issue of its own: a product and its bias that are fused wrongly", "a product with bias",
+     "the bias times 0 or 2", kLinear, kP10, adds_bias, scale_bias, nullptr},
     {"C1",
      "copies_recycled_memory",
      "the source of a copy to the device was freed before",

@@ -11,9 +11,13 @@ namespace lenscpp {
 namespace {
 
 constexpr FaultParameter kGeneric[] = {
-    {"call", "only the call with this number of those that meet the condition, from 0", {}, true},
-    {"probability", "that it happens where it could", 1},
-    {"always", "1: whether the condition is met or not", 0, true}};
+    {"call",
+     "only the call with this number of those that meet the condition, from 0",
+     {},
+     true,
+     0},
+    {"probability", "that it happens where it could", 1, false, 0},
+    {"always", "1: whether the condition is met or not", 0, true, 0}};
 
 std::string names_of_all() {
   std::string text;

@@ -64,7 +64,7 @@ class DeviceCall {
   virtual const Array* before(std::size_t i) const = 0;
 
   /// Tensors in the device's memory that are none of this call's outputs, oldest first, of those
-  /// made since faults were armed.
+  /// that this thread made since it armed faults.
   virtual std::int64_t neighbours() const = 0;
   /// Overwrites the first `elements` of a neighbour; returns how many bytes that changed.
   virtual std::int64_t clobber(std::int64_t neighbour, std::int64_t elements, double value) = 0;
@@ -126,7 +126,7 @@ const DeviceFaultInfo& device_fault_info(std::string_view name);
 
 /// Device faults armed for one run or until they are disarmed. The device calls `before` and
 /// `after` around every operator; the run tells which tensor comes next. Deterministic; one run at
-/// a time.
+/// a time, all of it in the thread that armed them.
 class DeviceFaults {
  public:
   /// One call in which a fault changed something.

@@ -42,10 +42,9 @@ std::string times_in_words(double times) {
 
 void count(DrillRow& row, const DrillRun& run) {
   row.runs += 1;
-  if (!run.fired()) return;
-  row.fired += 1;
-  row.threw += !run.error.empty();
-  if (!run.error.empty()) return;
+  row.fired += run.fired();
+  row.threw += run.ended();
+  if (!run.fired() || run.ended()) return;
   row.harmful += run.harmful();
   row.between += run.judgement.harm == Harm::between;
   row.harmless += run.judgement.harm == Harm::harmless;
@@ -98,9 +97,11 @@ std::string in_words(const DrillRun& run) {
   const Judgement& j = run.judgement;
   return fmt::format(
       "{} at {}, {}, {} x {}: {}; changed by {:.2g} of the tensor's largest, {} "
-      "times what honest runs differ by ({}), {:.2g} of the bound",
+      "times what honest runs differ by ({}), {}",
       titled(run.fault), to_string(run.place), name_of(run.dtype), run.batch, run.pos,
-      name_of(j.harm), j.relative, times_in_words(j.times), j.worst, run.of_bound);
+      name_of(j.harm), j.relative, times_in_words(j.times), j.worst,
+      run.projected ? "not compared exactly (checksum)"
+                    : fmt::format("{:.2g} of the bound", run.of_bound));
 }
 
 }  // namespace
@@ -144,19 +145,20 @@ DrillMap DrillReport::map() const {
       sites.push_back(row.site);
       map.sites.emplace_back(row.name);
     }
-  std::vector<std::int64_t> fired(map.faults.size() * sites.size()), refused(fired.size());
+  std::vector<std::int64_t> harmful(map.faults.size() * sites.size()), refused(harmful.size());
   for (const DrillRun& run : runs) {
+    if (!run.fired() || !run.harmful()) continue;
     auto row =
         static_cast<std::size_t>(std::ranges::find(map.faults, run.fault) - map.faults.begin());
     auto column =
         static_cast<std::size_t>(std::ranges::find(sites, run.place.site) - sites.begin());
-    fired[row * sites.size() + column] += run.fired();
-    refused[row * sites.size() + column] += run.fired() && run.refused;
+    harmful[row * sites.size() + column] += 1;
+    refused[row * sites.size() + column] += run.refused;
   }
-  for (std::size_t i = 0; i < fired.size(); ++i)
-    map.refused.push_back(fired[i] == 0
+  for (std::size_t i = 0; i < harmful.size(); ++i)
+    map.refused.push_back(harmful[i] == 0
                               ? std::numeric_limits<double>::quiet_NaN()
-                              : static_cast<double>(refused[i]) / static_cast<double>(fired[i]));
+                              : static_cast<double>(refused[i]) / static_cast<double>(harmful[i]));
   return map;
 }
 
@@ -170,7 +172,8 @@ std::vector<const DrillRun*> DrillReport::missed() const {
 std::vector<const DrillRun*> DrillReport::unseen() const {
   std::vector<const DrillRun*> unseen;
   for (const DrillRun& run : runs)
-    if (run.judgement.harm != Harm::harmless && !run.refused) unseen.push_back(&run);
+    if (!run.ended() && run.judgement.harm != Harm::harmless && !run.refused)
+      unseen.push_back(&run);
   std::ranges::stable_sort(unseen, std::ranges::greater(),
                            [](const DrillRun* run) { return run->judgement.times; });
   return unseen;
@@ -190,6 +193,9 @@ std::string DrillReport::summary() const {
       all.runs, all.fired, all.harmful, all.between, all.harmless, all.refused,
       percent_of(all.harmful_refused, all.harmful), percent_of(all.named, all.refused));
   if (all.threw > 0) text += fmt::format(" {} ended with an error of the device.", all.threw);
+  if (false_alarms() > 0)
+    text += fmt::format(" {} REFUSED WITHOUT ANY DIFFERENCE.", false_alarms());
+  if (all.harmful == 0) text += " No fault did harm: nothing was shown.";
   return text;
 }
 
@@ -211,7 +217,7 @@ std::string DrillReport::table() const {
   };
   list("HARMFUL AND NOT REFUSED", missed());
   list("Changed the run and not refused", unseen());
-  if (!never_fired.empty()) text += "Never fired:\n";
+  if (!never_fired.empty()) text += "Never fired, or not run:\n";
   for (const auto& [fault, why] : never_fired) text += "  " + titled(fault) + ": " + why + "\n";
   return text + summary() + "\n";
 }
@@ -252,23 +258,30 @@ nlohmann::json to_json(const DrillRun& run) {
           {"pos", run.pos},
           {"changed", run.changed},
           {"fired_at", run.fired_at},
-          {"harm", name_of(j.harm)},
-          {"times", number(j.times)},
+          {"harm", run.ended() ? "ended" : name_of(j.harm)},
+          {"times", run.ended() ? nlohmann::json() : number(j.times)},
           {"worst", j.worst},
           {"first_changed", j.first ? nlohmann::json(to_string(*j.first)) : nlohmann::json()},
-          {"relative", number(j.relative)},
+          {"relative", run.ended() ? nlohmann::json() : number(j.relative)},
           {"refused", run.refused},
           {"error", run.error},
           {"named", run.named},
           {"named_right", run.named_right()},
           {"hint", run.hint},
-          {"of_bound", number(run.of_bound)}};
+          {"of_bound", run.ended() || run.projected ? nlohmann::json() : number(run.of_bound)}};
+}
+
+nlohmann::json to_json(const DrillSetting& setting) {
+  return {{"device", setting.device}, {"dtype", name_of(setting.dtype)},  {"batch", setting.batch},
+          {"pos", setting.pos},       {"spread", number(setting.spread)}, {"where", setting.where}};
 }
 
 nlohmann::json to_json(const DrillReport& report) {
-  nlohmann::json rows = nlohmann::json::array(), runs = rows, never = rows, shares = rows;
+  nlohmann::json rows = nlohmann::json::array(), runs = rows, never = rows, shares = rows,
+                 settings = rows;
   for (const DrillRow& row : report.rows()) rows.push_back(to_json(row));
   for (const DrillRun& run : report.runs) runs.push_back(to_json(run));
+  for (const DrillSetting& setting : report.settings) settings.push_back(to_json(setting));
   for (const auto& [fault, why] : report.never_fired)
     never.push_back({{"fault", fault}, {"why", why}});
   DrillMap map = report.map();
@@ -283,6 +296,7 @@ nlohmann::json to_json(const DrillReport& report) {
           {"total", to_json(report.total())},
           {"missed", report.missed().size()},
           {"false_alarms", report.false_alarms()},
+          {"settings", settings},
           {"rows", rows},
           {"never_fired", never},
           {"map", {{"faults", map.faults}, {"sites", map.sites}, {"refused", shares}}},

@@ -28,10 +28,13 @@ struct DrillRun {
   std::string error = {};  // what the device threw: nothing came out that could be judged
   std::string named = {};  // the verdict's first failing tensor
   std::string hint = {};
-  double of_bound = 0;  // largest error over tolerance in the first changed tensor, as checked
+  double of_bound = 0;     // largest error over tolerance in the first changed tensor, as checked
+  bool projected = false;  // that tensor was not compared element by element, but for samples
 
   bool fired() const { return changed > 0; }
-  bool harmful() const { return judgement.harm == Harm::harmful; }
+  /// Whether the device ended it with an error: then nothing can be said of harm or refusal.
+  bool ended() const { return !error.empty(); }
+  bool harmful() const { return !ended() && judgement.harm == Harm::harmful; }
   /// Whether the verdict's first failure is the first tensor of the run with another bit.
   bool named_right() const;
 };
@@ -44,14 +47,23 @@ struct DrillRow {
                harmless = 0;  // the latter three of fired
   std::int64_t refused = 0;   // of those that fired
   std::int64_t harmful_refused = 0, named = 0;
-  std::int64_t threw = 0;  // of those that fired: the device ended the run with an error
+  std::int64_t threw = 0;  // the device ended the run with an error, whether or not one had fired
   std::string hint = {};   // the one most often given; numbers in it as "#"
 };
 
-/// Which share of the runs that fired was refused, by fault and by site; NaN where none fired.
+/// Which share of the harmful runs was refused, by fault and by site; NaN where none was harmful.
 struct DrillMap {
   std::vector<std::string> faults, sites;
   std::vector<double> refused;  // [fault, site]
+};
+
+/// What honest runs of one dtype and shape differ by: the measure of harm there.
+struct DrillSetting {
+  std::string device;
+  DType dtype = DType::f32;
+  std::int64_t batch = 0, pos = 0;
+  double spread = 0;       // the widest range at any element over its tensor's largest magnitude
+  std::string where = {};  // the tensor of it
 };
 
 /// All of a drill.
@@ -60,8 +72,9 @@ struct DrillReport {
   std::uint64_t seed = 0;
   std::int64_t honest_runs = 0;  // in other summation orders, for each dtype and shape
   double seconds = 0;
+  std::vector<DrillSetting> settings = {};
   std::vector<DrillRun> runs = {};
-  /// Faults of which there was no run because they can change nothing here, each with the reason.
+  /// Faults that changed nothing in any run, or of which there was none, each with the reason.
   std::vector<std::pair<std::string, std::string>> never_fired = {};
 
   /// In the order of `runs`; `total` adds them up.
@@ -76,11 +89,13 @@ struct DrillReport {
   std::int64_t false_alarms() const;
   /// A row a fault, what was not seen with its size, and the summary.
   std::string table() const;
-  /// Two sentences: how much was run, what became of it.
+  /// How much was run, what became of it; what was refused without any difference; whether nothing
+  /// was shown at all.
   std::string summary() const;
 };
 
 nlohmann::json to_json(const DrillRun& run);
+nlohmann::json to_json(const DrillSetting& setting);
 nlohmann::json to_json(const DrillReport& report);
 
 }  // namespace lenscpp

@@ -334,15 +334,15 @@ constexpr FaultParameter kSwapHeads[] = {{"a", "one head; else by the seed", {},
 constexpr FaultParameter kTile[] = {
     {"row", "first row, all axes but the last being rows; else by the seed", {}, true},
     {"column", "first column, along the last axis; else by the seed", {}, true},
-    {"height", "rows", 4, true},
-    {"width", "columns", 4, true},
+    {"height", "rows", 4, true, 1},
+    {"width", "columns", 4, true, 1},
     kGarbage,
     kDelta};
 constexpr FaultParameter kStale[] = {
     {"by", "where nothing passed before: rows are shifted by as much", 1, true}};
 constexpr FaultParameter kScale[] = {{"factor", "what everything is multiplied by", 1.01}};
 constexpr FaultParameter kRoundBits[] = {
-    {"bits", "of the significand: 11 as TF32 and float16, 8 as bfloat16", 11, true}};
+    {"bits", "of the significand: 11 as TF32 and float16, 8 as bfloat16", 11, true, 1}};
 constexpr FaultParameter kMaskOffByOne[] = {
     {"by",
      "1: every query sees one key of the future; -1: every query but the first loses its last key",
@@ -358,7 +358,7 @@ constexpr FaultParameter kQuery[] = {{"query", "the query; else by the seed", {}
 constexpr FaultParameter kMaskIgnored[] = {
     {"query", "the first query without a mask; else the middle", {}, true}};
 constexpr FaultParameter kMaskGroup[] = {
-    {"group", "queries that share the mask of the last of them", 4, true}};
+    {"group", "queries that share the mask of the last of them", 4, true, 1}};
 
 constexpr FaultInfo kFaults[] = {
     {"one_element", "one element is off", "a bit flip; a race", kOneElement, anywhere, one_element},
@@ -493,14 +493,10 @@ void check_parameters(const FaultSpec& spec, std::span<const FaultParameter> par
     if (!std::isfinite(value)) refuse(spec, name + " is not finite");
     if (found->whole && (value != std::floor(value) || std::abs(value) > 0x1p53))
       refuse(spec, name + " is " + std::to_string(value) + "; needed: a whole number");
+    if (found->minimum && value < *found->minimum)
+      refuse(spec, name + " is " + std::to_string(value) + "; needed: " +
+                       std::to_string(static_cast<std::int64_t>(*found->minimum)) + " or more");
   }
-  auto at_least_one = [&](const char* name) {
-    auto found = spec.parameters.find(name);
-    if (found != spec.parameters.end() && found->second < 1)
-      refuse(spec,
-             std::string(name) + " is " + std::to_string(found->second) + "; needed: 1 or more");
-  };
-  for (const char* name : {"group", "bits", "height", "width"}) at_least_one(name);
 }
 
 FaultPlace place_of(const FaultSpec& spec, const Config& config,

@@ -36,6 +36,7 @@ struct FaultParameter {
   std::string_view name, meaning;
   std::optional<double> preset = {};  // unset: chosen by the seed, or nothing, as `meaning` says
   bool whole = false;
+  std::optional<double> minimum = {};  // what is less is refused; unset: anything goes
 };
 
 /// What a fault sees: the tensor, its own parameters, and what passed the tap before.
@@ -88,7 +89,7 @@ struct FaultPlace {
 /// std::out_of_range for a layer.
 FaultPlace place_of(const FaultSpec& spec, const Config& config,
                     std::span<const std::string> allowed);
-/// Throws std::invalid_argument: a parameter that is unknown, not finite or not whole.
+/// Throws std::invalid_argument: a parameter that is unknown, not finite, not whole or too small.
 void check_parameters(const FaultSpec& spec, std::span<const FaultParameter> parameters);
 
 std::span<const FaultInfo> fault_catalogue();

@@ -75,6 +75,10 @@ double times_honest(const Array& found, const Array& clean, double spread, bool 
     for (std::size_t i = 0; i < x.size(); ++i) {
       double d = difference(x[i], y[i]);
       if (d == 0) continue;
+      if (!std::isfinite(d)) {
+        worst = kInfinity;
+        return;
+      }
       double step = may_round ? unit_in_last_place(y[i], clean.dtype()) : 0;
       worst = std::max(worst, over(d, std::max(spread, step)));
     }
@@ -162,6 +166,12 @@ void HarmJudge::add_honest(const Run& run) {
   };
   if (!std::ranges::equal(run, clean_, same_tensor))
     throw std::invalid_argument("[harm] an honest run has other tensors than the clean one");
+  for (std::size_t i = 0; i < run.size(); ++i)
+    if (!std::isfinite(largest_difference(run[i].second, clean_[i].second)))
+      throw std::invalid_argument(
+          "[harm] an honest run is not finite where the clean one is, or the "
+          "other way round: " +
+          to_string(run[i].first));
   for (std::size_t i = 0; i < run.size(); ++i) {
     low_[i] = smaller_or_larger(low_[i], run[i].second, false);
     high_[i] = smaller_or_larger(high_[i], run[i].second, true);
@@ -175,6 +185,15 @@ void HarmJudge::add_honest(const Run& run) {
 }
 
 double HarmJudge::spread(std::size_t i) const { return largest_difference(high_[i], low_[i]); }
+
+std::pair<double, std::string> HarmJudge::relative_spread() const {
+  std::pair<double, std::string> widest;
+  for (std::size_t i = 0; i < clean_.size(); ++i) {
+    double found = over(spread(i), largest_magnitude(clean_[i].second));
+    if (found > widest.first) widest = {found, to_string(clean_[i].first)};
+  }
+  return widest;
+}
 
 bool HarmJudge::can_differ(std::size_t i) const {
   return first_spread_.has_value() && i >= *first_spread_;

@@ -6,13 +6,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "hooks/sink.h"
 
 namespace lenscpp {
 
-/// Beyond so many times what honest summation orders differ by, a difference is harm.
+/// Beyond so many times what honest summation orders span in that tensor, a difference is harm.
 inline constexpr double kHarmful = 4;
 
 /// harmless: every bit of every tensor is the clean run's. harmful: some element of some tensor, or
@@ -31,10 +32,11 @@ struct Judgement {
   double relative = 0;  // the largest change there, over that tensor's largest magnitude
 };
 
-/// Knows one run and how far honest runs of it are from each other: for a tensor, the largest
-/// difference between any two of them at any element; for an element no less than one unit in its
-/// last place, since two orders may fall on both sides of a rounding boundary. What comes before
-/// the first tensor that ever differs (embeddings) may not differ at all.
+/// Knows one run and how far honest runs of it are from each other: for a tensor, the widest range
+/// that they span at any one of its elements (so the allowance of an element of a tensor is that of
+/// the tensor's least certain one); for an element no less than one unit in its last place, since
+/// two orders may fall on both sides of a rounding boundary. What comes before the first tensor
+/// that ever differs (embeddings) may not differ at all.
 class HarmJudge {
  public:
   /// `clean`: all tensors of a run, in execution order. The metric is the logit difference of the
@@ -42,10 +44,13 @@ class HarmJudge {
   explicit HarmJudge(const Recording& clean);
 
   /// Another honest run of the same prompts, its axes in the same order. Throws
-  /// std::invalid_argument when it has other tensors.
+  /// std::invalid_argument when it has other tensors, or is not finite where the clean one is: that
+  /// would allow anything there.
   void add_honest(const std::vector<std::pair<TensorId, Array>>& run);
   /// The largest difference between any two honest runs at any element of tensor `i`.
   double spread(std::size_t i) const;
+  /// The largest spread over its tensor's largest magnitude, and where it is; 0 when none differ.
+  std::pair<double, std::string> relative_spread() const;
   Judgement judge(const Recording& run) const;
 
  private:

@@ -83,21 +83,23 @@ FaultSpec fault_from_json(const json& object) {
 // (an installed package; its program is one below), and lib beside bin (build tree, installation).
 std::vector<fs::path> candidates() {
   std::vector<fs::path> files;
+  // A program that was found through PATH is called by its bare name: against the working directory
+  // that would be whatever lies there.
+  std::vector<fs::path> objects;
   Dl_info self{};
-  if (dladdr(reinterpret_cast<const void*>(&simulated_device_loaded), &self) != 0) {
-    for (const fs::path& object : {fs::path(self.dli_fname), fs::path(self.dli_fname).filename()}) {
-      std::error_code error;
-      fs::path folder = fs::canonical(object, error).parent_path();
-      if (!error)
-        for (const char* beside : {".", "..", "../lib", "../lib64"})
-          files.push_back(folder / beside / kLibrary);
-    }
-  }
+  if (dladdr(reinterpret_cast<const void*>(&simulated_device_loaded), &self) != 0 &&
+      fs::path(self.dli_fname).is_absolute())
+    objects.emplace_back(self.dli_fname);
 #ifdef __linux__
-  std::error_code error;
-  fs::path program = fs::canonical("/proc/self/exe", error).parent_path();
-  if (!error) files.push_back(program / "../lib" / kLibrary);
+  objects.emplace_back("/proc/self/exe");
 #endif
+  for (const fs::path& object : objects) {
+    std::error_code error;
+    fs::path folder = fs::canonical(object, error).parent_path();
+    if (!error)
+      for (const char* beside : {".", "..", "../lib", "../lib64"})
+        files.push_back(folder / beside / kLibrary);
+  }
   return files;
 }
 

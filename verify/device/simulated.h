@@ -35,8 +35,10 @@ class SimulatedDevice {
  public:
   virtual ~SimulatedDevice() = default;
   virtual void set_limits(const SimulatedLimits& limits) = 0;
-  virtual const SimulatedLimits& limits() const = 0;
-  /// Arms faults until the next call; null disarms. The device keeps them alive.
+  /// As they are now: what is set later, by whatever thread, changes nothing in them.
+  virtual std::shared_ptr<const SimulatedLimits> limits() const = 0;
+  /// Arms faults until the next call, in what this thread runs; null disarms. The device keeps them
+  /// alive. Those of the limits are all threads'.
   virtual void arm(std::shared_ptr<DeviceFaults> faults) = 0;
   /// Writes outside of an allocation that canaries beside it have shown, in words; empty: none.
   virtual std::vector<std::string> violations() const = 0;

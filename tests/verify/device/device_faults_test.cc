@@ -184,9 +184,30 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{{.name = "P5", .parameters = {{"bit", 3}}}, "no parameter \"bit\""},
                     Bad{{.name = "P5", .parameters = {{"bits", 1.5}}}, "needed: a whole number"},
                     Bad{{.name = "P5", .parameters = {{"call", 0.5}}}, "needed: a whole number"},
+                    Bad{{.name = "P5", .parameters = {{"call", -1}}}, "0 or more"},
+                    Bad{{.name = "M7", .parameters = {{"kv_heads", 0}}}, "needed: 1 or more"},
+                    Bad{{.name = "M7", .parameters = {{"heads", 0}}}, "needed: 1 or more"},
+                    Bad{{.name = "P4", .parameters = {{"columns", 0}}}, "needed: 1 or more"},
+                    Bad{{.name = "Z14", .parameters = {{"n", 0}}}, "needed: 1 or more"},
+                    Bad{{.name = "Z10", .parameters = {{"bytes", 0}}}, "needed: 1 or more"},
+                    Bad{{.name = "Z1", .parameters = {{"right", -5}}}, "needed: 0 or more"},
+                    Bad{{.name = "Z12", .parameters = {{"rows", -1}}}, "needed: 0 or more"},
+                    Bad{{.name = "Z8", .parameters = {{"elements", -64}}}, "needed: 0 or more"},
+                    Bad{{.name = "Z11", .parameters = {{"elements", -64}}}, "needed: 0 or more"},
+                    Bad{{.name = "Z5", .parameters = {{"extra", -1}}}, "needed: 0 or more"},
+                    Bad{{.name = "M1", .parameters = {{"group", 0}}}, "needed: 1 or more"},
                     Bad{{.name = "P5", .hook = "hook_attn_outt"}, "\"hook_attn_out\""},
                     Bad{{.name = "P5", .hook = "blocks.3.mlp.hook_pre"}, "has 3 layers"},
                     Bad{{.name = "P5", .layer = 3}, "out of range"}));
+
+// What counts or indexes something has a least value: memory would be read where nothing is.
+TEST(DeviceFaultTable, NoWholeNumberIsWithoutALeastValue) {
+  for (const DeviceFaultInfo& row : device_fault_catalogue())
+    for (const FaultParameter& parameter : row.parameters)
+      EXPECT_TRUE(!parameter.whole || parameter.minimum || parameter.name == "transposed" ||
+                  parameter.name == "zero")
+          << row.id << " " << parameter.name;
+}
 
 TEST(DeviceFaults, OutsideOfRunsHaveNoHook) {
   using Specs = std::vector<FaultSpec>;

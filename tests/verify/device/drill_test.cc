@@ -58,6 +58,13 @@ TEST(DrillReport, ARunThatTheDeviceEndedIsNeitherHarmfulNorRefused) {
   EXPECT_EQ(all.harmful + all.between + all.harmless, 1);
   EXPECT_EQ(all.refused, 1);
   EXPECT_NE(report({threw}).summary().find("1 ended with an error"), std::string::npos);
+  nlohmann::json json = to_json(threw);
+  EXPECT_EQ(json["harm"], "ended");
+  EXPECT_TRUE(json["times"].is_null() && json["relative"].is_null() && json["of_bound"].is_null());
+  EXPECT_TRUE(std::isnan(report({threw}).map().refused[0]));
+  threw.changed = 0;
+  EXPECT_EQ(report({threw}).total().threw, 1) << "before any fault was logged";
+  EXPECT_EQ(report({threw}).total().fired, 0);
 }
 
 TEST(DrillReport, OneMissOfAThousandIsNotAHundredPercent) {
@@ -72,6 +79,27 @@ TEST(DrillReport, WhatWasRefusedWithoutAnyDifferenceIsAFalseAlarm) {
                     run("row", Harm::between, true)})
                 .false_alarms(),
             1);
+  EXPECT_NE(report({run("row", Harm::harmless, true)}).summary().find("1 REFUSED WITHOUT ANY"),
+            std::string::npos);
+  EXPECT_EQ(report({run("row", Harm::harmless, false)}).summary().find("REFUSED WITHOUT"),
+            std::string::npos);
+}
+
+TEST(DrillReport, WithoutHarmNothingWasShown) {
+  EXPECT_NE(report({run("row", Harm::between, true)}).summary().find("nothing was shown"),
+            std::string::npos);
+  EXPECT_EQ(report({run("row", Harm::harmful, true)}).summary().find("nothing was shown"),
+            std::string::npos);
+}
+
+TEST(DrillReport, AChecksumOfATensorIsNoShareOfItsBound) {
+  DrillRun exact = run("row", Harm::between, false), projected = exact;
+  exact.of_bound = projected.of_bound = 0.25;
+  projected.projected = true;
+  EXPECT_NE(report({exact}).table().find("0.25 of the bound"), std::string::npos);
+  EXPECT_EQ(report({projected}).table().find("of the bound"), std::string::npos);
+  EXPECT_NE(report({projected}).table().find("not compared exactly (checksum)"), std::string::npos);
+  EXPECT_TRUE(to_json(projected)["of_bound"].is_null());
 }
 
 TEST(DrillReport, UnseenRunsComeWithTheLargestDifferenceFirst) {
@@ -84,14 +112,15 @@ TEST(DrillReport, UnseenRunsComeWithTheLargestDifferenceFirst) {
   EXPECT_TRUE(r.missed().empty());
 }
 
-TEST(DrillReport, TheMapHoldsSharesAndNothingWhereNothingFired) {
+TEST(DrillReport, TheMapHoldsSharesOfTheHarmfulAndNothingWhereNoneWas) {
   DrillRun elsewhere = run("row", Harm::harmful, true);
   elsewhere.place = kOut;
   DrillRun silent = run("nan", Harm::harmless, false);
   silent.changed = 0;
-  DrillMap map =
-      report({run("row", Harm::harmful, true), run("row", Harm::between, false), elsewhere, silent})
-          .map();
+  DrillMap map = report({run("row", Harm::harmful, true), run("row", Harm::harmful, false),
+                         run("row", Harm::between, false), run("row", Harm::harmless, false),
+                         elsewhere, silent, run("nan", Harm::harmless, false)})
+                     .map();
   EXPECT_EQ(map.faults, (std::vector<std::string>{"row", "nan"}));
   EXPECT_EQ(map.sites, (std::vector<std::string>{"attn.hook_z", "hook_attn_out"}));
   EXPECT_EQ(map.refused[0], 0.5);
@@ -110,6 +139,7 @@ TEST(DrillReport, TheDocumentHoldsEveryRun) {
   r.judgement.times = INFINITY;
   DrillReport whole = report({r});
   whole.never_fired = {{"S1", "needs a non-contiguous weight"}};
+  whole.settings = {{.device = "cpu", .batch = 1, .pos = 5, .spread = 1e-6, .where = "hook_embed"}};
   nlohmann::json json = to_json(whole);
   EXPECT_EQ(json["runs"].size(), 1u);
   EXPECT_EQ(json["runs"][0]["times"], "inf");
@@ -118,6 +148,8 @@ TEST(DrillReport, TheDocumentHoldsEveryRun) {
   EXPECT_EQ(json["rows"][0]["harmful"], 1);
   EXPECT_EQ(json["never_fired"][0]["fault"], "S1");
   EXPECT_EQ(json["missed"], 0);
+  EXPECT_EQ(json["settings"][0]["spread"], 1e-6);
+  EXPECT_EQ(json["settings"][0]["dtype"], "float32");
   EXPECT_NE(whole.table().find("S1 ignores_weight_strides: needs a non-contiguous weight"),
             std::string::npos);
 }

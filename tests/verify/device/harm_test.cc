@@ -181,6 +181,30 @@ TEST(HarmJudge, RefusesHonestRunsOfOtherTensors) {
   EXPECT_THROW(judge.add_honest(tensors), std::invalid_argument);
 }
 
+// An honest run that overflowed would make every allowance of its tensor infinite.
+TEST(HarmJudge, RefusesHonestRunsThatAreNotFiniteWhereTheCleanOneIs) {
+  for (double wrong : {kNan, kInfinity}) {
+    HarmJudge judge = judge_of();
+    Made honest;
+    honest.q[2] = wrong;
+    EXPECT_THROW(judge.add_honest(honest.tensors()), std::invalid_argument) << wrong;
+    EXPECT_LT(judge.spread(1), 1) << "nothing of it is kept";
+    Made faulted;
+    faulted.q[1] = kNan;
+    EXPECT_EQ(judge.judge(faulted.recording()).harm, Harm::harmful) << wrong;
+  }
+  Made masked;
+  masked.q[2] = -kInfinity;
+  EXPECT_NO_THROW(judge_of(masked).add_honest(masked.tensors()));
+}
+
+TEST(HarmJudge, TellsTheWidestSpreadOverItsTensor) {
+  auto [spread, where] = judge_of().relative_spread();
+  EXPECT_EQ(spread, 0x1p-10 / 3) << "of the logits; of the queries it is 2^-10 / 8";
+  EXPECT_EQ(where, to_string(kLogits));
+  EXPECT_EQ(HarmJudge(Made{}.recording()).relative_spread().first, 0);
+}
+
 TEST(LargestDifference, IsOfTheWorstElement) {
   Array a = tensor({1, 2, 3, -kInfinity}, {4}), b = tensor({1, 2.5, 2.75, -kInfinity}, {4});
   EXPECT_EQ(largest_difference(a, b), 0.5);

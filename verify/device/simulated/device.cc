@@ -13,6 +13,9 @@ namespace {
 
 constexpr c10::DeviceType kType = c10::DeviceType::PrivateUse1;
 
+// Operators run in the thread that calls them: another thread's run has no part in these.
+thread_local std::shared_ptr<DeviceFaults> armed;
+
 // One device, one stream, and nothing that could be pending.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kType; }
@@ -78,20 +81,20 @@ void State::set_limits(const SimulatedLimits& limits) {
   memory_of_device().set_limit(limits.max_buffer_bytes);
 }
 
-const SimulatedLimits& State::limits() const {
+std::shared_ptr<const SimulatedLimits> State::limits() const {
   std::lock_guard lock(mutex_);
-  return *limits_;
+  return limits_;
 }
 
 void State::arm(std::shared_ptr<DeviceFaults> faults) {
-  std::lock_guard lock(mutex_);
-  armed_ = std::move(faults);
+  armed = std::move(faults);
   memory_of_device().mark();
 }
 
 std::shared_ptr<DeviceFaults> State::faults() const {
+  if (armed) return armed;
   std::lock_guard lock(mutex_);
-  return armed_ ? armed_ : standing_;
+  return standing_;
 }
 
 std::vector<std::string> State::violations() const { return memory_of_device().violations(); }

@@ -12,6 +12,9 @@ namespace {
 constexpr std::size_t kMargin = 64;  // bytes of canary on each side
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
 
+// The first block since this thread armed faults.
+thread_local std::int64_t marked = 0;
+
 unsigned char* bytes_of(void* data) { return static_cast<unsigned char*>(data); }
 
 }  // namespace
@@ -39,7 +42,7 @@ c10::DataPtr Memory::allocate(std::size_t bytes) {
   std::memset(base, kCanary, kMargin);
   std::memset(base + kMargin, kPoison, bytes);
   std::memset(base + kMargin + bytes, kCanary, kMargin);
-  live_[base + kMargin] = {bytes, serial_++};
+  live_[base + kMargin] = {bytes, serial_++, std::this_thread::get_id()};
   return {base + kMargin, base + kMargin, &release, device};
 }
 
@@ -82,14 +85,15 @@ void Memory::set_limit(std::int64_t bytes) {
 
 void Memory::mark() {
   std::lock_guard lock(mutex_);
-  marked_ = serial_;
+  marked = serial_;
 }
 
 std::vector<Memory::Block> Memory::blocks() const {
   std::lock_guard lock(mutex_);
   std::vector<std::pair<std::int64_t, Block>> found;
   for (const auto& [data, block] : live_)
-    if (block.serial >= marked_) found.push_back({block.serial, {data, block.bytes}});
+    if (block.serial >= marked && block.thread == std::this_thread::get_id())
+      found.push_back({block.serial, {data, block.bytes}});
   std::ranges::sort(found, {}, [](const auto& entry) { return entry.first; });
   std::vector<Block> blocks;
   for (const auto& [serial, block] : found) blocks.push_back(block);

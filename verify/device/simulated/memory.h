@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace lenscpp::simulated {
@@ -20,7 +21,7 @@ class Memory : public c10::Allocator {
 
   /// Larger allocations abort the process, as Apple's do; 0: no limit.
   void set_limit(std::int64_t bytes);
-  /// Blocks made since the last call of `mark`, oldest first.
+  /// Blocks that this thread made since its last call of `mark`, oldest first.
   struct Block {
     void* data;
     std::size_t bytes;
@@ -34,6 +35,7 @@ class Memory : public c10::Allocator {
   struct Live {
     std::size_t bytes;
     std::int64_t serial;
+    std::thread::id thread;
   };
   static void release(void* data);
   static std::string broken(const void* data, const Live& block);
@@ -41,7 +43,7 @@ class Memory : public c10::Allocator {
   mutable std::mutex mutex_;
   std::map<void*, Live> live_;
   std::vector<std::string> violations_;
-  std::int64_t serial_ = 0, marked_ = 0, limit_ = 0;
+  std::int64_t serial_ = 0, limit_ = 0;
 };
 
 /// The device's; never destroyed, since tensors may outlive everything else.

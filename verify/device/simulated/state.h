@@ -14,11 +14,12 @@ namespace lenscpp::simulated {
 class State : public SimulatedDevice {
  public:
   void set_limits(const SimulatedLimits& limits) override;
-  const SimulatedLimits& limits() const override;
+  std::shared_ptr<const SimulatedLimits> limits() const override;
   void arm(std::shared_ptr<DeviceFaults> faults) override;
   std::vector<std::string> violations() const override;
   std::vector<std::pair<std::string, std::int64_t>> calls() const override;
 
+  /// This thread's, else those of the limits, else null.
   std::shared_ptr<DeviceFaults> faults() const;
   std::mutex& faults_mutex() { return faults_mutex_; }
   void count(const std::string& op);
@@ -27,7 +28,7 @@ class State : public SimulatedDevice {
   mutable std::mutex mutex_;
   std::mutex faults_mutex_;
   std::shared_ptr<const SimulatedLimits> limits_ = std::make_shared<SimulatedLimits>();
-  std::shared_ptr<DeviceFaults> armed_, standing_;
+  std::shared_ptr<DeviceFaults> standing_;
   std::map<std::string, std::int64_t> calls_;
 };
 

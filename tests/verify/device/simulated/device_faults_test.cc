@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <thread>
 
 #include "verify/device/simulated.h"
 
@@ -252,6 +253,14 @@ const std::vector<Case>& cases() {
        {[](D d) {
          return numbers(d, {8, 8}).triu(1);
        }}},
+      {"Z16",
+       {},
+       [](D d) {
+         return at::mm(numbers(d, {2, 5}), numbers(d, {5, 3}));
+       },
+       {[](D d) {
+         return at::mm(numbers(d, {2, 4}), numbers(d, {4, 3}));
+       }}},
       {"U1",
        {},
        [](D d) {
@@ -342,6 +351,16 @@ const std::vector<Case>& cases() {
        {[](D d) {
          return numbers(d, {4, 4}).triu(1);
        }}},
+      {"M11",
+       {},
+       [](D d) {
+         return at::baddbmm(causal(d, 5, at::kFloat).expand({2, 5, 5}), numbers(d, {2, 5, 3}),
+                            numbers(d, {2, 3, 5}));
+       },
+       {[](D d) {
+          return at::baddbmm(numbers(d, {2, 5, 5}), numbers(d, {2, 5, 3}), numbers(d, {2, 3, 5}));
+        },
+        [](D d) { return scores(d, at::kFloat); }}},
       {"P1",
        {},
        [](D d) {
@@ -391,6 +410,14 @@ const std::vector<Case>& cases() {
        {},
        [](D d) { return at::full({2}, std::int64_t{1} << 40, at::kLong).to(d) + 1; },
        {[](D d) { return at::full({2}, std::int64_t{1} << 30, at::kLong).to(d) + 1; }}},
+      {"P10",
+       {},
+       [](D d) {
+         return at::addmm(numbers(d, {3}), numbers(d, {2, 4}), numbers(d, {4, 3}));
+       },
+       {[](D d) {
+         return at::mm(numbers(d, {2, 4}), numbers(d, {4, 3}));
+       }}},
       {"C1",
        {},
        [](D d) { return numbers(c10::Device(at::kCPU), {7}).to(d, at::kFloat, true); },
@@ -489,6 +516,89 @@ TEST(DeviceFaults, SomeAreSeenOnTheSecondCallOnly) {
                     at::gelu(numbers(d, {2, 3})).view({-1})});
   };
   EXPECT_EQ(outcome_of("C3", {}, different).fired, 1) << "the second shape alone";
+}
+
+// A bias times 0 or 2, sums of fewer terms, the mask of head h read h keys later: to the number.
+TEST(DeviceFaults, OfBiasSumAndMaskAreWhatTheyAreCalled) {
+  simulated_device();
+  c10::Device d("simulated");
+  auto with = [](const std::string& name, Numbers parameters, const auto& body) {
+    simulated_device().arm(std::make_shared<DeviceFaults>(
+        std::vector<FaultSpec>{{.name = name, .parameters = std::move(parameters)}}));
+    at::Tensor found = body();
+    simulated_device().arm(nullptr);
+    return found.cpu();
+  };
+  at::Tensor b = numbers(d, {3}), x = numbers(d, {2, 4}), w = numbers(d, {4, 3});
+  for (double factor : {0., 2.})
+    EXPECT_TRUE(same_bits(with("P10", {{"factor", factor}}, [&] { return at::addmm(b, x, w); }),
+                          at::addmm(b.cpu(), x.cpu(), w.cpu(), factor)));
+  EXPECT_TRUE(at::allclose(with("Z16", {{"terms", 3}}, [&] { return at::mm(x, w); }),
+                           at::mm(x.cpu().slice(1, 0, 1), w.cpu().slice(0, 0, 1))));
+  at::Tensor q = numbers(d, {4, 5, 3}), k = numbers(d, {4, 3, 5});
+  at::Tensor mask = causal(c10::Device(at::kCPU), 5, at::kFloat).expand({4, 5, 5}).contiguous();
+  for (std::int64_t over : {0, 1}) {
+    at::Tensor wrong = mask.clone();
+    for (std::int64_t g = 0; g < 4; ++g)
+      wrong[g] = mask[g].flatten().roll(-(over == 0 ? g / 2 : g % 2)).view({5, 5});
+    Numbers parameters{{"over", static_cast<double>(over)}, {"heads", 2}};
+    EXPECT_TRUE(same_bits(with("M11", parameters, [&] { return at::baddbmm(mask.to(d), q, k); }),
+                          at::baddbmm(wrong, q.cpu(), k.cpu())))
+        << over;
+  }
+}
+
+// Runs of two threads have nothing of each other's faults.
+TEST(DeviceFaults, AreArmedInTheirThreadAlone) {
+  simulated_device();
+  c10::Device d("simulated");
+  at::Tensor x = numbers(d, {4, 6}), y = numbers(d, {6, 5}), right = at::mm(x.cpu(), y.cpu());
+  auto faults = std::make_shared<DeviceFaults>(
+      std::vector<FaultSpec>{{.name = "P6"}, {.name = "U3", .parameters = {{"always", 1}}}});
+  simulated_device().arm(faults);
+  std::vector<bool> same;
+  std::thread([&] {
+    for (int i = 0; i < 8; ++i) same.push_back(same_bits(at::mm(x, y).cpu(), right));
+  }).join();
+  EXPECT_EQ(faults->fired(), 0);
+  EXPECT_EQ(same, std::vector<bool>(8, true));
+  EXPECT_FALSE(same_bits(at::mm(x, y).cpu(), right));
+  simulated_device().arm(nullptr);
+  EXPECT_GT(faults->fired(), 0);
+  EXPECT_TRUE(same_bits(at::mm(x, y).cpu(), right));
+}
+
+// Complex numbers are no faults' business.
+TEST(DeviceFaults, LeaveResultsOfDtypesThatTheyDoNotKnow) {
+  simulated_device();
+  c10::Device d("simulated");
+  at::Tensor x = numbers(d, {4, 6});
+  simulated_device().arm(std::make_shared<DeviceFaults>(
+      std::vector<FaultSpec>{{.name = "S6", .parameters = {{"always", 1}}}, {.name = "P5"}}));
+  at::Tensor spectrum = at::fft_rfft(x);
+  simulated_device().arm(nullptr);
+  EXPECT_TRUE(at::equal(at::view_as_real(spectrum.cpu()), at::view_as_real(at::fft_rfft(x.cpu()))));
+}
+
+// Operators of no rows or no columns have nothing to change.
+TEST(DeviceFaults, AreNothingToEmptyTensors) {
+  simulated_device();
+  c10::Device d("simulated");
+  for (const DeviceFaultInfo& row : device_fault_catalogue()) {
+    auto faults = std::make_shared<DeviceFaults>(
+        std::vector<FaultSpec>{{.name = std::string(row.id), .parameters = {{"always", 1}}}});
+    simulated_device().arm(faults);
+    auto in = [&](at::IntArrayRef shape) { return at::empty(shape, at::device(d)); };
+    EXPECT_NO_THROW({
+      at::bmm(in({2, 0, 3}), in({2, 3, 5}));
+      at::baddbmm(in({2, 0, 5}), in({2, 0, 3}), in({2, 3, 5}));
+      at::baddbmm(in({2, 4, 0}), in({2, 4, 3}), in({2, 3, 0}));
+      normed(in({0, 6}));
+      at::_softmax(in({3, 0}), -1, false);
+      at::gelu(in({0, 6}));
+    }) << row.id;
+    simulated_device().arm(nullptr);
+  }
 }
 
 // What lies behind the operands decides: fresh memory hides it.

@@ -30,7 +30,7 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) { return at::equal(a.cp
 // Limits for one test.
 class With {
  public:
-  explicit With(const SimulatedLimits& limits) : before_(simulated_device().limits()) {
+  explicit With(const SimulatedLimits& limits) : before_(*simulated_device().limits()) {
     simulated_device().set_limits(limits);
   }
   ~With() { simulated_device().set_limits(before_); }
@@ -245,6 +245,16 @@ TEST(SimulatedDevice, HangsWhereItIsTold) {
         std::_Exit(0);
       },
       testing::ExitedWithCode(9), "");
+}
+
+TEST(SimulatedDevice, LimitsInHandStayAsTheyWere) {
+  device();
+  With limits({.missing = {"gelu"}});
+  auto held = simulated_device().limits();
+  simulated_device().set_limits({.missing = {"silu"}});
+  simulated_device().set_limits({.missing = {"relu"}});
+  EXPECT_EQ(held->missing, std::vector<std::string>{"gelu"});
+  EXPECT_EQ(simulated_device().limits()->missing, std::vector<std::string>{"relu"});
 }
 
 TEST(SimulatedDevice, CountsCallsByLeafOperator) {
