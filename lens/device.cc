@@ -31,6 +31,10 @@ bool is_simulated(const std::string& name) {
 
 c10::Device named_device(const std::string& name) {
   if (auto warning = device_warning_once(name)) std::fprintf(stderr, "%s\n", warning->c_str());
+  return parsed_device(name);
+}
+
+c10::Device parsed_device(const std::string& name) {
   if (is_simulated(name)) simulated_device();
   try {
     c10::Device device(name);

@@ -16,6 +16,10 @@ bool is_simulated(const std::string& name);
 /// missing says so when it is first used.
 c10::Device named_device(const std::string& name);
 
+/// The device of that name, without a warning: for asking about one that is not used. Throws the
+/// same.
+c10::Device parsed_device(const std::string& name);
+
 /// The text the first time in this process that `device` is Apple's ("mps", "mps:0") and
 /// LENSCPP_ALLOW_MPS is not 1; nothing otherwise. The caller says it, on standard error or as its
 /// language warns. It silences nothing else: runs are verified all the same.

@@ -45,6 +45,27 @@ void require_loadable(const std::filesystem::path& folder, const LoadOptions& op
   require_memory("this model on " + options.device, p.load.device(), p.device_memory);
 }
 
+// Asking the system takes longer than a small run.
+bool worth_asking(const Config& config, const Request& request) {
+  return rough_run_bytes(config, request, at::get_num_threads()) >= std::int64_t{1} << 30;
+}
+
+struct PlannedRun {
+  const Weights& weights;
+  const Request& request;
+  PlannedUse use;
+};
+// `device`: empty for a run in parts, of which everything is there before the first check.
+void require_memory_of(const PlannedRun& run, const std::string& device) {
+  MemoryPlan plan = plan_run(run.weights, run.request, run.use);
+  PlannedUse whole = run.use;
+  whole.verified = false;
+  std::int64_t parts = device.empty() ? plan_run(run.weights, run.request, whole).host() : 0;
+  require_memory("this run", sum_of(plan.host(), parts), available_host_memory());
+  if (!device.empty())
+    require_memory("this run on " + device, plan.device(), available_device_memory(device));
+}
+
 // A device that is missing says so when the first weight is copied to it.
 std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
                                          const LoadOptions& options) {
@@ -310,17 +331,23 @@ PassResult HookedTransformer::pass(const Request& request, Sink* sink,
 HookedTransformer::Computed HookedTransformer::compute(const Request& request, Sink* sink,
                                                        const RunOptions& options) const {
   auto parts = parts_of(weights(), request, limits_for(options_));
-  require_room(request, options, !parts.empty());
+  if (sink != nullptr) require_room(request, options, !parts.empty());
+  if (sink == nullptr && worth_asking(config(), request))  // nothing but the output is kept
+    require_memory_of({weights(),
+                       request,
+                       {.on_host = pass_->device().is_cpu(),
+                        .verified = false,
+                        .recorded = false,
+                        .threads = at::get_num_threads()}},
+                      parts.empty() ? options_.device : "");
   if (parts.empty()) return {pass(request, sink, options), {}};
   auto run = [&](const Request& part, Sink* to) { return pass(part, to, options); };
   return {run_in_parts(request, parts, sink, run), parts};
 }
 
-// Asking the system takes longer than a small run.
 void HookedTransformer::require_room(const Request& request, const RunOptions& options,
                                      bool in_parts) const {
-  constexpr std::int64_t kWorthAsking = std::int64_t{1} << 30;
-  if (rough_run_bytes(config(), request) < kWorthAsking) return;
+  if (!worth_asking(config(), request)) return;
   std::set<std::pair<Site, std::int64_t>> kept;
   for (const TensorId& id : selected_hooks(config(), options)) kept.insert({id.site, id.layer});
   PlannedUse use{.on_host = pass_->device().is_cpu(),
@@ -333,14 +360,7 @@ void HookedTransformer::require_room(const Request& request, const RunOptions& o
                      },
                  .kept_positions = {}};
   if (options.pos_slice) use.kept_positions = std::ssize(*options.pos_slice);
-  MemoryPlan plan = plan_run(weights(), request, use);
-  std::int64_t host = plan.host();
-  use.verified = false;  // of a run in parts, everything is there before the first check
-  if (in_parts) host = sum_of(host, plan_run(weights(), request, use).host());
-  require_memory("this run", host, available_host_memory());
-  if (!in_parts)
-    require_memory("this run on " + options_.device, plan.device(),
-                   available_device_memory(options_.device));
+  require_memory_of({weights(), request, use}, in_parts ? "" : options_.device);
 }
 
 RunRecord HookedTransformer::record_for(const Request& request, const Computed& computed) const {

@@ -1,6 +1,7 @@
 // Preflight on this machine.
 #include "lens/preflight.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Device.h>
@@ -9,6 +10,7 @@
 
 #include <set>
 
+#include "lens/device.h"
 #include "verify/device/simulated.h"
 
 namespace lenscpp {
@@ -57,6 +59,13 @@ DeviceLimits simulated_limits() {
 
 std::string kind_of(const std::string& device) { return device.substr(0, device.find(':')); }
 
+// "cuda" is "cuda:0".
+bool same_device(const std::string& a, const std::string& b) {
+  c10::Device x = parsed_device(a), y = parsed_device(b);
+  auto index = [](c10::Device d) { return d.has_index() ? d.index() : c10::DeviceIndex{0}; };
+  return x.type() == y.type() && index(x) == index(y);
+}
+
 }  // namespace
 
 std::optional<std::string> dtype_refused(const std::string& device, DType dtype) {
@@ -77,6 +86,7 @@ std::optional<AvailableMemory> available_device_memory(const std::string& device
   try {
     c10::Device which(device);
     if (which.is_cpu()) return {};
+    at::globalContext().lazyInitDevice(which.type());  // before it the allocator knows no device
     c10::DeviceIndex index = which.has_index() ? which.index() : c10::DeviceIndex{0};
     c10::DeviceAllocator* allocator = c10::getDeviceAllocator(which.type());
     auto free = static_cast<std::int64_t>(allocator->getMemoryInfo(index).first);
@@ -89,16 +99,21 @@ std::optional<AvailableMemory> available_device_memory(const std::string& device
   }
 }
 
-Preflight preflight(const Config& checkpoint, const std::string& name, const PreflightOptions& o) {
-  Config config = as_loaded(checkpoint, o.load);
+namespace {
+
+Preflight preflight_of(const Config& config, const std::string& name, const PreflightOptions& o,
+                       const std::optional<AlreadyLoaded>& loaded) {
+  bool on_host = parsed_device(o.load.device).is_cpu();
   Request request = request_of(config, o);
-  bool on_host = kind_of(o.load.device) == "cpu";
   PreflightQuestion question{
       .model = name,
       .device = o.load.device,
-      .load = {.processing = o.load.processing, .dtype = o.load.dtype, .on_host = on_host},
+      .load = {.processing = o.load.processing,
+               .dtype = o.load.dtype,
+               .on_host = on_host,
+               .loaded = loaded},
       .use = {.on_host = on_host,
-              .verified = o.load.verify != VerifyMode::off,
+              .verified = o.verify.value_or(o.load.verify) != VerifyMode::off,
               .threads = at::get_num_threads()},
       .limits = o.load.limits.value_or(limits_of_device(o.load.device)),
       .dtype_refused = dtype_refused(o.load.device, o.load.dtype),
@@ -115,12 +130,26 @@ Preflight preflight(const Config& checkpoint, const std::string& name, const Pre
       return wanted.contains({site, layer});
     };
   }
-  return lenscpp::preflight(config, request, question);
+  return preflight(config, request, question);
 }
+
+}  // namespace
 
 Preflight preflight(const std::filesystem::path& folder, const PreflightOptions& options) {
   auto name = folder.filename().empty() ? folder.parent_path().filename() : folder.filename();
-  return preflight(read_config(folder), name.string(), options);
+  return preflight_of(as_loaded(read_config(folder), options.load), name.string(), options, {});
+}
+
+Preflight preflight(const HookedTransformer& model, PreflightOptions options,
+                    const std::optional<Elsewhere>& elsewhere) {
+  AlreadyLoaded loaded{.dtype = model.options().dtype, .in_place = true};
+  options.load = model.options();
+  if (elsewhere) {
+    loaded.in_place = same_device(elsewhere->device, options.load.device);
+    options.load.device = elsewhere->device;
+    options.load.dtype = elsewhere->dtype;
+  }
+  return preflight_of(model.config(), model.name(), options, loaded);
 }
 
 }  // namespace lenscpp

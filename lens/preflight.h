@@ -23,6 +23,7 @@ std::optional<AvailableMemory> available_device_memory(const std::string& device
 /// What is asked about.
 struct PreflightOptions {
   LoadOptions load = {};
+  std::optional<VerifyMode> verify = {};  // of the run; unset: the model's
   std::int64_t batch = 1;
   std::optional<std::int64_t> pos = {};                // unset: the model's context
   std::optional<std::vector<std::string>> names = {};  // hook points to keep, as in RunOptions
@@ -31,10 +32,20 @@ struct PreflightOptions {
 
 /// Arithmetic over the config alone: nothing is loaded, nothing runs, no weight is read. The folder
 /// must hold a config.json, and may hold nothing else. Throws std::invalid_argument or
-/// std::out_of_range for a length beyond the context, unknown hooks, edits that do not fit.
+/// std::out_of_range for a length beyond the context, unknown hooks, edits that do not fit;
+/// DeviceError for a name that is no device, as named_device does. One that is missing may be asked
+/// about.
 Preflight preflight(const std::filesystem::path& folder, const PreflightOptions& options);
-/// The same of a model that is loaded; its device, dtype and processing stand in for options.load
-/// unless another device or dtype is asked about.
-Preflight preflight(const Config& config, const std::string& name, const PreflightOptions& options);
+
+/// Another device and dtype than a model has: see HookedTransformer::moved.
+struct Elsewhere {
+  std::string device;
+  DType dtype;
+};
+/// The same of a model that is loaded, whose own options stand in for options.load. Its weights are
+/// there already: what is asked is whether the run fits beside them, and what else moving the model
+/// `elsewhere` would take.
+Preflight preflight(const HookedTransformer& model, PreflightOptions options,
+                    const std::optional<Elsewhere>& elsewhere = {});
 
 }  // namespace lenscpp

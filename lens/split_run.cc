@@ -91,7 +91,8 @@ std::vector<std::int64_t> parts_of(const Weights& weights, const Request& reques
   if (std::string why = why_whole(request); !why.empty())
     throw DeviceError("[preflight] " + to_string(violations[0]) +
                       "; the batch cannot be split, since " + why +
-                      "; what fits: " + std::to_string(most) + " prompts at a time");
+                      "; what fits: " + std::to_string(most) +
+                      (most == 1 ? " prompt at a time" : " prompts at a time"));
   std::vector<std::int64_t> parts(static_cast<std::size_t>(batch / most), most);
   if (batch % most > 0) parts.push_back(batch % most);
   return parts;
@@ -118,6 +119,27 @@ Request part_of(const Request& request, std::int64_t first, std::int64_t count) 
   return part;
 }
 
+namespace {
+
+// Everything that a part leaves beside its tensors: an operator that fell back in any part fell
+// back in the run, and one run has one ambient state.
+void add_part(PassResult& whole, const PassResult& part, bool first) {
+  if (first) whole.ambient = part.ambient;
+  for (const auto& [flag, value] : part.ambient)
+    if (auto before = whole.ambient.find(flag);
+        before == whole.ambient.end() || before->second != value)
+      throw std::runtime_error("[split] torch's state changed between two parts of a run: " + flag +
+                               " is " + value);
+  if (part.ambient.size() != whole.ambient.size())
+    throw std::runtime_error("[split] torch's state changed between two parts of a run");
+  whole.hooks.insert(whole.hooks.end(), part.hooks.begin(), part.hooks.end());
+  for (const std::string& op : part.fallbacks)
+    if (std::ranges::find(whole.fallbacks, op) == whole.fallbacks.end())
+      whole.fallbacks.push_back(op);
+}
+
+}  // namespace
+
 PassResult run_in_parts(const Request& request, const std::vector<std::int64_t>& parts, Sink* sink,
                         const RunPart& run) {
   PassResult result;
@@ -126,8 +148,9 @@ PassResult run_in_parts(const Request& request, const std::vector<std::int64_t>&
   std::int64_t first = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Request part = part_of(request, first, parts[i]);
-    result = run(part, sink == nullptr ? nullptr : &recorded[i]);
-    outputs.push_back(snapshot(result.output));
+    PassResult passed = run(part, sink == nullptr ? nullptr : &recorded[i]);
+    outputs.push_back(snapshot(passed.output));
+    add_part(result, passed, i == 0);
     first += parts[i];
   }
   if (sink != nullptr) hand_on(recorded, *sink);

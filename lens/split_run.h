@@ -25,7 +25,8 @@ Request part_of(const Request& request, std::int64_t first, std::int64_t count);
 /// Runs a request, every tensor to a sink that may be null.
 using RunPart = std::function<PassResult(const Request&, Sink*)>;
 /// Runs the parts one after another; `sink` (unless null) is then handed every tensor of the whole
-/// run in execution order.
+/// run in execution order. The result lists what fell back in any part; throws std::runtime_error
+/// where torch's ambient state was another one in a later part.
 PassResult run_in_parts(const Request& request, const std::vector<std::int64_t>& parts, Sink* sink,
                         const RunPart& run);
 

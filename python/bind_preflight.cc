@@ -14,10 +14,10 @@ PreflightOptions options_from(const std::string& device, const std::string& dtyp
                               std::optional<std::vector<std::string>> names,
                               const std::map<std::string, bool>& processing) {
   PreflightOptions options{.load = {.device = device, .dtype = dtype_from_name(dtype)},
+                           .verify = verify_mode_from_name(verify),
                            .batch = batch,
                            .pos = length,
                            .names = std::move(names)};
-  options.load.verify = verify_mode_from_name(verify);
   options.load.processing = {processing.at("fold_ln"), processing.at("center_writing_weights"),
                              processing.at("center_unembed"), processing.at("fold_value_biases")};
   return options;
@@ -46,14 +46,16 @@ void bind_preflight(py::module_& m) {
       "preflight_model",
       [](Ours<HookedTransformer> model, const std::string& device, const std::string& dtype,
          const std::string& verify, std::int64_t batch, std::optional<std::int64_t> length,
-         std::optional<std::vector<std::string>> names,
-         const std::map<std::string, bool>& processing) {
-        return answer(preflight(
-            model->config(), model->name(),
-            options_from(device, dtype, verify, batch, length, std::move(names), processing)));
+         std::optional<std::vector<std::string>> names) {
+        return answer(preflight(*model,
+                                {.verify = verify_mode_from_name(verify),
+                                 .batch = batch,
+                                 .pos = length,
+                                 .names = std::move(names)},
+                                Elsewhere{device, dtype_from_name(dtype)}));
       },
       py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("verify"),
-      py::arg("batch"), py::arg("length"), py::arg("names"), py::arg("processing"));
+      py::arg("batch"), py::arg("length"), py::arg("names"));
 }
 
 }  // namespace lenscpp::python

@@ -10,6 +10,11 @@ std::string without_tf32(const RunRecord& record) {
   auto forced = record.ambient.find("NVIDIA_TF32_OVERRIDE");
   if (device == "cuda" && forced != record.ambient.end() && forced->second != "0")
     return "unset NVIDIA_TF32_OVERRIDE, which turns TF32 on whatever torch says";
+  // The run itself asked torch for full float32: what rounded nonetheless is below torch.
+  auto pinned = record.ambient.find("cuda_float32_matmul");
+  if (device == "cuda" && pinned != record.ambient.end() && pinned->second != "tf32")
+    return "put NVIDIA_TF32_OVERRIDE=0 into the environment: in this run torch itself was set to "
+           "full float32";
   if (device == "cuda")
     return "turn TF32 off: torch.backends.cuda.matmul.allow_tf32 = False (or "
            "NVIDIA_TF32_OVERRIDE=0 in the environment)";

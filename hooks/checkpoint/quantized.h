@@ -13,8 +13,8 @@ namespace lenscpp {
 /// "gptq, 4 bits": what a config.json's quantization_config says, however it is spelled.
 std::string quantization_method(const nlohmann::json& quantization_config);
 
-/// The method that a tensor's name or type in the file betrays without the config's help ("int8
-/// (bitsandbytes)"); nothing for a tensor of plain numbers, or of masks.
+/// The method that a tensor's name or type in the file betrays without the config's help
+/// ("bitsandbytes, 8 bits"); nothing for a tensor of plain numbers, or of masks.
 std::optional<std::string> quantization_of(std::string_view tensor, std::string_view file_dtype);
 
 /// What to do about it, for the end of a message.

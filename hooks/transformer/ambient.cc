@@ -86,6 +86,8 @@ std::map<std::string, std::string> read_ambient(c10::Device device) {
         read([&] { return std::to_string(static_cast<int>(context.allowFP16ReductionCuBLAS())); });
     flags["cublas_bf16_reduction"] =
         read([&] { return std::to_string(static_cast<int>(context.allowBF16ReductionCuBLAS())); });
+    flags["cublas_fp16_accumulation"] =
+        read([&] { return on_off(context.allowFP16AccumulationCuBLAS()); });
   }
   return flags;
 }
@@ -98,7 +100,10 @@ class ProcessPins {
  public:
   explicit ProcessPins(MatmulPrecision precision) : precision_(precision) {
     std::lock_guard lock(mutex());
-    if (users()++ == 0) pin();
+    if (users()++ == 0) {
+      products_before() = at::globalContext().float32Precision(kCuda, kMatmul);
+      pin();
+    }
     if (precision_ == MatmulPrecision::tf32) tf32_users() += 1;
     settle_tf32();
   }
@@ -116,20 +121,22 @@ class ProcessPins {
   ProcessPins& operator=(const ProcessPins&) = delete;
 
  private:
+  static constexpr auto kCuda = at::Float32Backend::CUDA;
+  static constexpr auto kMatmul = at::Float32Op::MATMUL;
+
   // TF32 is a permission: one run without it is enough to turn it off for all that run meanwhile.
   static void settle_tf32() {
     if (!declared() && tf32_users() == 0) return;
     at::Context& context = at::globalContext();
-    constexpr auto kCuda = at::Float32Backend::CUDA;
-    constexpr auto kMatmul = at::Float32Op::MATMUL;
     if (!declared()) {
-      restores().insert(restores().begin(),
-                        [&context, before = context.float32Precision(kCuda, kMatmul)] {
-                          context.setFloat32Precision(kCuda, kMatmul, at::Float32Precision::NONE);
-                          if (context.float32Precision(kCuda, kMatmul) != before)
-                            context.setFloat32Precision(kCuda, kMatmul, before);
-                          declared() = false;
-                        });
+      // Last, when all that it may inherit from is as it was: else it could not be told from a
+      // precision of its own.
+      restores().push_back([&context] {
+        context.setFloat32Precision(kCuda, kMatmul, at::Float32Precision::NONE);
+        if (context.float32Precision(kCuda, kMatmul) != products_before())
+          context.setFloat32Precision(kCuda, kMatmul, products_before());
+        declared() = false;
+      });
       declared() = true;
     }
     context.setFloat32Precision(
@@ -159,6 +166,10 @@ class ProcessPins {
       context.setAllowFP16ReductionCuBLAS(reduced(fp16), split(fp16));
       context.setAllowBF16ReductionCuBLAS(reduced(bf16), split(bf16));
     });
+    if (context.allowFP16AccumulationCuBLAS()) {
+      context.setAllowFP16AccumulationCuBLAS(false);
+      restores().push_back([&context] { context.setAllowFP16AccumulationCuBLAS(true); });
+    }
   }
   static std::mutex& mutex() {
     static std::mutex instance;
@@ -171,6 +182,11 @@ class ProcessPins {
   static int& tf32_users() {
     static int count = 0;
     return count;
+  }
+  // What products were set to, or inherited, before the pins.
+  static at::Float32Precision& products_before() {
+    static auto precision = at::Float32Precision::NONE;
+    return precision;
   }
   // Whether TF32 was touched since the pins were set.
   static bool& declared() {

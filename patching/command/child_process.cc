@@ -7,11 +7,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
+#include <optional>
 #include <system_error>
+#include <thread>
 
 #include "patching/command/shipped_models.h"
 
@@ -108,27 +112,76 @@ bool read_some(int from, std::string& text) {
   return true;
 }
 
+// A child of ours: gone when this is, whatever was thrown meanwhile.
+class Child {
+ public:
+  explicit Child(pid_t id) : id_(id) {}
+  ~Child() { end(); }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  /// Waits for its end until then.
+  bool ended_by(Clock::time_point deadline) {
+    for (auto pause = std::chrono::milliseconds(1);; pause = std::min(2 * pause, kLongestPause)) {
+      if (ended()) return true;
+      if (Clock::now() >= deadline) return false;
+      std::this_thread::sleep_for(pause);
+    }
+  }
+  /// Kills it unless it has ended; what waitpid says of it. Nothing when it did not end for all
+  /// that: a process that is stuck in the kernel cannot be killed, and is left to the system.
+  std::optional<int> end() {
+    if (!ended()) {
+      kill(id_, SIGKILL);
+      ended_by(Clock::now() + kAfterKill);
+      gone_ = true;
+    }
+    return status_;
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds kLongestPause{50};
+  static constexpr std::chrono::seconds kAfterKill{5};
+
+  bool ended() {
+    if (gone_) return true;
+    int status = 0;
+    pid_t found = waitpid(id_, &status, WNOHANG);
+    gone_ = found == id_ || (found < 0 && errno == ECHILD);
+    if (found == id_) status_ = status;
+    return gone_;
+  }
+
+  pid_t id_;
+  bool gone_ = false;
+  std::optional<int> status_;
+};
+
+constexpr double kLongest_seconds = 1e9;      // of a limit: 31 years
+constexpr std::int64_t kPoll_ms = 60 * 1000;  // poll takes an int
+
 }  // namespace
 
 ChildResult run_child(const std::vector<std::string>& arguments, double limit_seconds,
                       const std::function<void(const std::string&)>& on_line) {
   Pipe out, err;
-  pid_t child = spawn(arguments, out, err);
+  Child child(spawn(arguments, out, err));
   out.close_writer();
   err.close_writer();
   ChildResult result;
   result.end.limit_seconds = limit_seconds;
   Lines lines(on_line);
-  auto deadline = Clock::now() + std::chrono::duration<double>(limit_seconds);
+  auto deadline = Clock::now() + std::chrono::milliseconds(static_cast<std::int64_t>(
+                                     1000 * std::min(limit_seconds, kLongest_seconds)));
   std::array<pollfd, 2> streams{pollfd{out.ends[0], POLLIN, 0}, pollfd{err.ends[0], POLLIN, 0}};
   while (streams[0].fd >= 0 || streams[1].fd >= 0) {
     auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-    if (left.count() <= 0 && !result.end.timed_out) {
+    if (left.count() <= 0) {
       result.end.timed_out = true;
-      kill(child, SIGKILL);
       break;  // what holds the pipes open besides may never close them
     }
-    if (poll(streams.data(), streams.size(), static_cast<int>(left.count()) + 1) <= 0) continue;
+    auto wait_ms = std::min<std::int64_t>(left.count() + 1, kPoll_ms);
+    if (poll(streams.data(), streams.size(), static_cast<int>(wait_ms)) <= 0) continue;
     for (pollfd& stream : streams) {
       if (stream.fd < 0 || stream.revents == 0) continue;
       std::string text;
@@ -139,11 +192,11 @@ ChildResult run_child(const std::vector<std::string>& arguments, double limit_se
         lines.add(text);
     }
   }
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFSIGNALED(status)) result.end.signal = WTERMSIG(status);
-  if (WIFEXITED(status)) result.end.status = WEXITSTATUS(status);
+  // It may have closed its streams and not have ended.
+  if (!result.end.timed_out) result.end.timed_out = !child.ended_by(deadline);
+  std::optional<int> status = child.end();
+  if (status && WIFSIGNALED(*status)) result.end.signal = WTERMSIG(*status);
+  if (status && WIFEXITED(*status)) result.end.status = WEXITSTATUS(*status);
   result.end.last_line = lines.last();
   return result;
 }

@@ -16,8 +16,9 @@ struct ChildResult {
   ProcessEnd end;
 };
 
-/// Runs this program with `arguments` and waits; kills it after `limit_seconds`. `on_line` is
-/// called with every line of its standard error. Throws std::system_error when it cannot be
+/// Runs this program with `arguments` and waits; kills it after `limit_seconds`, and returns five
+/// seconds later at the latest, should it be beyond killing. `on_line` is called with every line of
+/// its standard error; what that throws ends the child. Throws std::system_error when it cannot be
 /// started.
 ChildResult run_child(const std::vector<std::string>& arguments, double limit_seconds,
                       const std::function<void(const std::string&)>& on_line = {});

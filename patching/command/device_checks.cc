@@ -8,11 +8,13 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
 #include <functional>
 #include <limits>
+#include <set>
 
 #include "hooks/transformer/fallbacks.h"
 #include "hooks/transformer/torch_array.h"
@@ -48,18 +50,32 @@ std::string message_of(const std::exception& e) {
 
 // --- operators ---
 
+// The tensors of an operand or a result; none of anything else.
+std::vector<at::Tensor> tensors_of(const c10::IValue& value) {
+  std::vector<at::Tensor> tensors;
+  if (value.isTensor()) tensors = {value.toTensor()};
+  if (value.isTensorList()) tensors = value.toTensorVector();
+  std::erase_if(tensors, [](const at::Tensor& x) { return !x.defined() || !x.has_storage(); });
+  return tensors;
+}
+
 struct Call {
   c10::OperatorName name;
   std::vector<c10::IValue> inputs;
 };
 
-// The operators that a piece of work calls by itself, not inside of each other: each once.
+// The operators that a model calls by itself, not inside of each other, on what would lie on its
+// device: weights, and whatever came of them. Each once. What is made on the host whatever the
+// device (the causal mask, ids before they are uploaded) is not asked of the device.
 class CallRecorder {
  public:
-  CallRecorder()
+  explicit CallRecorder(const Weights& weights)
       : handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(&enter, &leave)
                                                .needsInputs(true)
+                                               .needsOutputs(true)
                                                .scopes({at::RecordScope::FUNCTION}))) {
+    weights.for_each(
+        [this](const std::string&, const Array& array) { there_.insert(array.bytes()); });
     current_ = this;
   }
   ~CallRecorder() {
@@ -73,22 +89,48 @@ class CallRecorder {
  private:
   static std::unique_ptr<at::ObserverContext> enter(const at::RecordFunction& function) {
     auto name = function.operator_name();
-    if (current_->depth_++ > 0 || !name) return {};
-    for (const Call& call : current_->calls_)
+    CallRecorder& self = *current_;
+    if (self.depth_++ > 0) return {};
+    self.on_device_ = std::ranges::any_of(
+        function.inputs(), [&](const c10::IValue& input) { return self.is_there(input); });
+    if (!name || !self.on_device_) return {};
+    for (const Call& call : self.calls_)
       if (call.name == *name) return {};
     auto inputs = function.inputs();
-    current_->calls_.push_back({*name, std::vector<c10::IValue>(inputs.begin(), inputs.end())});
+    self.calls_.push_back({*name, std::vector<c10::IValue>(inputs.begin(), inputs.end())});
     return {};
   }
-  static void leave(const at::RecordFunction&, at::ObserverContext*) { current_->depth_ -= 1; }
+  static void leave(const at::RecordFunction& function, at::ObserverContext*) {
+    CallRecorder& self = *current_;
+    if (--self.depth_ > 0 || !self.on_device_) return;
+    for (const c10::IValue& output : function.outputs())
+      for (const at::Tensor& x : tensors_of(output)) {
+        self.kept_.push_back(x);  // so that no other memory takes its place
+        self.there_.insert(x.storage().data());
+      }
+  }
+  bool is_there(const c10::IValue& value) const {
+    return std::ranges::any_of(tensors_of(value), [this](const at::Tensor& x) {
+      return there_.contains(x.storage().data());
+    });
+  }
 
   static thread_local CallRecorder* current_;
   at::RecordFunctionGuard observed_{true};
   int depth_ = 0;
+  bool on_device_ = false;
+  std::set<const void*> there_;
+  std::vector<at::Tensor> kept_;
   std::vector<Call> calls_;
   at::CallbackHandle handle_;
 };
 thread_local CallRecorder* CallRecorder::current_ = nullptr;
+
+// Waits for the device: what it has not computed yet can still fail, and would in a later call.
+void read_back(const torch::jit::Stack& results) {
+  for (const c10::IValue& value : results)
+    for (const at::Tensor& x : tensors_of(value)) x.to(at::kCPU, /*non_blocking=*/false);
+}
 
 // Products of which the CPU keeps a weight in an order of its own are an addmm elsewhere.
 Call as_elsewhere(const Call& call) {
@@ -114,11 +156,15 @@ OperatorCheck check_operator(const Call& call, c10::Device device) {
     for (const c10::IValue& input : call.inputs) stack.push_back(moved(input, device));
     auto op = c10::Dispatcher::singleton().findSchemaOrThrow(call.name.name.c_str(),
                                                              call.name.overload_name.c_str());
-    FallbackWatch watch;
-    op.callBoxed(stack);
-    if (!watch.operators().empty()) check.status = "fallback";
-    if (!watch.operators().empty() && watch.operators()[0] != check.name)
-      check.error = "inside of it: " + watch.operators()[0];
+    std::vector<std::string> fallen;
+    {
+      FallbackWatch watch;
+      op.callBoxed(stack);
+      fallen = watch.operators();
+    }
+    read_back(stack);
+    if (!fallen.empty()) check.status = "fallback";
+    if (!fallen.empty() && fallen[0] != check.name) check.error = "inside of it: " + fallen[0];
   } catch (const std::exception& e) {
     check.status = "missing";
     check.error = message_of(e);
@@ -131,7 +177,7 @@ OperatorCheck check_operator(const Call& call, c10::Device device) {
 std::vector<OperatorCheck> check_operators(const HookedTransformer& model, const Tokens& tokens,
                                            c10::Device device) {
   c10::InferenceMode inference;
-  CallRecorder recorder;
+  CallRecorder recorder(model.weights());
   model.forward(tokens, {.verify = VerifyMode::off});
   std::vector<Call> calls = recorder.calls();
   std::vector<OperatorCheck> checks;

@@ -28,7 +28,8 @@ struct OperatorCheck {
   std::string name, status, error;
 };
 /// Records every operator of a forward pass on the CPU with its operands, and calls each on the
-/// device by itself, so that a missing one does not hide the next. `model` is on the CPU.
+/// device by itself and waits for it, so that a missing one does not hide the next. What a run
+/// makes on the host whatever its device is not asked. `model` is on the CPU.
 std::vector<OperatorCheck> check_operators(const HookedTransformer& model, const Tokens& tokens,
                                            c10::Device device);
 

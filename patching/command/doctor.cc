@@ -2,6 +2,7 @@
 #include <chrono>
 #include <set>
 
+#include "lens/device.h"
 #include "patching/command/child_process.h"
 #include "patching/command/common.h"
 #include "patching/command/doctor_phases.h"
@@ -21,7 +22,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp doctor --device mps --json
 
 Each phase runs in a process of its own: one that aborts or hangs is a line of the report, and the next one runs.
-Exit status: 0 use the device (with the settings named, if any), 4 use the CPU, 2 bad usage.
+Exit status: 0 use the device (with the settings named, if any), 4 use the CPU (or not even that), 2 bad usage.
 )";
 
 struct Options : CommonOptions {
@@ -121,7 +122,7 @@ std::string report(const Options& o, const std::vector<PhaseResult>& results,
     for (const std::string& detail : r.details)
       if (speaks && detail != r.summary) table.add({"", "", "", "  " + detail});
   }
-  bool good = recommendation.advice != Advice::use_cpu;
+  bool good = recommendation.usable();
   std::string words = recommendation.in_words(), first = words.substr(0, words.find('\n'));
   return styled(o.device, Style::bold) + " in " + o.dtype + ", with " + o.model + "\n\n" +
          table.str() + "\n" + styled(first, good ? Style::good : Style::bad) +
@@ -138,10 +139,10 @@ ExitStatus doctor(const Options& o) {
   resolve_model(o.model);
   chosen(o.only);
   dtype_from_name(o.dtype);
+  if (auto warning = device_warning_once(o.device)) complain(*warning);
   std::vector<PhaseResult> results = examine(o);
   Recommendation recommendation = recommend(o.device, results);
-  ExitStatus status =
-      recommendation.advice == Advice::use_cpu ? ExitStatus::device : ExitStatus::done;
+  ExitStatus status = recommendation.usable() ? ExitStatus::done : ExitStatus::device;
   if (!o.json) {
     print(report(o, results, recommendation));
     return status;

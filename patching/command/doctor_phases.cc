@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <set>
@@ -264,13 +265,16 @@ PhaseResult loading(const CommonOptions& o) {
   HookedTransformer model = on_the_device(o);
   double seconds = seconds_since(start);
   std::size_t after = resident_bytes(), weights = model.weights().nbytes();
-  PhaseResult result = passed(bytes_in_words(weights) + " of weights in " + fixed(seconds, 1) +
-                              " s; this process went from " + bytes_in_words(before) + " to " +
-                              bytes_in_words(after));
+  PhaseResult result =
+      passed(bytes_in_words(weights) + " of weights in " + fixed(seconds, 1) + " s");
+  if (after > 0)
+    result.summary +=
+        "; this process went from " + bytes_in_words(before) + " to " + bytes_in_words(after);
+  auto known = [](std::size_t bytes) { return bytes > 0 ? json(bytes) : json(); };
   result.measured = {{"weights_bytes", weights},
-                     {"resident_before_bytes", before},
-                     {"resident_after_bytes", after},
-                     {"available_bytes", field_of("/proc/meminfo", "MemAvailable")},
+                     {"resident_before_bytes", known(before)},
+                     {"resident_after_bytes", known(after)},
+                     {"available_bytes", known(field_of("/proc/meminfo", "MemAvailable"))},
                      {"seconds", seconds}};
   return result;
 }
@@ -323,6 +327,7 @@ std::vector<std::int64_t> lengths_for(const Config& config) {
 
 struct ForwardCheck {
   std::int64_t verified = 0, longest = 0, elements = 0;
+  std::int64_t failed_length = 0;
   std::string refused;  // by verification
   std::string failed;   // by the device
   std::string advice;
@@ -347,6 +352,7 @@ ForwardCheck check_forward(const HookedTransformer& model) {
       check.advice = e.verdict().advice;
       return check;
     } catch (const std::exception& e) {
+      check.failed_length = length;
       check.failed = std::to_string(length) + " tokens: " + first_line(e.what());
       return check;
     }
@@ -373,13 +379,13 @@ PhaseResult forward(const CommonOptions& o) {
   if (!check.refused.empty()) {
     status = PhaseStatus::fail;
     words = "INVALID at " + check.refused;
-  } else if (!check.failed.empty() && check.longest > 0) {
-    status = PhaseStatus::warn;
-    settings.push_back("at most " + std::to_string(check.longest) + " tokens a prompt");
-    words = "verified up to " + std::to_string(check.longest) + " tokens; then " + check.failed;
   } else if (!check.failed.empty()) {
-    status = PhaseStatus::fail;
-    words = check.failed;
+    auto setting = length_setting(check.longest, check.failed_length);
+    status = setting ? PhaseStatus::warn : PhaseStatus::fail;
+    if (setting) settings.push_back(*setting);
+    words = check.longest == 0 ? check.failed
+                               : "verified up to " + std::to_string(check.longest) +
+                                     " tokens; then " + check.failed;
   } else {
     words += std::to_string(check.verified) + " runs of up to " + std::to_string(check.longest) +
              " tokens verified, " + std::to_string(check.elements) + " elements compared";
@@ -503,9 +509,10 @@ json dtype_table(const std::string& device) {
   return table;
 }
 
-// One prompt as long as the model takes, by arithmetic alone.
+// One prompt as long as the model takes, of which nothing is kept, by arithmetic alone.
 PhaseResult plan(const CommonOptions& o) {
-  PreflightOptions options{.load = {.device = o.device, .dtype = dtype_from_name(o.dtype)}};
+  PreflightOptions options{.load = {.device = o.device, .dtype = dtype_from_name(o.dtype)},
+                           .names = std::vector<std::string>{}};
   if (o.no_processing) options.load.processing = Processing::none();
   Preflight p = preflight(resolve_model(o.model), options);
   std::istringstream lines(in_words(p));
@@ -516,12 +523,16 @@ PhaseResult plan(const CommonOptions& o) {
   result.measured.erase("tensors");
   result.measured["dtype_table"] = dtype_table(o.device);
   if (p.fits()) return result;
-  options.pos = std::max<std::int64_t>(1, p.longest_prompt);
-  bool shorter = preflight(resolve_model(o.model), options).fits();
-  result.status = shorter ? PhaseStatus::warn : PhaseStatus::fail;
-  if (shorter)
-    result.measured["settings"] = {"at most " + std::to_string(p.longest_prompt) +
-                                   " tokens a prompt"};
+  // What is short may be the memory, which p.longest_prompt knows nothing of.
+  std::int64_t good = 0, bad = p.pos;
+  while (bad - good > 1) {
+    options.pos = good + (bad - good) / 2;
+    (preflight(resolve_model(o.model), options).fits() ? good : bad) = *options.pos;
+  }
+  auto setting = length_setting(good, bad);
+  result.status = setting ? PhaseStatus::warn : PhaseStatus::fail;
+  result.measured["longest"] = good;
+  if (setting) result.measured["settings"] = {*setting};
   return result;
 }
 
@@ -546,6 +557,7 @@ const std::map<std::string_view, Phase> kPhases{{"availability", availability},
 
 PhaseResult run_phase(const std::string& name, const CommonOptions& options) {
   Phase phase = kPhases.at(phase_info(name).name);
+  setenv("LENSCPP_ALLOW_MPS", "1", 1);  // said by the parent: here the last line is the step
   auto start = Clock::now();
   PhaseResult result;
   try {

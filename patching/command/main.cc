@@ -26,7 +26,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp lens --help
 
 Exit status: 0 done and verified, 2 bad usage or input, 3 refused (INVALID or not verified), 4 the device is
-missing or failed, 1 anything else. LENSCPP_MODELS: folders to look for models in. NO_COLOR: plain text.
+missing, failed or not to be used, or what is asked of it does not fit, 1 anything else. LENSCPP_MODELS: folders to look for models in. NO_COLOR: plain text.
 )";
 
 std::string version() {

@@ -18,7 +18,7 @@ constexpr const char* kFooter = R"(Examples:
 
 Only config.json is read, and nothing is allocated: the sizes of every weight and of every tensor of a run, beside the
 limits of the device in the PyTorch of this build, and the memory that loading and running need beside what there is.
-Exit status: 0 it fits, 4 it does not.
+Exit status: 0 it fits, 4 it does not or there is no such device.
 )";
 
 struct Options : CommonOptions {

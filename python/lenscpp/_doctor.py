@@ -28,7 +28,7 @@ class DoctorReport:
     dtype: str
     model: str
     phases: tuple[dict[str, Any], ...]  #: name, status ("pass" "warn" "fail" "skipped"), summary, details, measured, seconds
-    recommendation: dict[str, Any]  #: advice ("use it", "use it with these settings", "use the CPU"), settings, because
+    recommendation: dict[str, Any]  #: advice (verify/device/doctor.h's words), settings, because
     usable: bool
 
     def __getitem__(self, phase: str) -> dict[str, Any]:

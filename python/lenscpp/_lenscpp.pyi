@@ -522,7 +522,6 @@ def preflight_model(
     batch: int,
     length: int | None,
     names: Sequence[str] | None,
-    processing: Mapping[str, bool],
 ) -> tuple[dict[str, Any], str]: ...
 def drill_report(
     model: Model,

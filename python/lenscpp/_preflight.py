@@ -16,7 +16,8 @@ class Preflight(Mapping[str, Any]):
     """What preflight() found, by key; printed as a few lines.
 
     fits; violations (what, shape, dtype, found, limit, message); largest_batch and longest_prompt that stay within the
-    limits, at most what was asked for; load and run (host_bytes, device_bytes, mapped_bytes, items); host_memory and
+    limits, at most what was asked for; load and run (host_bytes, device_bytes, mapped_bytes, staying_bytes, items): of
+    a loaded model, load is what moving it takes, nothing where it stays; host_memory and
     device_memory (bytes, margin_bytes, from; None where unknown); dtype_refused; limits; tensors (name, role, shape,
     dtype, elements, bytes); model, device, dtype, batch, length.
     """
@@ -66,10 +67,9 @@ def preflight(
     weights are processed, which is on by default.
 
     Raises ValueError (an unknown dtype, mode or hook, no prompts), IndexError (a length beyond the context),
-    FileNotFoundError, TypeError. What does not fit is not raised: see .fits.
+    FileNotFoundError, TypeError, DeviceError (a name that is no device). What does not fit is not raised: see .fits.
     """
     loaded = model if isinstance(model, HookedTransformer) else None
-    steps = loaded.processing if loaded else dict.fromkeys(_STEPS, processing)
     if not isinstance(processing, bool):
         raise TypeError(f"[preflight] processing is True or False; found: {_inputs.kind(processing)}")
     for what, value in (("batch", batch), ("length", length)):
@@ -84,8 +84,7 @@ def preflight(
         "batch": batch,
         "length": length,
         "names": None if names is None else [str(name) for name in names],
-        "processing": steps,
     }
     if loaded:
         return Preflight(*_lenscpp.preflight_model(loaded._model, **question))
-    return Preflight(*_lenscpp.preflight_folder(os.fspath(_folder(model)), **question))
+    return Preflight(*_lenscpp.preflight_folder(os.fspath(_folder(model)), **question, processing=dict.fromkeys(_STEPS, processing)))

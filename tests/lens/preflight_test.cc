@@ -5,6 +5,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
+#include "hooks/transformer/torch_array.h"
 #include "lens/split_run.h"
 #include "tests/golden_cases.h"
 
@@ -18,14 +19,18 @@ class Allocations : public c10::MemoryReportingInfoBase {
                          c10::Device) override {
     held += bytes;
     largest = std::max(largest, bytes);
+    if (bytes > 0) sizes.insert(bytes);
     peak = std::max(peak, held);
     count += bytes > 0;
   }
   bool memoryProfilingEnabled() const override { return true; }
   std::int64_t held = 0, largest = 0, peak = 0, count = 0;
+  std::set<std::int64_t> sizes;
 };
 
 void PrintTo(const struct Case& c, std::ostream* out);
+
+constexpr std::int64_t kBatch = 24, kLength = 16;
 
 struct Case {
   std::string name;
@@ -33,7 +38,57 @@ struct Case {
   bool processed;
   Plan plan;
   std::set<std::pair<Site, std::int64_t>> on_demand;
+  bool grouped = false;          // one head of keys and values for all of queries
+  std::int64_t first_pos = 0;    // base keys and values before it
+  std::int64_t first_layer = 0;  // from a residual where it is not 0
+  Activation activation = Activation::gelu_tanh;
 };
+
+Array zeros(Shape shape, DType dtype) { return MutableArray(std::move(shape), dtype).freeze(); }
+
+std::shared_ptr<const Weights> weights_of(const Case& wanted) {
+  bool f64 = wanted.dtype == DType::f64;
+  Weights w = load_weights(golden::folder("three_layers"), f64 ? DType::f64 : DType::f32);
+  w.config.activation = wanted.activation;
+  if (wanted.grouped) {
+    w.config.n_kv_heads = 1;
+    std::int64_t columns = (w.config.n_heads + 2) * w.config.d_head;
+    for (LayerWeights& layer : w.layers) {
+      layer.W_QKV = snapshot(alias(layer.W_QKV).narrow(1, 0, columns).contiguous());
+      layer.b_QKV = layer.b_QKV.rows(0, columns);
+    }
+  }
+  if (wanted.processed) w = process(w, {});
+  return std::make_shared<const Weights>(cast(w, wanted.dtype));
+}
+
+// Batch and length are large enough for activations to outweigh what kernels keep for themselves.
+Request request_of(const Case& wanted, const Config& c) {
+  Request request{
+      .rows = Rows::from_tokens(std::vector<std::int64_t>(kBatch * kLength, 3), kBatch, c),
+      .plan = wanted.plan,
+      .on_demand = wanted.on_demand};
+  Rows& rows = request.rows;
+  if (wanted.first_layer > 0) {
+    rows.tokens.clear();
+    rows.first_layer = wanted.first_layer;
+    rows.start_residual = zeros({kBatch, kLength, c.d_model}, wanted.dtype);
+  }
+  if (wanted.first_pos > 0) {
+    rows.first_pos = wanted.first_pos;
+    rows.pos -= wanted.first_pos;
+    rows.tokens.resize(rows.tokens.empty() ? 0 : static_cast<std::size_t>(kBatch * rows.pos));
+    rows.positions.clear();
+    for (std::int64_t i = 0; i < kBatch * rows.pos; ++i)
+      rows.positions.push_back(rows.first_pos + i % rows.pos);
+    if (rows.start_residual)
+      rows.start_residual = zeros({kBatch, rows.pos, c.d_model}, wanted.dtype);
+    Array base = zeros({kBatch, rows.first_pos, c.n_kv_heads, c.d_head}, wanted.dtype);
+    for (std::int64_t l = rows.first_layer; l < c.n_layers; ++l) rows.base.push_back({base, base});
+  }
+  request.validate(c);
+  return request;
+}
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
@@ -54,24 +109,38 @@ std::vector<Case> cases() {
            {},
            {{Site::result, 1}, {Site::q_input, 0}, {Site::mlp_in, 2}, {Site::tokens, 0}}});
       all.push_back({name + "_edited", dtype, processed, Plan({zero, scale, mean, result}), {}});
+      Edit patch{.kind = EditKind::patch,
+                 .site = Site::resid_pre,
+                 .layer = 1,
+                 .where = {.batch = 2},
+                 .source = zeros({kBatch, kLength, 36}, dtype)};
+      Edit add{.kind = EditKind::add,
+               .site = Site::mlp_out,
+               .layer = 0,
+               .source = zeros({36}, dtype),
+               .factor = 2};
+      Edit given{.kind = EditKind::mean,
+                 .site = Site::attn_out,
+                 .layer = 2,
+                 .source = zeros({kBatch, kLength, 36}, dtype)};
+      all.push_back({name + "_patched", dtype, processed, Plan({patch, add, given}), {}});
+      if (!processed) all.push_back({name + "_grouped", dtype, processed, {}, {}, true});
+      all.push_back({name + "_grouped_edited", dtype, processed, Plan({zero}), {}, true});
+      all.push_back({name + "_continued", dtype, processed, {}, {}, false, 4});
+      all.push_back({name + "_grouped_continued", dtype, processed, {}, {}, true, 4});
+      all.push_back({name + "_started", dtype, processed, {}, {}, false, 0, 1});
+      all.push_back({name + "_relu", dtype, processed, {}, {}, false, 0, 0, Activation::relu});
+      all.push_back({name + "_erf", dtype, processed, {}, {}, false, 0, 0, Activation::gelu_erf});
     }
   return all;
 }
 
 class PlanBesidePass : public testing::TestWithParam<Case> {};
 
-// Batch and length are large enough for activations to outweigh what kernels keep for themselves.
 TEST_P(PlanBesidePass, NothingIsRecordedOrAllocatedThatWasNotPlanned) {
-  auto [name, dtype, processed, plan, on_demand] = GetParam();
-  Weights loaded =
-      load_weights(golden::folder("three_layers"), dtype == DType::f64 ? DType::f64 : DType::f32);
-  if (processed) loaded = process(loaded, {});
-  auto weights = std::make_shared<const Weights>(cast(loaded, dtype));
-  std::int64_t batch = 24, pos = 16;
-  Request request{
-      .rows = Rows::from_tokens(std::vector<std::int64_t>(batch * pos, 3), batch, weights->config),
-      .plan = plan,
-      .on_demand = on_demand};
+  DType dtype = GetParam().dtype;
+  auto weights = weights_of(GetParam());
+  Request request = request_of(GetParam(), weights->config);
   Weights outlined = outline(weights->config, dtype);
   auto links = plan_links(outlined, request);
 
@@ -84,13 +153,14 @@ TEST_P(PlanBesidePass, NothingIsRecordedOrAllocatedThatWasNotPlanned) {
   }
   ASSERT_GT(seen->count, 50) << "the hook on allocations is not in force";
 
-  std::int64_t largest = planned_mask(outlined, request).bytes();
+  std::set<std::int64_t> sizes{planned_mask(outlined, request).bytes()};
   std::map<TensorId, const PlannedTensor*> planned;
   for (const PlannedLink& link : links) {
     planned[link.output.id] = &link.output;
-    largest = std::max(largest, link.output.bytes());
-    for (const PlannedTensor& part : link.parts) largest = std::max(largest, part.bytes());
+    sizes.insert(link.output.bytes());
+    for (const PlannedTensor& part : link.parts) sizes.insert(part.bytes());
   }
+  std::int64_t largest = *sizes.rbegin();
   EXPECT_EQ(planned.size(), recorder.tensors().size());
   for (const auto& [id, value] : recorder.tensors()) {
     ASSERT_TRUE(planned.contains(id)) << to_string(id);
@@ -98,6 +168,11 @@ TEST_P(PlanBesidePass, NothingIsRecordedOrAllocatedThatWasNotPlanned) {
     EXPECT_EQ(planned[id]->type.name, name_of(value.dtype())) << to_string(id);
     EXPECT_EQ(planned[id]->bytes(), static_cast<std::int64_t>(value.nbytes())) << to_string(id);
   }
+  // What oneDNN takes to pack operands of bfloat16 products is of its own sizes.
+  for (std::int64_t bytes : seen->sizes)
+    if (bytes > 4096 && dtype != DType::bf16) {
+      EXPECT_TRUE(sizes.contains(bytes)) << bytes << " bytes";
+    }
   EXPECT_LE(seen->largest, largest);
   EXPECT_GE(seen->largest, largest / 2) << "a plan that is much too large refuses what would run";
   // Everything is kept by the recorder: the plan of an unverified run.
@@ -108,15 +183,9 @@ TEST_P(PlanBesidePass, NothingIsRecordedOrAllocatedThatWasNotPlanned) {
 
 // With nothing recorded the pass holds what it needs itself.
 TEST_P(PlanBesidePass, WhatADeviceHoldsAtOnceIsPlanned) {
-  auto [name, dtype, processed, plan, on_demand] = GetParam();
-  Weights loaded =
-      load_weights(golden::folder("three_layers"), dtype == DType::f64 ? DType::f64 : DType::f32);
-  if (processed) loaded = process(loaded, {});
-  auto weights = std::make_shared<const Weights>(cast(loaded, dtype));
-  Request request{
-      .rows = Rows::from_tokens(std::vector<std::int64_t>(24 * 16, 3), 24, weights->config),
-      .plan = plan,
-      .on_demand = on_demand};
+  DType dtype = GetParam().dtype;
+  auto weights = weights_of(GetParam());
+  Request request = request_of(GetParam(), weights->config);
   auto seen = std::make_shared<Allocations>();
   {
     Transformer transformer(weights, at::kCPU);
@@ -127,8 +196,23 @@ TEST_P(PlanBesidePass, WhatADeviceHoldsAtOnceIsPlanned) {
   // The CPU stands in for a device; it packs the operands of bfloat16 products, at 128 KiB a
   // thread: not part of a device's plan, and of the peak only where that is a product.
   std::int64_t packing = dtype == DType::bf16 ? 128 << 10 : 0;
-  EXPECT_LE(seen->peak, held + packing);
-  EXPECT_GE(1.3 * static_cast<double>(seen->peak), static_cast<double>(held));
+  // Nor are what edits make on the host, the source of a mean in float64 and (which the hook on
+  // allocations does not see) the indices of what is touched.
+  std::int64_t edits = 0;
+  for (const PlannedLink& link : plan_links(*weights, request)) {
+    std::int64_t bytes = 0;
+    for (const PlannedTensor& part : link.parts)
+      bytes += part.role == Role::host ? part.bytes() : 0;
+    edits = std::max(edits, bytes);
+  }
+  // Repeating grouped keys takes up to 3 % more than is planned: within what is left to the system.
+  double peak = static_cast<double>(seen->peak) / (GetParam().grouped ? 1.03 : 1);
+  EXPECT_LE(peak, static_cast<double>(held + packing + edits));
+  EXPECT_GE(1.4 * peak, static_cast<double>(held));
+  std::int64_t here =
+      plan_run(*weights, request, {.on_host = true, .verified = false, .recorded = false}).host();
+  EXPECT_LE(peak, static_cast<double>(here));
+  EXPECT_GE(1.5 * peak, static_cast<double>(here - edits));
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, PlanBesidePass, testing::ValuesIn(cases()),
@@ -177,6 +261,41 @@ TEST(PreflightAsk, ReadsTheConfigAlone) {
   EXPECT_EQ(p.batch, 3);
   EXPECT_EQ(p.largest_batch, 3);
   EXPECT_GT(p.load.device(), 0);
+}
+
+TEST(PreflightAsk, RefusesWhatIsNoDevice) {
+  for (const char* device : {"msp", "nonsense", "meta", "cuda:x"})
+    EXPECT_THROW(preflight(golden::folder("three_layers"), {.load = {.device = device}}),
+                 DeviceError)
+        << device;
+  for (const char* device : {"mps", "cuda:7"})
+    EXPECT_NO_THROW(preflight(golden::folder("three_layers"), {.load = {.device = device}}))
+        << device << " need not be here";
+}
+
+TEST(PreflightAsk, OfALoadedModelItsOptionsStand) {
+  HookedTransformer model = HookedTransformer::from_pretrained(
+      golden::folder("three_layers"),
+      {.processing = Processing::none(), .dtype = DType::bf16, .limits = at_most(1 << 20)});
+  Preflight p = preflight(model, {.batch = 2, .pos = 4});
+  EXPECT_EQ(p.model, model.name());
+  EXPECT_EQ(p.device, "cpu");
+  EXPECT_EQ(p.dtype, DType::bf16);
+  EXPECT_EQ(p.limits.device, "toy");
+  EXPECT_EQ(p.load.host() + p.load.device(), 0) << "it is there";
+  EXPECT_GT(p.run.host(), 0);
+  EXPECT_EQ(preflight(model, {}, Elsewhere{"cpu", DType::bf16}).load.host(), 0);
+  std::int64_t bytes = 0;
+  for (const PlannedTensor& t : planned_weights(model.weights())) bytes += t.bytes();
+  p = preflight(model, {}, Elsewhere{"cpu", DType::f32});
+  EXPECT_EQ(p.dtype, DType::f32);
+  EXPECT_EQ(p.load.host(), 2 * bytes);
+  p = preflight(model, {}, Elsewhere{"cuda", DType::bf16});
+  EXPECT_EQ(p.load.host(), 0);
+  EXPECT_EQ(p.load.device(), bytes);
+  EXPECT_THROW(preflight(model, {}, Elsewhere{"msp", DType::bf16}), DeviceError);
+  PreflightOptions unverified{.verify = VerifyMode::off};
+  EXPECT_LT(preflight(model, unverified).run.host(), preflight(model, {}).run.host());
 }
 
 TEST(PreflightAsk, RefusesWhatNoRunTakes) {

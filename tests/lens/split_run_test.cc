@@ -5,8 +5,10 @@
 #include <ATen/ops/mul.h>
 #include <gtest/gtest.h>
 
+#include "hooks/transformer/torch_array.h"
 #include "lens/preflight.h"
 #include "tests/golden_cases.h"
+#include "verify/device/simulated.h"
 #include "verify/store/run_json.h"
 
 namespace lenscpp {
@@ -197,6 +199,57 @@ TEST_P(Split, TheRecordKeepsIt) {
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, Split, testing::Values(DType::f32, DType::bf16),
                          [](const auto& i) { return std::string(name_of(i.param)); });
+
+// An operator that is missing for the size of the first part alone.
+TEST(SplitRun, NamesWhatFellBackInAnyPart) {
+  HookedTransformer cpu = HookedTransformer::from_pretrained(golden::folder("three_layers"));
+  HookedTransformer parts(cpu.shared_weights(), std::nullopt,
+                          {.device = "simulated", .limits = room_for(3, cpu.config(), DType::f32)});
+  SimulatedLimits before = simulated_device().limits();
+  std::int64_t part = 0;
+  Interference missing = [&](const TensorId& id, const at::Tensor& x) {
+    if (id.site == Site::embed) {
+      SimulatedLimits limits = before;
+      part += 1;
+      if (part == 1) limits.missing = {"gelu"};
+      if (part == 2) limits.missing = {"gelu", "bmm"};
+      simulated_device().set_limits(limits);
+    }
+    return x;
+  };
+  VerifiedCache cache =
+      parts.run_with_cache(parts.tokens_of(seven_prompts(), 7), {.interference = missing});
+  simulated_device().set_limits(before);
+  EXPECT_EQ(part, 3);
+  EXPECT_EQ(cache.record().split, (std::vector<std::int64_t>{3, 3, 1}));
+  std::vector<std::string> fallen = cache.record().fallbacks;
+  std::ranges::sort(fallen);
+  EXPECT_EQ(fallen, (std::vector<std::string>{"aten::bmm", "aten::gelu"}));
+  EXPECT_EQ(cache.verdict().fallbacks, cache.record().fallbacks);
+}
+
+TEST(SplitRun, IsRefusedWhereTorchChangedBetweenItsParts) {
+  Request request{
+      .rows = {.batch = 2, .pos = 1, .tokens = {1, 2}, .positions = {0, 0}, .end_layer = 1},
+      .plan = {},
+      .on_demand = {}};
+  auto run = [&](std::map<std::string, std::string> first,
+                 std::map<std::string, std::string> last) {
+    int part = 0;
+    PassResult whole =
+        run_in_parts(request, {1, 1}, nullptr, [&](const Request&, Sink*) -> PassResult {
+          return {.output = own_copy(Array::of(std::vector<float>{1}, {1, 1, 1})),
+                  .ambient = part++ == 0 ? first : last,
+                  .fallbacks = {"aten::gelu"}};
+        });
+    EXPECT_EQ(whole.fallbacks, std::vector<std::string>{"aten::gelu"}) << "each once";
+    return whole.ambient;
+  };
+  EXPECT_EQ(run({{"grad", "off"}}, {{"grad", "off"}}).at("grad"), "off");
+  EXPECT_THROW(run({{"grad", "off"}}, {{"grad", "on"}}), std::runtime_error);
+  EXPECT_THROW(run({{"grad", "off"}}, {}), std::runtime_error);
+  EXPECT_THROW(run({}, {{"grad", "off"}}), std::runtime_error);
+}
 
 // Parts must have the same tensors and stages, or they could not be put together.
 TEST(SplitPart, KeepsEveryStageOfEveryPrompt) {

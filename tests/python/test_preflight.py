@@ -57,6 +57,21 @@ def test_a_loaded_model_can_be_asked(tiny):
     assert "blocks.0.attn.hook_result" in {t["name"] for t in found["tensors"]}
 
 
+def test_the_weights_of_a_loaded_model_are_there(tiny):
+    found = lens.preflight(tiny, length=15)
+    assert found["load"]["host_bytes"] == found["load"]["staying_bytes"] == 0 and "the model is loaded" in str(found)
+    assert lens.preflight("tiny-ioi", length=15)["load"]["staying_bytes"] > 0
+    other = lens.preflight(tiny, length=15, dtype="bfloat16", device="cuda")
+    assert 0 < other["load"]["staying_bytes"] == other["load"]["device_bytes"] and other["dtype"] == "bfloat16"
+
+
+def test_a_misspelt_device_is_an_error(tiny):
+    for model in (tiny, "tiny-ioi"):
+        with pytest.raises(lens.DeviceError, match='"msp" is not a device'):
+            lens.preflight(model, device="msp")
+    assert "no limits known of cuda" in str(lens.preflight("tiny-ioi", device="cuda", length=4))
+
+
 @pytest.mark.parametrize(
     ("error", "options"),
     [
@@ -198,6 +213,29 @@ except lens.DeviceError as error:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "[preflight]" in done.stdout and "RLIMIT_DATA of this process" in done.stdout and "at its peak" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux only")
+def test_logits_alone_are_not_refused_for_what_nobody_keeps(checkpoint):
+    done = child(
+        f"""
+import resource, torch, lenscpp as lens
+torch.set_num_threads(1)
+model = lens.HookedTransformer.from_pretrained({str(checkpoint)!r})
+model([[1, 2]], verify="off")
+data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:")) * 1024
+recorded = lens.preflight(model, length=512, batch=2, verify="off")["run"]["host_bytes"]
+limit = data + recorded + (56 << 20)  # and 64 MiB stay with the system
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    model.run_with_cache([[1] * 512] * 2, verify="off")
+except lens.DeviceError as error:
+    print(error)
+assert model([[1] * 512] * 2, verify="off").shape == (2, 512, 20000)
+"""
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "[preflight] this run needs" in done.stdout, "so that the test is one"
 
 
 def test_quantized_checkpoints_are_refused_by_name(tmp_path):

@@ -31,6 +31,19 @@ TEST(Advice, NamesAnEnvironmentThatForcesIt) {
   EXPECT_FALSE(says(advice_for(tf32(), record), "unset NVIDIA_TF32_OVERRIDE"));
 }
 
+// A run of this library pins torch's flag: setting it once more would change nothing.
+TEST(Advice, OfARunThatWasPinnedIsTheEnvironment) {
+  RunRecord record = on("cuda");
+  for (const char* pinned : {"ieee", "none"}) {
+    record.ambient["cuda_float32_matmul"] = pinned;
+    std::string advice = advice_for(tf32(), record);
+    EXPECT_TRUE(says(advice, "NVIDIA_TF32_OVERRIDE=0")) << advice;
+    EXPECT_FALSE(says(advice, "allow_tf32")) << advice;
+  }
+  record.ambient["NVIDIA_TF32_OVERRIDE"] = "1";
+  EXPECT_TRUE(says(advice_for(tf32(), record), "unset NVIDIA_TF32_OVERRIDE"));
+}
+
 TEST(Advice, OnAppleSaysWhatIsKnown) {
   EXPECT_TRUE(says(advice_for(tf32(), on("mps")), "mlx 4411"));
   EXPECT_FALSE(says(advice_for(tf32(), on("mps")), "allow_tf32"));

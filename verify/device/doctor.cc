@@ -150,8 +150,16 @@ std::string_view name_of(Advice advice) {
       return "use it with these settings";
     case Advice::use_cpu:
       return "use the CPU";
+    case Advice::not_this_cpu:
+      return "do not use this machine's CPU as it is";
   }
   throw std::logic_error("[doctor] not an Advice");
+}
+
+std::optional<std::string> length_setting(std::int64_t longest, std::int64_t failed) {
+  if (longest < 1 || failed <= longest) return {};
+  return "at most " + std::to_string(longest) +
+         (longest == 1 ? " token a prompt" : " tokens a prompt");
 }
 
 std::string Recommendation::in_words() const {
@@ -182,6 +190,8 @@ class Judge {
     if (result_.advice == Advice::use)
       result_.because.push_back("every run was verified" + what_else());
     if (result_.advice == Advice::use_cpu) result_.settings.clear();
+    if (result_.advice == Advice::use_cpu && device_ == "cpu")
+      result_.advice = Advice::not_this_cpu;
     return result_;
   }
 
@@ -239,8 +249,9 @@ class Judge {
     const PhaseResult* speed = find(results_, "speed");
     if (device_ == "cpu" || speed == nullptr || !speed->measured.contains("times_as_fast"))
       return "";
-    return fmt::format("; {:.3g} times as fast as the CPU",
-                       speed->measured.at("times_as_fast").get<double>());
+    auto times = speed->measured.at("times_as_fast").get<double>();
+    if (times > 0 && times < 1) return fmt::format("; {:.3g} times slower than the CPU", 1 / times);
+    return fmt::format("; {:.3g} times as fast as the CPU", times);
   }
 
   std::string_view device_;

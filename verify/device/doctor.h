@@ -56,8 +56,14 @@ PhaseResult died(std::string_view phase, const ProcessEnd& end);
 std::optional<std::string> reason_to_skip(const PhaseInfo& phase,
                                           const std::vector<PhaseResult>& before);
 
-enum class Advice : std::uint8_t { use, use_with_settings, use_cpu };
-std::string_view name_of(Advice advice);  // "use it", "use it with these settings", "use the CPU"
+enum class Advice : std::uint8_t { use, use_with_settings, use_cpu, not_this_cpu };
+/// "use it", "use it with these settings", "use the CPU", "do not use this machine's CPU as it is".
+std::string_view name_of(Advice advice);
+
+/// Which prompts may be used where runs of growing lengths were verified up to `longest` tokens and
+/// one of `failed` tokens then failed: "at most 256 tokens a prompt". Nothing where none was
+/// verified, or where a length failed that had been verified before: no length can be relied on.
+std::optional<std::string> length_setting(std::int64_t longest, std::int64_t failed);
 
 /// What follows. 90 % of the operators native or more: use it; 70 to 90 %: with care; below: the
 /// CPU.
@@ -65,6 +71,8 @@ struct Recommendation {
   Advice advice = Advice::use;
   std::vector<std::string> settings = {};
   std::vector<std::string> because = {};
+  /// Whether the device may be used, with the settings named if any.
+  bool usable() const { return advice == Advice::use || advice == Advice::use_with_settings; }
   /// One line and one more for each setting and reason.
   std::string in_words() const;
 };
@@ -72,7 +80,7 @@ nlohmann::json to_json(const Recommendation& recommendation);
 inline constexpr double kNativeEnough = 0.9, kNativeWithCare = 0.7;
 
 /// A pure function of what was found. Phases that are missing count as not having run, and without
-/// a verified forward pass nothing is recommended but the CPU.
+/// a verified forward pass nothing is recommended but the CPU; of the CPU itself, not even that.
 Recommendation recommend(std::string_view device, const std::vector<PhaseResult>& results);
 
 }  // namespace lenscpp

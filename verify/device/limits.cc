@@ -6,13 +6,10 @@
 #endif
 
 #include <charconv>
-#include <limits>
 #include <stdexcept>
 
 namespace lenscpp {
 namespace {
-
-constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
 
 // What [MPSNDArray initWithDevice:] asserts (it aborts the process), and MPSGraph's own checks.
 std::vector<Limit> mps() {
@@ -93,8 +90,6 @@ bool applies(const Limit& limit, const Version& torch) {
 DeviceLimits known_limits(std::string_view kind) {
   DeviceLimits known{.device = std::string(kind)};
   if (kind == "mps") known.limits = mps();
-  if (kind == "cuda")
-    known.limits = {{.name = "2^63 bytes a buffer", .measure = Measure::bytes, .most = kMost}};
   return known;
 }
 

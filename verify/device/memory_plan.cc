@@ -44,30 +44,39 @@ bool rewritten(const std::string& name, const Processing& p) {
 // Bytes of float64 with which verify/reference recomputes one link.
 class Scratch {
  public:
-  Scratch(const PlannedUse& use, DType dtype)
-      : threads_(use.threads), narrow_(dtype == DType::bf16 || dtype == DType::f16) {}
+  Scratch(std::int64_t threads, DType dtype)
+      : threads_(threads), narrow_(dtype == DType::bf16 || dtype == DType::f16) {}
 
   std::int64_t of(const PlannedLink& planned) const {
     const Link& l = planned.link;
     const Shape& out = planned.output.shape;
     switch (l.op) {
       case Op::linear:
-        return sum_of(input(rows_of(out, 1), l.weight->in),
-                      scaled(block(rows_of(out, 1), l.weight->in), threads_));
+        return linear(product_of(out) / l.weight->out, l.weight->in);
       case Op::head_linear:
-      case Op::head_result: {
-        std::int64_t rows = rows_of(out, 2);
-        std::int64_t terms = l.op == Op::head_result ? l.weight->in / out[2] : l.weight->in;
-        return scaled(sum_of(input(rows, terms), block(rows, terms)), threads_);
-      }
+      case Op::head_result:
+        return by_head(rows_of(out, 2),
+                       l.op == Op::head_result ? l.weight->in / out[2] : l.weight->in);
       case Op::scores:
       case Op::softmax:
-        return scaled(product_of({kDouble * 5, out[2], out[3]}), threads_);
+        return scores(out[2], out[3]);
       case Op::mix:
-        return scaled(product_of({kDouble * 2, out[1], out[1] + 4 * out[3]}), threads_);
+        return mix(out[1], out[3]);
       default:
         return kRowBlocks * threads_;
     }
+  }
+
+  // At least what any link of a run takes.
+  std::int64_t most(const Config& c, const Request& request) const {
+    Extents e = request.rows.extents();
+    std::int64_t rows = product_of(e.batch, e.pos), found = kRowBlocks * threads_;
+    for (std::int64_t terms : {c.d_model, c.n_heads * c.d_head, c.d_mlp})
+      found = std::max(found, linear(rows, terms));
+    if (!request.on_demand.empty() || !request.plan.edits().empty() || !request.callbacks.empty())
+      for (std::int64_t terms : {c.d_model, c.d_head})
+        found = std::max(found, by_head(rows, terms));
+    return std::max({found, scores(e.pos, e.key), mix(e.pos, c.d_head)});
   }
 
  private:
@@ -75,6 +84,18 @@ class Scratch {
 
   static std::int64_t rows_of(const Shape& shape, std::size_t last_axes) {
     return product_of(Shape(shape.begin(), shape.end() - static_cast<std::ptrdiff_t>(last_axes)));
+  }
+  std::int64_t linear(std::int64_t rows, std::int64_t terms) const {
+    return sum_of(input(rows, terms), scaled(block(rows, terms), threads_));
+  }
+  std::int64_t by_head(std::int64_t rows, std::int64_t terms) const {
+    return scaled(sum_of(input(rows, terms), block(rows, terms)), threads_);
+  }
+  std::int64_t scores(std::int64_t queries, std::int64_t keys) const {
+    return scaled(product_of({kDouble * 5, queries, keys}), threads_);
+  }
+  std::int64_t mix(std::int64_t positions, std::int64_t d_head) const {
+    return scaled(product_of({kDouble * 2, positions, positions + 4 * d_head}), threads_);
   }
   // The input, once more while rows of zeros are put below it, and every fourth square.
   std::int64_t input(std::int64_t rows, std::int64_t terms) const {
@@ -97,7 +118,7 @@ class Walk {
       : weights_(weights),
         request_(request),
         use_(use),
-        scratch_(use, weights.dtype),
+        scratch_(use.threads, weights.dtype),
         links_(plan_links(weights, request)) {}
 
   // Host and device reach their peaks at links of their own.
@@ -135,7 +156,9 @@ class Walk {
   std::int64_t kept_bytes(std::size_t i) const {
     const PlannedTensor& t = links_[i].output;
     bool last = i + 1 == links_.size();
-    if (last || !use_.verified) return t.bytes();
+    if (last) return t.bytes();
+    if (!use_.recorded) return 0;
+    if (!use_.verified) return t.bytes();
     if (t.id.stage != request_.stages(t.id.site, t.id.layer) ||
         info(t.id.site).presence == Presence::internal ||
         (use_.keep && !use_.keep(t.id.site, t.id.layer)))
@@ -162,7 +185,8 @@ class Walk {
       add(kept.host, kept_[i]);
       bool stays = use_.on_host && kept_[i] == bytes;  // the kept buffer is the device's
       if (!l.same_memory && l.last_use >= now && !stays) add(on_device(alive), bytes);
-      if (!use_.on_host && l.last_reader >= now && kept_[i] != bytes) add(alive.host, bytes);
+      bool copied = !use_.on_host && use_.recorded;
+      if (copied && l.last_reader >= now && kept_[i] != bytes) add(alive.host, bytes);
       if (use_.drift && l.last_reader >= now)
         add(checks.host, product_of(kDouble, l.output.elements()));
       if (l.parts_until >= now)
@@ -256,6 +280,25 @@ std::int64_t MemoryPlan::device() const {
   return total;
 }
 
+namespace {
+
+std::int64_t bytes_of(std::int64_t elements, DType dtype) {
+  return product_of(elements, static_cast<std::int64_t>(size_of(dtype)));
+}
+
+// Of a model that is loaded: nothing, a copy on the host in another dtype, one on another device.
+MemoryPlan plan_move(std::int64_t elements, const PlannedLoad& load) {
+  MemoryPlan plan;
+  bool rounded = load.dtype != load.loaded->dtype;
+  plan.stays = rounded ? bytes_of(elements, load.dtype) : 0;
+  if (rounded) plan.items.push_back({"rounded to " + std::string(name_of(load.dtype)), plan.stays});
+  if (!load.on_host && (rounded || !load.loaded->in_place))
+    plan.items.push_back({"weights on the device", 0, bytes_of(elements, load.dtype)});
+  return plan;
+}
+
+}  // namespace
+
 MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
   constexpr std::int64_t kProbe = 6 * 4 * kDouble;  // positions of two float64 runs, logits twice
   DType master = load.dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -263,28 +306,36 @@ MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
   Config processed = config;
   if (load.processing.fold_ln) processed.norm = NormKind::layer_norm_pre;
   Weights raw = outline(config, master), used = outline(processed, load.dtype);
-  auto bytes = [](std::int64_t elements, DType dtype) {
-    return product_of(elements, static_cast<std::int64_t>(size_of(dtype)));
-  };
   auto in_file = [&](const std::string& name) {
     return !name.ends_with(".b_U") && (!config.tied_unembedding || !name.ends_with(".W_U"));
   };
   auto all = [](const std::string&) { return true; };
-  MemoryPlan plan{.mapped = bytes(elements_of(raw, in_file), config.stored_dtype)};
+  if (load.loaded) return plan_move(elements_of(used, all), load);
+  MemoryPlan plan{.mapped = bytes_of(elements_of(raw, in_file), config.stored_dtype)};
   bool as_mapped = config.stored_dtype == master;
-  plan.items.push_back({"weights as read", as_mapped ? bytes(config.d_vocab, master)
-                                                     : bytes(elements_of(raw, in_file), master)});
+  plan.items.push_back({"weights as read", as_mapped
+                                               ? bytes_of(config.d_vocab, master)
+                                               : bytes_of(elements_of(raw, in_file), master)});
+  plan.stays = plan.items[0].host;
   if (load.processing.any()) {
     auto changes = [&](const std::string& name) { return rewritten(name, load.processing); };
-    plan.items.push_back({"processed weights", bytes(elements_of(used, changes), master)});
+    plan.items.push_back({"processed weights", bytes_of(elements_of(used, changes), master)});
+    // What processing does not rewrite stays as it was read; what was mapped is no memory.
+    auto read = [&](const std::string& name) {
+      return !changes(name) && (!as_mapped || name.ends_with(".b_U"));
+    };
+    plan.stays = load.dtype == master
+                     ? sum_of(plan.items.back().host, bytes_of(elements_of(used, read), master))
+                     : bytes_of(elements_of(used, all), load.dtype);
     std::int64_t check = product_of(kProbe, config.d_vocab);
-    std::int64_t cast = load.dtype == master ? 0 : bytes(elements_of(used, all), load.dtype);
+    std::int64_t cast = load.dtype == master ? 0 : bytes_of(elements_of(used, all), load.dtype);
     plan.items.push_back(
         cast > check ? MemoryPlan::Item{"rounded to " + std::string(name_of(load.dtype)), cast}
                      : MemoryPlan::Item{"check of the processing", check});
   }
   if (!load.on_host)
-    plan.items.push_back({"weights on the device", 0, bytes(elements_of(used, all), load.dtype)});
+    plan.items.push_back(
+        {"weights on the device", 0, bytes_of(elements_of(used, all), load.dtype)});
   return plan;
 }
 
@@ -292,14 +343,17 @@ MemoryPlan plan_run(const Weights& weights, const Request& request, const Planne
   return Walk(weights, request, use).peak();
 }
 
-std::int64_t rough_run_bytes(const Config& config, const Request& request) {
+std::int64_t rough_run_bytes(const Config& config, const Request& request, std::int64_t threads) {
   constexpr std::int64_t kCopies = 4;  // device, host, intermediates, float64
   std::int64_t total = 0;
   for (const SiteInfo& row : all_sites())
     total = sum_of(total, product_of(product_of(shape_of(row.site, config, request.rows.extents())),
                                      row.per_layer ? config.n_layers : 1));
   auto edits = static_cast<std::int64_t>(request.plan.edits().size());
-  return product_of({total, kDouble, kCopies, 1 + edits});
+  std::int64_t run = product_of({total, kDouble, kCopies, 1 + edits});
+  std::int64_t threads_own =
+      sum_of(Scratch(threads, DType::f32).most(config, request), scaled(kPacking_bytes, threads));
+  return sum_of(run, threads_own);
 }
 
 std::optional<AvailableMemory> available_host_memory(const std::filesystem::path& root) {

@@ -21,25 +21,34 @@ struct MemoryPlan {
   };
   std::vector<Item> items = {};
   std::int64_t mapped = 0;
+  std::int64_t stays = 0;  // of host(): what is still there when it is over; of a load, the weights
 
   std::int64_t host() const;
   std::int64_t device() const;
 };
 
+/// A model that is there already: its dtype, and whether it is on the device in question.
+struct AlreadyLoaded {
+  DType dtype;
+  bool in_place;
+};
 /// How a checkpoint is to be loaded.
 struct PlannedLoad {
   Processing processing;
   DType dtype;
   bool on_host;  // the device is the CPU, which uses the weights where they lie
+  std::optional<AlreadyLoaded> loaded = {};
 };
 /// The peak of a load: raw weights, processed ones and rounded ones are there at once.
-/// `config.stored_dtype` says how the file holds them.
+/// `config.stored_dtype` says how the file holds them. Of a model that is loaded, what moving it
+/// takes: nothing where it stays as and where it is.
 MemoryPlan plan_load(const Config& config, const PlannedLoad& load);
 
 /// What is done with the tensors of a run.
 struct PlannedUse {
   bool on_host;          // the device is the CPU, whose tensors are the recorded ones
-  bool verified = true;  // else recorded and never checked
+  bool verified = true;  // else recorded at most, and never checked
+  bool recorded = true;  // else nothing but the output leaves the device
   bool drift = false;
   std::int64_t threads = 1;                                 // of the verification
   std::function<bool(Site, std::int64_t layer)> keep = {};  // unset: everything
@@ -48,9 +57,9 @@ struct PlannedUse {
 /// The peak of a run beyond the loaded model.
 MemoryPlan plan_run(const Weights& weights, const Request& request, const PlannedUse& use);
 
-/// More than plan_run can come to, by a quick look at the sites alone: where even this is small,
-/// there is nothing to plan.
-std::int64_t rough_run_bytes(const Config& config, const Request& request);
+/// At least what plan_run can come to with so many threads, host and device together, by a quick
+/// look at the sites alone: where even this is small, there is nothing to plan.
+std::int64_t rough_run_bytes(const Config& config, const Request& request, std::int64_t threads);
 
 /// Memory that may still be taken, and who says so.
 struct AvailableMemory {

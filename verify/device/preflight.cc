@@ -82,8 +82,9 @@ bool fits(const Weights& weights, const Request& request, const DeviceLimits& li
 // The largest value up to `most` for which `holds`, which holds up to some value and not beyond.
 template <class Holds>
 std::int64_t largest(std::int64_t most, const Holds& holds) {
-  std::int64_t good = 0, bad = most + 1;
-  if (most >= 1 && holds(most)) return most;
+  if (most < 1) return 0;
+  if (holds(most)) return most;
+  std::int64_t good = 0, bad = most;
   while (bad - good > 1) {
     std::int64_t middle = good + (bad - good) / 2;
     (holds(middle) ? good : bad) = middle;
@@ -99,14 +100,26 @@ Request sizes_of(const Request& request) {
   return sizes;
 }
 
+bool one_token_fits(const Weights& weights, const Request& request, const DeviceLimits& limits) {
+  Request one = sizes_of(request);
+  one.rows.batch = one.rows.pos = 1;
+  return fits(weights, one, limits);
+}
+
 std::string prompts(std::int64_t count) {
   return std::to_string(count) + (count == 1 ? " prompt" : " prompts");
 }
 
 // "; what fits: 20 prompts of 1024 tokens, or 22 of 950".
-std::string what_fits(std::int64_t batch, std::int64_t pos, std::int64_t most,
-                      std::int64_t longest) {
-  if (most == 0 && longest == 0) return "; not even one token fits: use the CPU";
+struct WhatFits {
+  std::int64_t largest_batch, longest_prompt;
+  bool one_token;
+};
+std::string in_words(const WhatFits& fits, std::int64_t batch, std::int64_t pos) {
+  auto [most, longest, one_token] = fits;
+  if (most == 0 && longest == 0)
+    return one_token ? "; what fits: fewer prompts and shorter ones at once"
+                     : "; not even one token fits: use the CPU";
   std::string text;
   if (most > 0) text = prompts(most) + " of " + std::to_string(pos) + " tokens";
   if (longest > 0)
@@ -195,10 +208,12 @@ void require_run_fits(const Weights& weights, const Request& request, const Devi
   auto found = run_violations(weights, request, limits);
   if (found.empty()) return;
   const Rows& rows = request.rows;
+  WhatFits fits{.largest_batch = largest_batch(weights, request, limits),
+                .longest_prompt = longest_prompt(weights, request, limits),
+                .one_token = one_token_fits(weights, request, limits)};
   throw DeviceError("[preflight] " + prompts(rows.batch) + " of " + std::to_string(rows.pos) +
                     " tokens on " + limits.device + ": " + to_string(found[0]) +
-                    what_fits(rows.batch, rows.pos, largest_batch(weights, request, limits),
-                              longest_prompt(weights, request, limits)));
+                    in_words(fits, rows.batch, rows.pos));
 }
 
 void require_memory(const std::string& what, std::int64_t needed,
@@ -215,13 +230,16 @@ void require_memory(const std::string& what, std::int64_t needed,
 
 // ---- asking without running ----
 
+std::int64_t Preflight::host_bytes() const {
+  return std::max(load.host(), sum_of(load.stays, run.host()));
+}
+std::int64_t Preflight::device_bytes() const { return sum_of(load.device(), run.device()); }
+
 bool Preflight::memory_fits() const {
   auto fit = [](std::int64_t needed, const std::optional<AvailableMemory>& available) {
     return !available || sum_of(needed, margin_of(*available)) <= available->bytes;
   };
-  // What a load leaves behind is at most its peak; a run comes on top of it.
-  return fit(load.host(), host) && fit(run.host(), host) &&
-         fit(sum_of(load.device(), run.device()), device_memory);
+  return fit(host_bytes(), host) && fit(device_bytes(), device_memory);
 }
 
 const PlannedTensor* Preflight::largest() const {
@@ -244,6 +262,7 @@ Preflight preflight(const Config& config, const Request& request, const Prefligh
               .violations = weight_violations(weights, q.limits),
               .largest_batch = largest_batch(weights, request, q.limits),
               .longest_prompt = longest_prompt(weights, request, q.limits),
+              .one_token_fits = one_token_fits(weights, request, q.limits),
               .load = plan_load(config, q.load),
               .run = plan_run(weights, request, q.use),
               .host = q.host,
@@ -272,6 +291,7 @@ nlohmann::json to_json(const MemoryPlan& plan) {
   return {{"host_bytes", plan.host()},
           {"device_bytes", plan.device()},
           {"mapped_bytes", plan.mapped},
+          {"staying_bytes", plan.stays},
           {"items", items}};
 }
 
@@ -348,18 +368,28 @@ std::string in_words(const Preflight& p) {
   if (p.violations.size() > kShown)
     text += fmt::format("and {} more\n", p.violations.size() - kShown);
   if (p.largest_batch < p.batch || p.longest_prompt < p.pos)
-    text += what_fits(p.batch, p.pos, p.largest_batch, p.longest_prompt).substr(2) + "\n";
+    text += in_words(WhatFits{p.largest_batch, p.longest_prompt, p.one_token_fits}, p.batch, p.pos)
+                .substr(2) +
+            "\n";
   if (const PlannedTensor* t = p.largest()) {
     auto it =
         std::ranges::find_if(p.tensors, [t](const auto& entry) { return &entry.second == t; });
     text += fmt::format("the largest of {} tensors: {} {} of {}, {}\n", p.tensors.size(), it->first,
                         to_string(t->shape), t->type.name, size_in_words(t->bytes()));
   }
-  text += memory_in_words("loading, at its peak", p.load);
+  if (p.limits.limits.empty() && p.device.substr(0, p.device.find(':')) != "cpu")
+    text += "no limits known of " + p.device + "\n";
+  if (p.load.items.empty())
+    text += "the model is loaded\n";
+  else
+    text += memory_in_words("loading, at its peak", p.load);
   text += memory_in_words("the run, on top of the loaded model", p.run);
   text += available_in_words("available on the host", p.host);
-  if (p.load.device() > 0) text += available_in_words("available on the device", p.device_memory);
-  if (!p.memory_fits()) text += "not enough memory\n";
+  if (p.device_bytes() > 0) text += available_in_words("available on the device", p.device_memory);
+  if (!p.memory_fits())
+    text += "not enough memory: the host needs " + size_in_words(p.host_bytes()) +
+            " for weights and run" +
+            (p.device_bytes() > 0 ? ", the device " + size_in_words(p.device_bytes()) : "") + "\n";
   return text;
 }
 

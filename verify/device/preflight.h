@@ -58,10 +58,14 @@ struct Preflight {
   std::optional<std::string> dtype_refused;                    // in PyTorch's words
   std::vector<Violation> violations;
   std::int64_t largest_batch, longest_prompt;
+  bool one_token_fits;  // one prompt of one token stays within the limits
   MemoryPlan load, run;
   std::optional<AvailableMemory> host, device_memory;  // unset: unknown
 
-  /// Whether the peak of load or run is more than the memory there is, the margin left out.
+  /// The peak of both, one after the other: the weights are still there when the run begins.
+  std::int64_t host_bytes() const;
+  std::int64_t device_bytes() const;
+  /// Whether neither is more than the memory there is, the margin left out.
   bool memory_fits() const;
   bool fits() const { return !dtype_refused && violations.empty() && memory_fits(); }
   const PlannedTensor* largest() const;

@@ -16,10 +16,16 @@ constexpr auto kMatmul = at::Float32Op::MATMUL;
 
 Precision products() { return at::globalContext().float32Precision(kCuda, kMatmul); }
 void set_products(Precision p) { at::globalContext().setFloat32Precision(kCuda, kMatmul, p); }
+void set_generic(Precision p) {
+  at::globalContext().setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, p);
+}
 
 class Ambient : public testing::Test {
  protected:
-  ~Ambient() override { set_products(Precision::NONE); }
+  ~Ambient() override {
+    set_products(Precision::NONE);
+    set_generic(Precision::NONE);
+  }
 };
 
 TEST_F(Ambient, ProductsAreFullFloat32UnlessDeclared) {
@@ -48,6 +54,21 @@ TEST_F(Ambient, DeclaredTf32IsAskedOfCudaAndTakenBack) {
   }
 }
 
+// Products of their own precision keep it; those that inherit inherit again.
+TEST_F(Ambient, DeclaredTf32IsTakenBackBelowAGenericOne) {
+  for (Precision generic : {Precision::NONE, Precision::IEEE, Precision::TF32})
+    for (Precision before : {Precision::NONE, Precision::IEEE, Precision::TF32}) {
+      set_generic(generic);
+      set_products(before);
+      Precision found = products();
+      {
+        AmbientGuard guard(at::kCPU, MatmulPrecision::tf32);
+        EXPECT_EQ(products(), Precision::TF32);
+      }
+      EXPECT_EQ(products(), found);
+    }
+}
+
 TEST_F(Ambient, OfSeveralRunsTheStrictestDecides) {
   std::optional<AmbientGuard> declared, strict;
   declared.emplace(at::kCPU, MatmulPrecision::tf32);
@@ -73,6 +94,22 @@ TEST_F(Ambient, NarrowReductionsAreOffWhileItLasts) {
               at::CuBLASReductionOption::DisallowReducedPrecisionDisallowSplitK);
   }
   EXPECT_EQ(context.allowBF16ReductionCuBLAS(), before);
+}
+
+TEST_F(Ambient, NarrowAccumulationIsOffWhileItLasts) {
+  at::Context& context = at::globalContext();
+  for (bool before : {true, false}) {
+    context.setAllowFP16AccumulationCuBLAS(before);
+    EXPECT_EQ(read_ambient(at::Device("cuda")).at("cublas_fp16_accumulation"),
+              before ? "on" : "off");
+    {
+      AmbientGuard guard(at::kCPU);
+      EXPECT_FALSE(context.allowFP16AccumulationCuBLAS());
+      EXPECT_EQ(read_ambient(at::Device("cuda")).at("cublas_fp16_accumulation"), "off");
+    }
+    EXPECT_EQ(context.allowFP16AccumulationCuBLAS(), before);
+  }
+  context.setAllowFP16AccumulationCuBLAS(false);
 }
 
 TEST_F(Ambient, FlagsOfCudaAreRecordedForCudaAlone) {

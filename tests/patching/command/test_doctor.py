@@ -76,7 +76,7 @@ def test_a_model_without_a_tokenizer_is_examined_too():
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "nonsense"])
 def test_a_missing_device_is_one_failure_and_the_rest_skipped(device):
-    status, report = doctor("--device", device)
+    status, report = doctor("--device", device, LENSCPP_ALLOW_MPS="1")
     if statuses(report)["availability"] == "pass":
         pytest.skip(f"{device} is here")
     assert status == 4
@@ -103,6 +103,34 @@ def test_some_phases_and_what_they_need():
     status, report = doctor(only="transfer")
     assert [p["name"] for p in report["phases"]] == ["availability", "load", "transfer"]
     assert status == 4 and report["recommendation"]["because"] == ["no forward pass was verified"]
+
+
+def test_a_refused_cpu_is_not_answered_with_the_cpu():
+    status, report = doctor(only="tokenizer")
+    assert status == 4 and report["recommendation"]["advice"] == "do not use this machine's CPU as it is"
+
+
+def test_the_warning_about_apples_device_is_said_once_and_by_the_parent():
+    environment = {k: v for k, v in os.environ.items() if k != "LENSCPP_ALLOW_MPS"}
+    run = subprocess.run([PROGRAM, "doctor", "--device", "mps"], capture_output=True, text=True, timeout=600, env=environment)
+    assert run.stderr.count("TransformerLens 1178") == 1 and run.stderr.count("\n") == 1
+    assert "TransformerLens" not in run.stdout
+
+
+def test_what_the_memory_does_not_hold_is_a_shorter_prompt(tmp_path):
+    """Attention over a million tokens is terabytes, over a thousand it is not: the length is the setting, not the CPU."""
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 2**20, "vocab_size": 11}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = subprocess.run([PROGRAM, "doctor", str(tmp_path), "--phase", "plan"], capture_output=True, text=True, timeout=120)
+    found = json.loads(run.stdout)
+    assert found["status"] == "warn", found
+    longest = found["measured"]["longest"]
+    assert 500 < longest < 2**20
+    assert found["measured"]["settings"] == [f"at most {longest} tokens a prompt"]
+
+
+def test_no_limit_is_too_long():
+    assert doctor("--seconds", "1e18", only="tokenizer")[1]["phases"][0]["status"] == "pass"
 
 
 def test_a_hang_is_stopped():
@@ -156,11 +184,20 @@ def test_products_are_asked_of_the_device_as_it_makes_them(tmp_path):
 
 @pytest.mark.parametrize("count, advice", [(4, "use it with these settings"), (9, "use the CPU")])
 def test_many_fallbacks_change_the_advice(cpu, count, advice):
-    leaves = ["gelu", "bmm", "addmm", "native_layer_norm", "_softmax", "index_select", "reciprocal", "add", "baddbmm", "triu"]
+    leaves = ["gelu", "bmm", "addmm", "native_layer_norm", "_softmax", "index_select", "reciprocal", "add", "baddbmm"]
     _, report = doctor(only="operators,forward", limits={"missing": leaves[:count]})
     share = phase(report, "operators")["measured"]["native_share"]
     assert (0.7 <= share < 0.9) if advice == "use it with these settings" else share < 0.7
     assert report["recommendation"]["advice"] == advice
+
+
+def test_what_the_host_makes_is_not_asked_of_the_device():
+    """The causal mask is made on the host, whatever the device: a device without triu is none the worse."""
+    status, report = doctor(only="operators,forward", limits={"missing": ["triu", "full", "clone"]})
+    names = {operator["name"] for operator in phase(report, "operators")["measured"]["operators"]}
+    assert "aten::addmm" in names and not names & {"aten::triu", "aten::full", "aten::clone"}
+    assert status == 0 and statuses(report)["operators"] == statuses(report)["forward"] == "pass"
+    assert phase(report, "forward")["measured"]["fallbacks"] == []
 
 
 def test_an_operator_that_is_missing_is_named():

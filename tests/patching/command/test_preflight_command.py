@@ -33,6 +33,19 @@ def test_a_dtype_that_the_device_has_not_ends_with_4():
     assert done.returncode == 4 and "MPS framework doesn't support float64" in done.stdout
 
 
+def test_what_is_no_device_ends_with_4():
+    for device in ("msp", "nonsense"):
+        done = preflight("tiny-ioi", "--device", device, "--length", "4")
+        assert done.returncode == 4 and done.stdout == "" and f'"{device}" is not a device' in done.stderr, done
+    done = preflight("tiny-ioi", "--device", "cuda", "--length", "4")
+    assert done.returncode == 0 and "no limits known of cuda" in done.stdout
+
+
+def test_any_batch_can_be_asked_about():
+    done = preflight("tiny-ioi", "--device", "mps", "--batch", str(2**63 - 1), "--length", "4", "--json")
+    assert done.returncode == 4 and json.loads(done.stdout)["largest_batch"] > 0
+
+
 def test_only_the_config_is_read(tmp_path):
     config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 11}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -116,6 +116,32 @@ TEST(Recommend, SaysHowFastADeviceIs) {
             std::vector<std::string>{"every run was verified; 12.5 times as fast as the CPU"});
   EXPECT_EQ(recommend("cpu", results({speed})).because,
             std::vector<std::string>{"every run was verified"});
+  speed.measured["times_as_fast"] = 0.05;
+  EXPECT_EQ(recommend("cuda", results({speed})).because,
+            std::vector<std::string>{"every run was verified; 20 times slower than the CPU"});
+}
+
+// There is no other CPU to use instead.
+TEST(Recommend, DoesNotAnswerARefusedCpuWithTheCpu) {
+  for (const auto& changed : {std::vector{failed("forward")}, std::vector{native(0.5)}}) {
+    Recommendation r = recommend("cpu", results(changed));
+    EXPECT_EQ(r.advice, Advice::not_this_cpu);
+    EXPECT_FALSE(r.usable());
+    EXPECT_TRUE(r.in_words().starts_with("do not use this machine's CPU as it is\n"));
+    EXPECT_EQ(to_json(r)["advice"], "do not use this machine's CPU as it is");
+  }
+  EXPECT_EQ(recommend("cpu", {}).advice, Advice::not_this_cpu);
+  EXPECT_FALSE(recommend("cuda", {}).usable());
+  EXPECT_TRUE(recommend("cpu", results()).usable());
+}
+
+// Lengths are tried in growing order, and short ones again: a second run of 5 tokens may fail.
+TEST(LengthSetting, IsNoneWhereALengthFailsThatWasVerifiedBefore) {
+  EXPECT_EQ(length_setting(33, 64), "at most 33 tokens a prompt");
+  EXPECT_EQ(length_setting(1, 2), "at most 1 token a prompt");
+  EXPECT_EQ(length_setting(256, 5), std::nullopt);
+  EXPECT_EQ(length_setting(256, 256), std::nullopt);
+  EXPECT_EQ(length_setting(0, 1), std::nullopt);
 }
 
 TEST(ReasonToSkip, IsAPhaseThatDidNotSucceed) {

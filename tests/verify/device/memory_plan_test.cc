@@ -120,17 +120,39 @@ TEST_F(MemoryPlanTest, ADeviceHoldsItsOwnAndTheHostItsCopies) {
   EXPECT_GT(plan_run(weights, run_of(2, 8), {.on_host = true, .drift = true}).host(), here.host());
 }
 
+// A run whose tensors nobody takes leaves its output and nothing else.
+TEST_F(MemoryPlanTest, WhatIsNotRecordedIsNotKept) {
+  for (bool on_host : {true, false}) {
+    PlannedUse use{.on_host = on_host, .verified = false};
+    MemoryPlan recorded = plan_run(weights, run_of(64, 16), use);
+    use.recorded = false;
+    MemoryPlan alone = plan_run(weights, run_of(64, 16), use);
+    std::int64_t logits = 64 * 16 * c.d_vocab * 4;
+    EXPECT_LE(item(alone, "activations kept"), logits);
+    EXPECT_GE(alone.host(), on_host ? logits : item(alone, "activations kept"));
+    EXPECT_LT(alone.host(), recorded.host() - item(recorded, "activations kept") / 2);
+    EXPECT_EQ(alone.device(), recorded.device());
+  }
+}
+
+// Each thread has blocks of its own, which grow with the rows of the run.
 TEST_F(MemoryPlanTest, TheRoughFigureIsNeverBelowThePlan) {
-  Request edited = run_of(2, 16);
+  Request edited = run_of(2, 16), patched = run_of(40, 16), on_demand = run_of(40, 16);
   edited.plan = Plan({{.kind = EditKind::scale, .site = Site::attn_scores, .layer = 0, .factor = 2},
                       {.kind = EditKind::zero, .site = Site::q_input, .layer = 1}});
-  for (const Request& request : {run_of(1, 1), run_of(16, 16), edited})
-    for (bool on_host : {true, false}) {
-      PlannedUse use{.on_host = on_host, .drift = true};
-      MemoryPlan plan = plan_run(weights, request, use);
-      std::int64_t scratch = 64 << 20;  // blocks of the verification do not grow with the run
-      EXPECT_LE(plan.host() + plan.device(), rough_run_bytes(c, request) + scratch);
-    }
+  patched.plan = Plan({{.kind = EditKind::zero, .site = Site::result, .layer = 0}});
+  on_demand.on_demand = {{Site::result, 1}, {Site::q_input, 0}};
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+    for (const Request& request :
+         {run_of(1, 1), run_of(16, 16), run_of(3, 15), run_of(300, 16), edited, patched, on_demand})
+      for (std::int64_t threads : {1, 64})
+        for (bool on_host : {true, false}) {
+          PlannedUse use{.on_host = on_host, .drift = true, .threads = threads};
+          MemoryPlan plan = plan_run(outline(c, dtype), request, use);
+          EXPECT_LE(plan.host() + plan.device(), rough_run_bytes(c, request, threads))
+              << name_of(dtype) << ", " << request.rows.batch << " prompts, " << threads
+              << " threads, " << on_host;
+        }
 }
 
 // ---- what there is ----

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace lenscpp {
@@ -67,7 +68,7 @@ TEST(PreflightRun, RefusesFourGigabytesOfLogitsWithoutAllocatingThem) {
         "4322906112 bytes", "limit \"2^32 bytes a buffer\"",
         "20 prompts of 1024 tokens, or 21 prompts of 1017"})
     EXPECT_NE(said.find(part), said.npos) << part << "\n" << said;
-  // Beside 4 GB: AddressSanitizer keeps what was freed, and its own notes of it.
+    // Beside 4 GB: AddressSanitizer keeps what was freed, and its own notes of it.
 #ifdef __SANITIZE_ADDRESS__
   constexpr std::int64_t kMost = 64 << 10;
 #else
@@ -86,6 +87,32 @@ TEST(PreflightRun, FindsTheLargestThatFits) {
   std::string said =
       refusal([&] { require_run_fits(weights, run_of(3, 4), only(Measure::bytes, 1000)); });
   EXPECT_NE(said.find("not even one token fits: use the CPU"), said.npos) << said;
+}
+
+TEST(PreflightRun, TheLargestBatchThereIsCanBeAskedAbout) {
+  Weights weights = outline(gpt2_small(), DType::f32);
+  std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  EXPECT_EQ(largest_batch(weights, run_of(most, 1024), limits_of("mps", {2, 13})), 20);
+}
+
+// No prompt of this length fits, and no token at this batch, but fewer prompts and shorter ones do.
+TEST(PreflightRun, SaysUseTheCpuWhereNotOneTokenFitsAlone) {
+  Weights weights = outline(gpt2_small(), DType::f32);
+  DeviceLimits limits = only(Measure::bytes, 4 * 50257 * 4);  // logits of four tokens
+  Request request = run_of(8, 8);
+  ASSERT_EQ(largest_batch(weights, request, limits), 0);
+  ASSERT_EQ(longest_prompt(weights, request, limits), 0);
+  std::string said = refusal([&] { require_run_fits(weights, request, limits); });
+  EXPECT_NE(said.find("what fits: fewer prompts and shorter ones at once"), said.npos) << said;
+  EXPECT_EQ(said.find("use the CPU"), said.npos) << said;
+  EXPECT_EQ(refusal([&] { require_run_fits(weights, run_of(1, 1), limits); }), "");
+  PreflightQuestion question{.model = "gpt2-small",
+                             .device = "toy",
+                             .load = {.processing = {}, .dtype = DType::f32, .on_host = false},
+                             .use = {.on_host = false},
+                             .limits = limits};
+  said = in_words(preflight(gpt2_small(), request, question));
+  EXPECT_NE(said.find("what fits: fewer prompts and shorter ones at once"), said.npos) << said;
 }
 
 TEST(PreflightRun, ALimitIsInclusive) {
@@ -196,17 +223,110 @@ TEST(PreflightAnswer, SaysWhatDoesNot) {
   EXPECT_NE(said.find("what fits: 20 prompts of 1024 tokens"), said.npos) << said;
   EXPECT_EQ(to_json(p)["violations"][0]["limit"]["name"], "2^32 bytes a buffer");
 
-  p = preflight(gpt2_small(), run_of(1, 8), question(std::int64_t{1} << 20));
-  EXPECT_FALSE(p.fits());
-  EXPECT_FALSE(p.memory_fits());
-  EXPECT_NE(in_words(p).find("not enough memory"), std::string::npos);
-
   PreflightQuestion wide = question(std::int64_t{1} << 40);
   wide.load.dtype = DType::f64;
   wide.dtype_refused = why_not("mps", {}, "float64");
   p = preflight(gpt2_small(), run_of(1, 8), wide);
   EXPECT_FALSE(p.fits());
   EXPECT_NE(in_words(p).find("Cannot convert a MPS Tensor"), std::string::npos);
+}
+
+std::int64_t bytes_of_weights(DType dtype) {
+  std::int64_t bytes = 0;
+  for (const PlannedTensor& t : planned_weights(outline(gpt2_small(), dtype))) bytes += t.bytes();
+  return bytes;
+}
+// The least memory in which so much fits beside the margin.
+std::int64_t room_for(std::int64_t needed) {
+  std::int64_t bytes = std::max(needed + (64 << 20), needed / 19 * 20 + 20);
+  while (bytes - margin_of({bytes, ""}) > needed) bytes -= 1;
+  while (bytes - margin_of({bytes, ""}) < needed) bytes += 1;
+  return bytes;
+}
+bool fits_in(const PreflightQuestion& question, const Request& request, std::int64_t host,
+             std::int64_t device) {
+  PreflightQuestion asked = question;
+  asked.host = AvailableMemory{host, "a test"};
+  asked.device_memory = AvailableMemory{device, "a test"};
+  asked.limits = {};
+  Preflight p = preflight(gpt2_small(), request, asked);
+  EXPECT_EQ(p.fits(), p.memory_fits());
+  EXPECT_EQ(in_words(p).find("not enough memory") == std::string::npos, p.fits());
+  return p.fits();
+}
+
+// A run of 8 prompts of 1024 tokens keeps more than the weights are; each alone would fit.
+TEST(PreflightAnswer, TheRunComesOnTopOfTheWeights) {
+  std::int64_t plenty = std::int64_t{1} << 50;
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (bool on_host : {true, false}) {
+      PreflightQuestion q = question(plenty);
+      q.load.dtype = dtype;
+      q.load.on_host = q.use.on_host = on_host;
+      Request request = run_of(8, 1024);
+      Preflight p = preflight(gpt2_small(), request, q);
+      EXPECT_GE(p.load.stays, bytes_of_weights(dtype) * 9 / 10);
+      std::int64_t needed = p.load.stays + p.run.host();
+      ASSERT_GT(needed, p.load.host());
+      EXPECT_EQ(p.host_bytes(), needed);
+      std::int64_t room = room_for(needed);
+      EXPECT_TRUE(fits_in(q, request, room, plenty));
+      EXPECT_FALSE(fits_in(q, request, room - 1, plenty));
+      EXPECT_LT(room_for(p.load.host()), room);
+      EXPECT_LT(room_for(p.run.host()), room) << "neither alone is refused there";
+      if (on_host) continue;
+      room = room_for(p.load.device() + p.run.device());
+      EXPECT_TRUE(fits_in(q, request, plenty, room));
+      EXPECT_FALSE(fits_in(q, request, plenty, room - 1));
+    }
+}
+
+TEST(PreflightAnswer, AShortRunNeedsWhatTheLoadNeeds) {
+  std::int64_t plenty = std::int64_t{1} << 50;
+  PreflightQuestion q = question(plenty);
+  Preflight p = preflight(gpt2_small(), run_of(1, 1), q);
+  ASSERT_LT(p.load.stays + p.run.host(), p.load.host());
+  EXPECT_TRUE(fits_in(q, run_of(1, 1), room_for(p.load.host()), plenty));
+  EXPECT_FALSE(fits_in(q, run_of(1, 1), room_for(p.load.host()) - 1, plenty));
+}
+
+// What there is was measured after the load: only the run is still to be fitted in.
+TEST(PreflightAnswer, OfALoadedModelTheRunAlone) {
+  std::int64_t plenty = std::int64_t{1} << 50;
+  PreflightQuestion q = question(plenty);
+  q.load.loaded = AlreadyLoaded{.dtype = DType::f32, .in_place = true};
+  Request request = run_of(2, 256);
+  Preflight p = preflight(gpt2_small(), request, q);
+  EXPECT_EQ(p.load.host() + p.load.device() + p.load.stays + p.load.mapped, 0);
+  EXPECT_NE(in_words(p).find("the model is loaded"), std::string::npos);
+  EXPECT_TRUE(fits_in(q, request, room_for(p.run.host()), room_for(p.run.device())));
+  EXPECT_FALSE(fits_in(q, request, room_for(p.run.host()) - 1, plenty));
+  EXPECT_FALSE(fits_in(q, request, plenty, room_for(p.run.device()) - 1));
+
+  std::int64_t weights = bytes_of_weights(DType::bf16);
+  q.load.dtype = DType::bf16;  // rounded, and copied there
+  p = preflight(gpt2_small(), request, q);
+  EXPECT_GE(weights, p.load.stays);
+  EXPECT_GT(p.load.stays, weights * 9 / 10) << "without what is folded";
+  EXPECT_EQ(p.load.device(), p.load.stays);
+  q.load.loaded->dtype = DType::bf16;
+  q.load.loaded->in_place = false;  // copied alone
+  p = preflight(gpt2_small(), request, q);
+  EXPECT_EQ(p.load.host(), 0);
+  EXPECT_GT(p.load.device(), weights * 9 / 10);
+}
+
+TEST(PreflightAnswer, SaysWhereNoLimitsAreKnown) {
+  PreflightQuestion q = question(std::int64_t{1} << 40);
+  EXPECT_EQ(in_words(preflight(gpt2_small(), run_of(1, 8), q)).find("no limits"),
+            std::string::npos);
+  q.limits = limits_of("cuda", {2, 13});
+  q.device = "cuda:1";
+  EXPECT_NE(in_words(preflight(gpt2_small(), run_of(1, 8), q)).find("no limits known of cuda:1"),
+            std::string::npos);
+  q.device = "cpu";
+  EXPECT_EQ(in_words(preflight(gpt2_small(), run_of(1, 8), q)).find("no limits"),
+            std::string::npos);
 }
 
 }  // namespace
