@@ -8,6 +8,10 @@ namespace {
 
 constexpr Index kChunk = 64;  // terms widened at a time: a group of them stays in L1
 
+// As in Eigen's own headers: a packet as a template's argument is aligned all the same.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
 // A square of kLanes by kLanes numbers, turned.
 void turn(const double* from, Index from_stride, double* to, Index to_stride) {
   constexpr Index lanes = kLanes<double>;
@@ -17,6 +21,8 @@ void turn(const double* from, Index from_stride, double* to, Index to_stride) {
   Eigen::internal::ptranspose(square);
   for (Index i = 0; i < lanes; ++i) Eigen::internal::pstoreu(to + i * to_stride, square.packet[i]);
 }
+
+#pragma GCC diagnostic pop
 
 // Asks for elements before they are read: what lies a stride apart the processor does not foresee.
 constexpr Index kAhead = 16;  // terms
