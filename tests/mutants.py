@@ -21,6 +21,7 @@ BUILD = WORK / "build"
 
 CHECKSUM = "verify/reference/checksum.cc"
 BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", "verify/reference/ops.cc"
+MULTIPLY, ERFC = "verify/reference/multiply.cc", "verify/reference/erfc.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK = "hooks/callback.cc"
@@ -65,7 +66,7 @@ MUTANTS = [
     (CHECKSUM, "c.u_s * c.u_s * y_square + c.u_a * c.u_a * device", "c.u_a * c.u_a * device", "the store's rounding in sigma"),
     (CHECKSUM, "if (!residuals.clean())", "if (false)", "what residuals doubt"),
     (CHECKSUM, "if (point.failed > 0) return", "if (false) return", "what the sample doubts"),
-    (CHECKSUM, "for (double e : residual)", "for (double e : {residual[0]})", "three of the four projections"),
+    (CHECKSUM, "y.projected[r][k] - x.projected[r][k] - biases[h].projected[k]", "y.projected[r][0] - x.projected[r][0] - biases[h].projected[0]", "three of the four projections"),
     (CHECKSUM, "sample{0, (rows - 1) / kTileRows * kTileRows, rows - 1}", "sample{0}", "last rows of the sample"),
     ("verify/reference/checksum.h", "rows > 0 && worst <= 1", "worst <= 1", "nothing was projected"),
     ("verify/reference/checksum.h", "rms <= residual_rms_limit(rows)", "true", "rms of the residuals"),
@@ -75,7 +76,7 @@ MUTANTS = [
     (BOUNDS, " * (1 + 0x1p-20)", "", "second-order term of the store's rounding"),
     (BOUNDS, "(1 + 0x1p-20) + slack + c.eta", "(1 + 0x1p-20) + c.eta", "slack"),
     (BOUNDS, "slack + c.eta", "slack", "absolute floor"),
-    (BOUNDS, "if (slack == kExact) return 0;", "", "exactness of exact operations"),
+    (BOUNDS, "return slack == kExact ? 0 : allowed;", "return allowed;", "exactness of exact operations"),
     (BOUNDS, "model == DType::f64 ? 2.0 : 1.0", "1.0", "the reference's own rounding in float64"),
     (BOUNDS, "stored == DType::f16 ? 0x1p-25 : smallest_normal(stored)", "smallest_normal(stored)", "subnormals of float16"),
     (BOUNDS, "stored == DType::bf16 || stored == DType::f16", "false", "narrow stores"),
@@ -118,19 +119,28 @@ MUTANTS = [
     (EXACT, "return overflows && !std::isinf(reference)", "return !std::isinf(reference)", "refusal of infinity"),
     (EXACT, "if (std::isinf(reference)) return kInfinity;", "if (std::isinf(reference)) return 0;", "refusal of numbers where -inf must be"),
     (EXACT, "if (!(ratio <= 1)) {", "if (false) {", "the comparison itself"),
-    (EXACT, "suspect[j] = !((e <= limit * tolerance[j]) & (tolerance[j] < kInfinity));", "suspect[j] = false;", "the comparison of rows"),
-    (EXACT, "t.failed += 1;", "", "counting of failures"),
+    (EXACT, "error[j] = e <= allowed ? e : kInfinity;", "error[j] = e < kInfinity ? e : 0;", "the comparison of rows"),
+    (EXACT, "t_.failed += 1;", "", "counting of failures"),
     (EXACT, "failed += other.failed;", "", "failures found by another thread"),
     ("verify/reference/exact.h", "&& compared + projected == numel(shape)", "", "the count of compared elements"),
-    (EXACT, "t.error_square += Eigen::Map<const Eigen::VectorXd>(row.error.data(), b.cols).squaredNorm();", "", "the RMS test"),
-    (EXACT, "    if (!extra.empty()) extra.widen(begin, row.widening);\n", "", "widening across gaps of a record"),
+    (EXACT, "t_.error_square += square;", "", "the RMS test of what nothing is suspected of"),
+    (EXACT, "t_.error_square += run_.error_square();", "", "the RMS test"),
+    (EXACT, "run_.tolerance[j] += run_.widening[j];", "", "widening across gaps of a record"),
     ("verify/reference/exact.h", "compared > 0 && compared + projected == numel(shape)", "compared + projected == numel(shape)", "refusal of an empty comparison"),
     ("verify/reference/exact.h", "&& rms_ratio <= kRmsLimit", "", "the RMS limit"),
     # operations of the reference
-    (OPS, "std::min<Index>(i + first_query_ + 1, b.cols)", "std::min<Index>(i + first_query_ + 2, b.cols)", "the causal mask"),
-    (OPS, "(centred.array() + eps_).sqrt()", "centred.array().sqrt()", "epsilon of the norm"),
-    (OPS, "(x.colwise() - mean).array().colwise() / s.col(0).array()", "x.array().colwise() / s.col(0).array()", "centring of the norm"),
-    (OPS, "q * k.transpose() / divisor_", "q * k.transpose()", "the scores' divisor"),
+    (OPS, "std::min<Index>(i + first + first_query_ + 1, cols)", "std::min<Index>(i + first + first_query_ + 2, cols)", "the causal mask"),
+    (OPS, "(x - mean).square().mean() + eps_", "(x - mean).square().mean()", "epsilon of the norm"),
+    (OPS, "(x - mean) / scale", "x / scale", "centring of the norm"),
+    (OPS, "e.value.leftCols(in.k.runs()) /= divisor_;", "", "the scores' divisor"),
+    (OPS, "root[j] = least * squares(r, j) + added[j];", "root[j] = 4 * squares(r, j) + added[j];", "the lower bound of products' magnitudes"),
+    (OPS, "row.abs() * by_value", "row.abs()", "Cauchy and Schwarz in the lower bound"),
+    (OPS, "differ += !same;", "", "the comparison of copies"),
+    (OPS, "same &= (x[i] & 0x7fff) <=", "same |= (x[i] & 0x7fff) <", "narrow NaN that was copied"),
+    (OPS, "(weights.col(terms - 1) == 0).all()", "(weights.col(terms - 1) == 0).any()", "keys that only some queries look at"),
+    (MULTIPLY, "square < kLeast ? 0 : square", "square", "squares below the normal floats"),
+    (MULTIPLY, "1 - static_cast<double>(terms + 4) * 0x1p-23", "1", "roundings of the lower bound"),
+    (ERFC, "x[i] < 0 ? left : right", "right", "erfc left of zero"),
     (OPS, "e.value.rowwise() += bias;", "", "biases"),
     (OPS, "case EditKind::zero: value = 0; return;", "case EditKind::zero: return;", "zero edits in the reference"),
     (OPS, "case EditKind::patch: value =", "case EditKind::patch: (void)", "patches in the reference"),

@@ -37,10 +37,9 @@ inline constexpr double kRmsLimit = 8;
 /// u_s |reference| (1 + 2^-20) + slack + eta; 0 when slack is kExact. In float64 the reference's
 /// own last rounding is as large as the device's, so that term counts twice.
 double tolerance(const Contract& c, double reference, double slack);
-/// The same for a row, each element's tolerance widened: one call a row, so that it vectorises.
+/// The same for a row: one call a row, so that it vectorises.
 void row_tolerances(const Contract& c, std::span<const double> reference,
-                    std::span<const double> slack, std::span<const double> widening,
-                    std::span<double> out);
+                    std::span<const double> slack, std::span<double> out);
 
 /// The square of the rounding error that a sum of `terms` products is expected to make, for the RMS
 /// test. Each partial sum is rounded once; a sum y of terms whose root sum of squares is m runs
@@ -79,6 +78,9 @@ double normalize_slack(const Contract& c, double magnitude);
 double affine_slack(const Contract& c, double product);
 /// softmax: 16 u_a p (2 + max - s) + 2^-122, the exponent's argument being rounded at |s - max| u.
 double softmax_slack(const Contract& c, double p, double below_max);
+/// The same for a row.
+void softmax_slacks(const Contract& c, std::span<const double> p, std::span<const double> below_max,
+                    std::span<double> out);
 /// GELU: 8 u_a |x|, absolute since 1 + tanh cancels; SiLU: + u_a |x y|.
 double gelu_slack(const Contract& c, double x);
 double silu_slack(const Contract& c, double x, double y);

@@ -2,6 +2,7 @@
 #include "verify/reference/checksum.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -14,7 +15,8 @@ namespace lenscpp {
 namespace {
 
 constexpr std::int64_t kColumns = 1024;  // of R at a time: 32 KiB stay near while rows pass by
-constexpr std::int64_t kTileRows = 32;   // of the tiles in which devices compute products
+constexpr std::int64_t kFewOutputs = 64;
+constexpr std::int64_t kTileRows = 32;  // of the tiles in which devices compute products
 
 bool is_product(const Link& link) {
   return link.op == Op::linear || link.op == Op::head_linear || link.op == Op::head_result;
@@ -26,9 +28,11 @@ std::int64_t heads_of(const Link& link, const Shape& out) {
 }
 
 // Neither +-1, whose sums cancel, nor Gaussian, whose smallest weights see nothing.
-Projection::Columns random_columns(std::uint64_t seed, std::int64_t rows) {
+// Each weight has vectors of its own, so that what escapes one layer's need not escape the next's.
+Projection::Columns random_columns(std::uint64_t seed, const Link& link, std::int64_t rows) {
   std::seed_seq seeds{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32),
-                      static_cast<std::uint32_t>(rows)};
+                      static_cast<std::uint32_t>(link.output.site),
+                      static_cast<std::uint32_t>(link.output.layer)};
   std::mt19937_64 random(seeds);
   Projection::Columns R(rows, 4);
   for (Index i = 0; i < R.size(); ++i) {
@@ -50,7 +54,7 @@ Projection project_weight(const Link& link, std::int64_t heads, std::uint64_t se
                .P = {},
                .w_square = {},
                .weight = w.storage};
-  p.R = random_columns(seed, heads * p.width);
+  p.R = random_columns(seed, link, heads * p.width);
   p.P = Projection::Columns::Zero(heads * p.terms, 4);
   p.w_square = Eigen::VectorXd::Zero(heads * p.terms);
   constexpr std::int64_t kRows = 64;
@@ -72,23 +76,70 @@ Projection project_weight(const Link& link, std::int64_t heads, std::uint64_t se
   return p;
 }
 
-// Sums over one row of a tensor.
-struct RowSums {
-  Eigen::RowVector4d projected = Eigen::RowVector4d::Zero();
-  double square = 0;
+constexpr Index kTogether = 4;  // rows: R and P are read once for so many
+constexpr Index kChunk = 512;   // elements widened at a time: with four columns they stay in L1
+
+// Sums over rows of a tensor, a few rows together.
+struct Sums {
+  std::array<std::array<double, 4>, kTogether> projected{};
+  std::array<double, kTogether> square{};
 };
 
-RowSums sums_over(const Array& array, std::int64_t offset, std::int64_t length,
-                  const Projection::Columns& columns, std::int64_t first,
-                  std::vector<double>& row) {
-  RowSums sums;
-  for (std::int64_t j = 0; j < length; j += kColumns) {
-    auto count = static_cast<std::size_t>(std::min(kColumns, length - j));
-    array.widen(offset + j, {row.data(), count});
-    Eigen::Map<const Eigen::RowVectorXd> part(row.data(), static_cast<Index>(count));
-    for (Index k = 0; k < 4; ++k)
-      sums.projected[k] += part.dot(columns.col(k).segment(first + j, part.size()));
-    sums.square += part.squaredNorm();
+// The rows of a tensor that one head's vectors belong to.
+struct HeadRows {
+  const Array& array;
+  std::int64_t offset, stride, count, length;  // of rows: at most kTogether, of `length` elements
+};
+
+// Adds the first `length` elements, a multiple of the packet's, of widened rows to `sums`: products
+// with four columns, and squares, weighed where `weights` are given.
+template <bool weighed>
+void add_packets(const double (&rows)[kTogether][kChunk], Index length,
+                 const std::array<const double*, 4>& columns, const double* weights, Sums& sums) {
+  using namespace Eigen::internal;
+  using P = Packet<double>;
+  P products[kTogether][4], squares[kTogether];
+  for (auto& row : products)
+    for (auto& sum : row) sum = pset1<P>(0.0);
+  for (auto& sum : squares) sum = pset1<P>(0.0);
+  for (Index j = 0; j < length; j += kLanes<double>) {
+    P column[4], weight = weighed ? ploadu<P>(weights + j) : pset1<P>(1.0);
+    for (Index k = 0; k < 4; ++k) column[k] = ploadu<P>(columns[k] + j);
+    for (Index r = 0; r < kTogether; ++r) {
+      P x = ploadu<P>(&rows[r][j]);
+      for (Index k = 0; k < 4; ++k) products[r][k] = pmadd(x, column[k], products[r][k]);
+      squares[r] = pmadd(weighed ? pmul(x, weight) : x, x, squares[r]);
+    }
+  }
+  for (Index r = 0; r < kTogether; ++r) {
+    for (Index k = 0; k < 4; ++k) sums.projected[r][k] += predux(products[r][k]);
+    sums.square[r] += predux(squares[r]);
+  }
+}
+
+// `columns` from `first` on, and `weights` of the squares (none: 1 each).
+Sums sums_over(const HeadRows& rows, const Projection::Columns& columns, Index first,
+               const double* weights) {
+  Sums sums;
+  alignas(64) double chunk[kTogether][kChunk] = {};
+  for (Index j = 0; j < rows.length; j += kChunk) {
+    Index count = std::min(kChunk, rows.length - j),
+          whole = count / kLanes<double> * kLanes<double>;
+    for (Index r = 0; r < rows.count; ++r)
+      rows.array.widen(rows.offset + r * rows.stride + j,
+                       {chunk[r], static_cast<std::size_t>(count)});
+    std::array<const double*, 4> parts;
+    for (Index k = 0; k < 4; ++k) parts[k] = &columns(first + j, k);
+    if (weights != nullptr)
+      add_packets<true>(chunk, whole, parts, weights + j, sums);
+    else
+      add_packets<false>(chunk, whole, parts, nullptr, sums);
+    for (Index r = 0; r < rows.count; ++r)
+      for (Index i = whole; i < count; ++i) {
+        double x = chunk[r][i];
+        for (Index k = 0; k < 4; ++k) sums.projected[r][k] += x * parts[k][i];
+        sums.square[r] += x * x * (weights != nullptr ? weights[j + i] : 1);
+      }
   }
   return sums;
 }
@@ -105,6 +156,25 @@ double sigma(const Contract& c, const Projection& p, double x_square_w, double y
   double own = 4 * static_cast<double>(p.width) * (x_square_w + b_square + y_square);
   return c.reference * std::sqrt(c.u_s * c.u_s * y_square + c.u_a * c.u_a * device + declared +
                                  0x1p-106 * own + static_cast<double>(p.width) * c.eta * c.eta);
+}
+
+// What a head's bias adds to every row.
+struct Bias {
+  Eigen::RowVector4d projected;
+  double square;
+};
+
+std::vector<Bias> bias_of(const Link& link, const Projection& p) {
+  Eigen::VectorXd bias = Eigen::VectorXd::Zero(p.heads * p.width);
+  if (link.bias)
+    link.bias->storage.widen(link.bias->first,
+                             {bias.data(), static_cast<std::size_t>(bias.size())});
+  std::vector<Bias> biases;
+  for (std::int64_t h = 0; h < p.heads; ++h) {
+    auto b = bias.segment(h * p.width, p.width);
+    biases.push_back({b.transpose() * p.R.middleRows(h * p.width, p.width), b.squaredNorm()});
+  }
+  return biases;
 }
 
 }  // namespace
@@ -140,38 +210,35 @@ Residuals project(const Link& link, const Array& input, const Array& output, con
     throw std::invalid_argument("[checksum] " + to_string(link.output) + ": input " +
                                 to_string(input.shape()) + " and output " +
                                 to_string(output.shape()) + " do not fit the weight");
-  std::vector<double> bias(static_cast<std::size_t>(p.heads * p.width), 0.0);
-  if (link.bias) link.bias->storage.widen(link.bias->first, bias);
-  Eigen::Map<const Eigen::VectorXd> b(bias.data(), p.heads * p.width);
-
+  std::vector<Bias> biases = bias_of(link, p);
+  std::int64_t positions = rows / p.heads, tiles = (positions + kTogether - 1) / kTogether;
   Residuals all{.rows = rows};
   double square = 0;
   std::mutex mutex;
-  parallel(rows, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<double> buffer(kColumns);
+  const ParallelFor serial = serial_for;
+  constexpr std::int64_t kWorthThreads = 1 << 17;  // elements: about 50 microseconds
+  bool large = output.numel() + input.numel() >= kWorthThreads;
+  (large ? parallel : serial)(p.heads * tiles, [&](std::int64_t begin, std::int64_t end) {
     double worst = 0, sum = 0;
-    for (std::int64_t r = begin; r < end; ++r) {
-      std::int64_t h = r % p.heads;
-      auto y = sums_over(output, r * p.width, p.width, p.R, h * p.width, buffer);
-      auto x = sums_over(input, r * p.terms, p.terms, p.P, h * p.terms, buffer);
-      auto b_h = b.segment(h * p.width, p.width);
-      double x_square_w = 0;
-      for (std::int64_t j = 0; j < p.terms; j += kColumns) {
-        auto count = std::min(kColumns, p.terms - j);
-        input.widen(r * p.terms + j, {buffer.data(), static_cast<std::size_t>(count)});
-        Eigen::Map<const Eigen::VectorXd> part(buffer.data(), count);
-        x_square_w += part.cwiseAbs2().dot(p.w_square.segment(h * p.terms + j, count));
-      }
-      double s = sigma(c, p, x_square_w, y.square, b_h.squaredNorm());
-      Eigen::RowVector4d residual =
-          y.projected - x.projected - b_h.transpose() * p.R.middleRows(h * p.width, p.width);
-      for (double e : residual) {
-        double ratio = std::abs(e) / s;
-        // Not finite, or nothing allowed: the exact check must judge.
-        if (!(ratio <= std::numeric_limits<double>::max()) || !std::isfinite(s))
-          ratio = std::numeric_limits<double>::infinity();
-        worst = std::max(worst, ratio / kResidualSigmas);
-        sum += ratio * ratio;
+    for (std::int64_t i = begin; i < end; ++i) {
+      std::int64_t h = i / tiles, first = i % tiles * kTogether,
+                   count = std::min<std::int64_t>(kTogether, positions - first);
+      auto rows_of = [&](const Array& array, std::int64_t length) {
+        return HeadRows{array, (first * p.heads + h) * length, p.heads * length, count, length};
+      };
+      Sums y = sums_over(rows_of(output, p.width), p.R, h * p.width, nullptr);
+      Sums x = sums_over(rows_of(input, p.terms), p.P, h * p.terms, &p.w_square[h * p.terms]);
+      for (std::int64_t r = 0; r < count; ++r) {
+        double s = sigma(c, p, x.square[r], y.square[r], biases[h].square);
+        for (Index k = 0; k < 4; ++k) {
+          double e = y.projected[r][k] - x.projected[r][k] - biases[h].projected[k];
+          double ratio = std::abs(e) / s;
+          // Not finite, or nothing allowed: the exact check must judge.
+          if (!(ratio <= std::numeric_limits<double>::max()) || !std::isfinite(s))
+            ratio = std::numeric_limits<double>::infinity();
+          worst = std::max(worst, ratio / kResidualSigmas);
+          sum += ratio * ratio;
+        }
       }
     }
     std::lock_guard lock(mutex);
@@ -206,15 +273,17 @@ std::vector<std::int64_t> sampled_rows(std::int64_t rows) {
 }
 
 // Column ranges of those rows: all of them where that is a small share of the product, else the
-// last ones (a partial tile) and some that nobody can foresee.
+// last ones (a partial tile) and some that nobody can foresee. What a column costs is mostly to
+// widen its weights, as much as multiplying kRowsWorth rows.
 std::vector<std::pair<std::int64_t, std::int64_t>> sampled_columns(std::int64_t rows,
                                                                    std::int64_t sample,
                                                                    std::int64_t width,
                                                                    std::uint64_t secret) {
-  constexpr std::int64_t kShare = 32, kLeast = 32;
-  std::int64_t each = std::max(kLeast, rows * width / (sample * kShare) / 2);
+  constexpr std::int64_t kShare = 32, kLeast = 16, kRowsWorth = 128;
+  std::int64_t each = std::max(kLeast, rows * width / ((sample + kRowsWorth) * kShare) / 2);
   if (2 * each >= width) return {{0, width}};
   auto first = static_cast<std::int64_t>(secret % static_cast<std::uint64_t>(width - 2 * each + 1));
+  first = first / kLeast * kLeast;  // a line of memory, not two
   return {{first, each}, {width - each, each}};
 }
 
@@ -243,6 +312,7 @@ Point check_sample(const Link& link, const Array& input, const Array& output, co
               static_cast<std::uint64_t>(link.output.layer) * 0xbf58476d1ce4e5b9u);
   for (auto [first, count] : sampled_columns(rows, std::ssize(sample), p.width, secret)) {
     Link part = link;
+    part.op = Op::linear;  // as a product of one head is, too
     part.weight->first_output += first;
     part.weight->out = count;
     if (part.bias) {
@@ -259,7 +329,10 @@ Point check_sample(const Link& link, const Array& input, const Array& output, co
 Point check_checksum(const Link& link, const std::vector<Array>& inputs, const Array& output,
                      const Contract& contract, Projections& projections,
                      const ParallelFor& parallel) {
-  if (!is_product(link) || inputs.at(0).empty() || output.empty())
+  // Of few outputs, as of the logits that a metric reads, recomputing is as cheap; and such a
+  // weight is made for one run: no projections of it are kept.
+  if (!is_product(link) || inputs.at(0).empty() || output.empty() ||
+      link.weight->out <= kFewOutputs)
     return check_exact(link, inputs, output, contract, parallel);
   Residuals residuals = project(link, inputs[0], output, contract, projections, parallel);
   if (!residuals.clean()) return check_exact(link, inputs, output, contract, parallel);

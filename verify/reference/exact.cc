@@ -55,71 +55,109 @@ struct Tally {
   }
 };
 
-// One row of the output beside what it should be.
-struct RowCheck {
-  explicit RowCheck(std::int64_t cols)
-      : device(static_cast<std::size_t>(cols)),
-        widening(device.size(), 0.0),
-        tolerance(device.size()),
-        error(device.size()),
-        suspect(device.size()) {}
+// A run of the output beside what it should be: as many elements as stay in L1.
+struct Run {
+  static constexpr std::int64_t kLength = 512;
 
-  // Which elements decide something: may be beyond their tolerance, or worse than `worst`. Errs
-  // towards suspicion and has no branches, so that it vectorises; comparisons with NaN are false.
-  bool finds_suspects(const double* reference, double worst) {
+  // Errors, infinite where an element decides something: where it may be beyond its tolerance, or
+  // worse than `worst`. Errs towards suspicion and has no branches, so that it vectorises;
+  // comparisons with NaN are false. Returns the sum of the squares: infinite where anything is
+  // suspect.
+  double find_errors(const double* reference, double worst) {
     // Below this share of its tolerance an error is below `worst` however the division is rounded.
     const double limit = std::min(1.0, worst) * (1 - 0x1p-50);
-    std::int64_t count = 0;
-    for (std::size_t j = 0; j < device.size(); ++j) {
-      double e = device[j] == reference[j] ? 0 : std::abs(device[j] - reference[j]);
-      suspect[j] = !((e <= limit * tolerance[j]) & (tolerance[j] < kInfinity));
-      count += suspect[j];
-      error[j] = e < kInfinity ? e : 0;  // for the RMS test
+    for (std::int64_t j = 0; j < length; ++j) {
+      double difference = std::abs(device[j] - reference[j]);
+      double e = device[j] == reference[j] ? 0 : difference, least = limit * tolerance[j];
+      double allowed = tolerance[j] < kInfinity ? least : -1;
+      error[j] = e <= allowed ? e : kInfinity;
     }
-    return count > 0;
+    return error_square();
+  }
+  double error_square() const {
+    return Eigen::Map<const Eigen::VectorXd>(error.data(), length).squaredNorm();
   }
 
-  std::vector<double> device, widening, tolerance, error;
-  std::vector<std::uint8_t> suspect;
+  std::int64_t length = 0;
+  alignas(64) std::array<double, kLength> device, tolerance, error, widening;
 };
 
 // Adds one block to `t`. `on_failure(flat index, device, reference)` is called for every element
 // beyond its tolerance.
 template <class OnFailure>
-void compare(const Block& b, const Expectation& e, const Array& output, const Array& extra,
-             const Contract& c, Tally& t, const OnFailure& on_failure) {
-  t.expected_square += e.expected_square;
-  RowCheck row(b.cols);
-  for (std::int64_t r = 0; r < b.rows; ++r) {
-    std::int64_t begin = b.offset + r * b.row_stride;
-    const double* reference = &e.value(r, 0);
-    output.widen(begin, row.device);
-    if (!extra.empty()) extra.widen(begin, row.widening);
-    row_tolerances(c, {reference, row.device.size()}, {&e.slack(r, 0), row.device.size()},
-                   row.widening, row.tolerance);
-    bool suspects = row.finds_suspects(reference, t.worst);
-    t.compared += b.cols;
-    t.error_square += Eigen::Map<const Eigen::VectorXd>(row.error.data(), b.cols).squaredNorm();
-    for (std::int64_t j = 0; suspects && j < b.cols; ++j) {
-      if (!row.suspect[j]) continue;
-      double ratio = error_ratio(row.device[j], reference[j], row.tolerance[j], c);
-      // A cheap bound is refined only where it decides: for a failure, or for a new worst element.
-      if (e.refine && ratio > std::min(1.0, std::max(t.worst, 0.0)))
-        ratio = error_ratio(row.device[j], reference[j],
-                            tolerance(c, reference[j], e.refine(r, j)) + row.widening[j], c);
-      if (!(ratio <= 1)) {
-        t.failed += 1;
-        on_failure(begin + j, row.device[j], reference[j]);
+class Comparison {
+ public:
+  Comparison(const Array& output, const Array& extra, const Contract& c, Tally& t,
+             const OnFailure& on_failure)
+      : output_(output), extra_(extra), c_(c), t_(t), on_failure_(on_failure) {}
+
+  void add(const Block& b, const Expectation& e) {
+    t_.expected_square += e.expected_square;
+    bool gaps = b.row_stride != b.cols && b.rows > 1;
+    std::int64_t lines = gaps ? b.rows : 1, length = gaps ? b.cols : b.rows * b.cols;
+    for (std::int64_t line = 0; line < lines; ++line)
+      for (std::int64_t j = 0; j < length; j += Run::kLength) {
+        run_.length = std::min(Run::kLength, length - j);
+        add_run(b.offset + line * b.row_stride + j, line * length + j, b.cols, e);
       }
-      if (ratio > t.worst) {
-        t.worst = ratio;
-        t.worst_index = begin + j;
-        t.device = row.device[j];
-        t.reference = reference[j];
-      }
+  }
+
+ private:
+  // The elements from `begin` on, which are those from `first` on of the expectation.
+  void add_run(std::int64_t begin, std::int64_t first, std::int64_t cols, const Expectation& e) {
+    auto n = static_cast<std::size_t>(run_.length);
+    const double *reference = e.value.data() + first, *slack = e.slack.data() + first;
+    output_.widen(begin, {run_.device.data(), n});
+    row_tolerances(c_, {reference, n}, {slack, n}, {run_.tolerance.data(), n});
+    if (!extra_.empty()) {
+      extra_.widen(begin, {run_.widening.data(), n});
+      for (std::size_t j = 0; j < n; ++j) run_.tolerance[j] += run_.widening[j];
+    }
+    double square = run_.find_errors(reference, t_.worst);
+    t_.compared += run_.length;
+    if (square < kInfinity) {
+      t_.error_square += square;
+      return;
+    }
+    for (std::int64_t j = 0; j < run_.length; ++j) {
+      if (run_.error[j] < kInfinity) continue;
+      judge(begin + j, run_.device[j], reference[j], run_.tolerance[j], [&] {
+        std::int64_t i = first + j;
+        double widening = extra_.empty() ? 0 : run_.widening[j];
+        return e.refine ? tolerance(c_, reference[j], e.refine(i / cols, i % cols)) + widening
+                        : run_.tolerance[j];
+      });
+      double error = std::abs(run_.device[j] - reference[j]);
+      run_.error[j] = error < kInfinity ? error : 0;  // for the RMS test
+    }
+    t_.error_square += run_.error_square();
+  }
+
+  template <class Refine>
+  void judge(std::int64_t index, double device, double reference, double allowed,
+             const Refine& refined) {
+    double ratio = error_ratio(device, reference, allowed, c_);
+    // A cheap bound is refined only where it decides: for a failure, or for a new worst element.
+    if (ratio > std::min(1.0, std::max(t_.worst, 0.0)))
+      ratio = error_ratio(device, reference, refined(), c_);
+    if (!(ratio <= 1)) {
+      t_.failed += 1;
+      on_failure_(index, device, reference);
+    }
+    if (ratio > t_.worst) {
+      t_.worst = ratio;
+      t_.worst_index = index;
+      t_.device = device;
+      t_.reference = reference;
     }
   }
-}
+
+  const Array &output_, &extra_;
+  const Contract& c_;
+  Tally& t_;
+  const OnFailure& on_failure_;
+  Run run_;
+};
 
 // Waking threads costs more than a small link is worth.
 const ParallelFor& threads_for(const Link& link, std::int64_t elements,
@@ -148,9 +186,13 @@ Point check_exact(const Link& link, const std::vector<Array>& inputs, const Arra
   threads_for(link, output.numel(), parallel)(
       static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
         Tally mine;
+        auto ignore = [](auto...) {};
+        Comparison comparison(output, extra, contract, mine, ignore);
         for (std::int64_t i = begin; i < end; ++i)
-          compare(blocks[i], kernel->expect(blocks[i]), output, extra, contract, mine,
-                  [](auto...) {});
+          if (kernel->holds(blocks[i], output))
+            mine.compared += blocks[i].rows * blocks[i].cols;
+          else
+            comparison.add(blocks[i], kernel->expect(blocks[i]));
         std::lock_guard lock(mutex);
         total.merge(mine);
       });
@@ -225,26 +267,26 @@ Pattern failure_pattern(const Link& link, const std::vector<Array>& inputs, cons
     p.per_axis.emplace_back(static_cast<std::size_t>(extent), 0);
   auto kernel = make_kernel(link, inputs, output.shape(), c);
   Tally ignored;
-  for (const Block& b : kernel->blocks())
-    compare(b, kernel->expect(b), output, extra, c, ignored,
-            [&](std::int64_t index, double device, double reference) {
-              p.count += 1;
-              p.not_finite += !std::isfinite(device);
-              p.zeros += device == 0;
-              p.unmasked += std::isfinite(device) && reference == -kInfinity;
-              p.hidden += device == -kInfinity && std::isfinite(reference);
-              if (std::isfinite(device) && std::isfinite(reference)) {
-                double error = device - reference;
-                p.device_square += device * device;
-                p.reference_square += reference * reference;
-                p.error_square += error * error;
-                p.along += error * reference;
-              }
-              for (int d = output.rank() - 1; d >= 0; --d) {
-                p.per_axis[d][index % output.size(d)] += 1;
-                index /= output.size(d);
-              }
-            });
+  auto count = [&](std::int64_t index, double device, double reference) {
+    p.count += 1;
+    p.not_finite += !std::isfinite(device);
+    p.zeros += device == 0;
+    p.unmasked += std::isfinite(device) && reference == -kInfinity;
+    p.hidden += device == -kInfinity && std::isfinite(reference);
+    if (std::isfinite(device) && std::isfinite(reference)) {
+      double error = device - reference;
+      p.device_square += device * device;
+      p.reference_square += reference * reference;
+      p.error_square += error * error;
+      p.along += error * reference;
+    }
+    for (int d = output.rank() - 1; d >= 0; --d) {
+      p.per_axis[d][index % output.size(d)] += 1;
+      index /= output.size(d);
+    }
+  };
+  Comparison comparison(output, extra, c, ignored, count);
+  for (const Block& b : kernel->blocks()) comparison.add(b, kernel->expect(b));
   return p;
 }
 

@@ -6,11 +6,13 @@
 #include <limits>
 #include <stdexcept>
 
+#include "verify/reference/erfc.h"
+
 namespace lenscpp {
 namespace {
 
-constexpr std::int64_t kBlockElements =
-    16384;  // 128 KiB of doubles: a block and its slack stay in L2
+constexpr std::int64_t kBlockElements = 4096;  // 32 KiB of doubles: value and slack stay near
+constexpr std::int64_t kBlockQueries = 64;     // of attention: whole heads would leave the caches
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 void require(bool holds, const Link& link, const char* what) {
@@ -41,140 +43,171 @@ std::vector<Block> row_blocks(const Shape& shape) {
   return blocks;
 }
 
-// One block a prompt and head of [batch, head, query, key].
-std::vector<Block> head_blocks(const Shape& shape) {
-  std::vector<Block> blocks;
-  for (std::int64_t i = 0; i < shape[0] * shape[1]; ++i)
-    blocks.push_back({i * shape[2] * shape[3], shape[3], shape[2], shape[3]});
-  return blocks;
-}
-
 Expectation exactly(Mat value) {
   Mat slack = Mat::Constant(value.rows(), value.cols(), kExact);
   return {.value = std::move(value), .slack = std::move(slack), .refine = {}};
 }
 
-// Operations whose value is known to the bit: a copy of what stands elsewhere.
-class Given : public Kernel {
- public:
-  Given(const Link& link, const Shape& out) : values_(link.given) {
-    require(values_.shape() == out, link, "the given values have another shape");
-    blocks_ = row_blocks(out);
+// Whether two runs hold equal numbers: NaN equals nothing, zeros of either sign are equal. False
+// also where that takes a closer look: at runs of different types, at narrow zeros of different
+// signs.
+bool equal_runs(const Array& a, std::int64_t at, const Array& b, std::int64_t bt, std::int64_t n) {
+  if (a.dtype() != b.dtype()) return false;
+  auto equal = [&]<class T>(T) {
+    auto x = a.as<T>().subspan(at, n), y = b.as<T>().subspan(bt, n);
+    std::int64_t differ = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      bool same = x[i] == y[i];
+      if constexpr (std::is_same_v<T, std::uint16_t>)
+        same &= (x[i] & 0x7fff) <= (a.dtype() == DType::bf16 ? 0x7f80 : 0x7c00);
+      differ += !same;
+    }
+    return differ == 0;
+  };
+  switch (a.dtype()) {
+    case DType::f32:
+      return equal(float{});
+    case DType::f64:
+      return equal(double{});
+    case DType::bf16:
+    case DType::f16:
+      return equal(std::uint16_t{});
+    case DType::i64:
+      return equal(std::int64_t{});
   }
-  Expectation expect(const Block& b) const override { return exactly(widened(values_, b)); }
+  throw std::logic_error("[reference] not a DType");
+}
 
- private:
-  Array values_;
-};
-
-class Gather : public Kernel {
+// Operations whose rows are known to the bit: copies of what stands elsewhere.
+class Copies : public Kernel {
  public:
-  Gather(const Link& link, const Shape& out) : table_(link.weight->storage), ids_(link.given) {
-    require(numel(out) == ids_.numel() * table_.size(1), link, "one row a token is needed");
-    blocks_ = row_blocks(out);
-  }
-  Expectation expect(const Block& b) const override {
+  Expectation expect(const Block& b) const final {
     Mat value(b.rows, b.cols);
-    auto ids = ids_.as<std::int64_t>();
     for (Index r = 0; r < b.rows; ++r) {
-      std::int64_t id = ids[b.offset / b.cols + r];
-      table_.widen(id * b.cols, {value.data() + r * b.cols, static_cast<std::size_t>(b.cols)});
+      Place from = source(b.offset / b.cols + r);
+      from.array.widen(from.offset, {&value(r, 0), static_cast<std::size_t>(b.cols)});
     }
     return exactly(std::move(value));
   }
+  bool holds(const Block& b, const Array& output) const final {
+    for (Index r = 0; r < b.rows; ++r) {
+      Place from = source(b.offset / b.cols + r);
+      if (!equal_runs(from.array, from.offset, output, b.offset + r * b.cols, b.cols)) return false;
+    }
+    return true;
+  }
 
- private:
-  Array table_, ids_;
+ protected:
+  struct Place {
+    const Array& array;
+    std::int64_t offset;
+  };
+  virtual Place source(std::int64_t row) const = 0;
 };
 
-// A copy; each row may be repeated (over heads).
-class Copy : public Kernel {
+class Given : public Copies {
  public:
-  Copy(const Link& link, Array in, const Shape& out) : in_(std::move(in)) {
-    require(in_.size(-1) == out.back() && numel(out) % in_.numel() == 0, link,
+  Given(const Link& link, const Shape& out) : values_(link.given), cols_(out.back()) {
+    require(values_.shape() == out, link, "the given values have another shape");
+    blocks_ = row_blocks(out);
+  }
+
+ private:
+  Place source(std::int64_t row) const override { return {values_, row * cols_}; }
+  Array values_;
+  std::int64_t cols_;
+};
+
+class Gather : public Copies {
+ public:
+  Gather(const Link& link, const Shape& out)
+      : table_(link.weight->storage), ids_(link.given), cols_(table_.size(1)) {
+    require(numel(out) == ids_.numel() * cols_, link, "one row a token is needed");
+    blocks_ = row_blocks({ids_.numel(), cols_});
+  }
+
+ private:
+  Place source(std::int64_t row) const override {
+    return {table_, ids_.as<std::int64_t>()[row] * cols_};
+  }
+  Array table_, ids_;
+  std::int64_t cols_;
+};
+
+// Each row may be repeated (over heads).
+class Copy : public Copies {
+ public:
+  Copy(const Link& link, Array in, const Shape& out) : in_(std::move(in)), cols_(out.back()) {
+    require(in_.size(-1) == cols_ && numel(out) % in_.numel() == 0, link,
             "a copy of another width");
     repeats_ = numel(out) / in_.numel();
     blocks_ = row_blocks(out);
   }
-  Expectation expect(const Block& b) const override {
-    Mat value(b.rows, b.cols);
-    for (Index r = 0; r < b.rows; ++r)
-      in_.widen((b.offset / b.cols + r) / repeats_ * b.cols,
-                {value.data() + r * b.cols, static_cast<std::size_t>(b.cols)});
-    return exactly(std::move(value));
-  }
 
  private:
+  Place source(std::int64_t row) const override { return {in_, row / repeats_ * cols_}; }
   Array in_;
-  std::int64_t repeats_;
+  std::int64_t cols_, repeats_;
 };
 
 // Along the key axis of [batch, key, kv_head, d_head]: the base's positions, then those computed.
-class Concat : public Kernel {
+class Concat : public Copies {
  public:
-  Concat(const Link& link, Array in, const Shape& out) : base_(link.given), in_(std::move(in)) {
+  Concat(const Link& link, Array in, const Shape& out)
+      : base_(link.given), in_(std::move(in)), cols_(out[2] * out[3]) {
     require(base_.size(1) + in_.size(1) == out[1], link,
             "base and computed positions do not add up");
-    std::int64_t row = out[2] * out[3];
-    for (std::int64_t b = 0; b < out[0]; ++b)
-      blocks_.push_back({b * out[1] * row, row, out[1], row});
-  }
-  Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.cols), base = base_.size(1),
-                 computed = in_.size(1);
-    Mat value(b.rows, b.cols);
-    value.topRows(base) =
-        widened(base_, prompt % base_.size(0) * base * b.cols, b.cols, base, b.cols);
-    value.bottomRows(computed) = widened(in_, prompt * computed * b.cols, b.cols, computed, b.cols);
-    return exactly(std::move(value));
+    blocks_ = row_blocks({out[0] * out[1], cols_});
   }
 
  private:
+  Place source(std::int64_t row) const override {
+    std::int64_t base = base_.size(1), computed = in_.size(1), prompt = row / (base + computed),
+                 key = row % (base + computed);
+    if (key < base) return {base_, (prompt % base_.size(0) * base + key) * cols_};
+    return {in_, (prompt * computed + key - base) * cols_};
+  }
   Array base_, in_;
+  std::int64_t cols_;
 };
 
 // Along the batch: the prompts already there, then those that enter.
-class Enter : public Kernel {
+class Enter : public Copies {
  public:
-  Enter(const Link& link, Array in, const Shape& out) : in_(std::move(in)), given_(link.given) {
-    require(in_.numel() + given_.numel() == numel(out) && given_.size(-1) == out.back(), link,
+  Enter(const Link& link, Array in, const Shape& out)
+      : in_(std::move(in)), given_(link.given), cols_(out.back()) {
+    require(in_.numel() + given_.numel() == numel(out) && given_.size(-1) == cols_, link,
             "the prompts do not add up");
     blocks_ = row_blocks(out);
   }
-  Expectation expect(const Block& b) const override {
-    Mat value(b.rows, b.cols);
-    for (Index r = 0; r < b.rows; ++r) {
-      std::int64_t at = b.offset + r * b.cols;
-      bool there = at < in_.numel();
-      (there ? in_ : given_)
-          .widen(there ? at : at - in_.numel(),
-                 {value.data() + r * b.cols, static_cast<std::size_t>(b.cols)});
-    }
-    return exactly(std::move(value));
-  }
 
  private:
+  Place source(std::int64_t row) const override {
+    std::int64_t at = row * cols_;
+    if (at < in_.numel()) return {in_, at};
+    return {given_, at - in_.numel()};
+  }
   Array in_, given_;
+  std::int64_t cols_;
 };
 
 // One position of [batch, pos, ...].
-class Select : public Kernel {
+class Select : public Copies {
  public:
-  Select(const Link& link, Array in, const Shape& out) : in_(std::move(in)), at_(link.position) {
+  Select(const Link& link, Array in, const Shape& out)
+      : in_(std::move(in)), at_(link.position), cols_(numel(out) / out[0]) {
     require(in_.size(0) == out[0] && at_ >= 0 && at_ < in_.size(1) && out[1] == 1 &&
                 in_.numel() == numel(out) * in_.size(1),
             link, "no such position");
-    std::int64_t row = numel(out) / out[0];
-    for (std::int64_t b = 0; b < out[0]; ++b) blocks_.push_back({b * row, row, 1, row});
-  }
-  Expectation expect(const Block& b) const override {
-    std::int64_t from = (b.offset / b.cols * in_.size(1) + at_) * b.cols;
-    return exactly(widened(in_, from, b.cols, 1, b.cols));
+    blocks_ = row_blocks({out[0], cols_});
   }
 
  private:
+  Place source(std::int64_t prompt) const override {
+    return {in_, (prompt * in_.size(1) + at_) * cols_};
+  }
   Array in_;
-  std::int64_t at_;
+  std::int64_t at_, cols_;
 };
 
 class Add : public Kernel {
@@ -202,13 +235,15 @@ class NormScale : public Kernel {
       blocks_.push_back({r, 1, std::min(step, rows - r), 1});
   }
   Expectation expect(const Block& b) const override {
-    Mat x = widened(x_, b.offset * d_, d_, b.rows, d_);
-    Eigen::VectorXd mean = x.rowwise().mean(), mean_abs = x.cwiseAbs().rowwise().mean();
-    Eigen::VectorXd centred = (x.colwise() - mean).array().square().rowwise().mean();
-    Eigen::VectorXd before = (x.cwiseAbs().colwise() + mean_abs).array().square().rowwise().mean();
-    Expectation e{.value = (centred.array() + eps_).sqrt(), .slack = Mat(b.rows, 1), .refine = {}};
-    for (Index r = 0; r < b.rows; ++r)
-      e.slack(r, 0) = norm_scale_slack(c_, std::sqrt(before[r] + eps_));
+    Mat rows = widened(x_, b.offset * d_, d_, b.rows, d_);
+    Expectation e{.value = Mat(b.rows, 1), .slack = Mat(b.rows, 1), .refine = {}};
+    for (Index r = 0; r < b.rows; ++r) {
+      auto x = rows.row(r).array();
+      double mean = x.mean(), mean_abs = x.abs().mean();
+      e.value(r, 0) = std::sqrt((x - mean).square().mean() + eps_);
+      double before = (x.abs() + mean_abs).square().mean();
+      e.slack(r, 0) = norm_scale_slack(c_, std::sqrt(before + eps_));
+    }
     return e;
   }
 
@@ -228,13 +263,15 @@ class Normalize : public Kernel {
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    Mat x = widened(x_, b), s = widened(scale_, b.offset / b.cols, 1, b.rows, 1);
-    Eigen::VectorXd mean = x.rowwise().mean(), mean_abs = x.cwiseAbs().rowwise().mean();
-    Expectation e{.value = (x.colwise() - mean).array().colwise() / s.col(0).array(),
-                  .slack = Mat(b.rows, b.cols),
-                  .refine = {}};
-    e.slack = (x.cwiseAbs().colwise() + mean_abs).array().colwise() / s.col(0).array().abs();
-    e.slack *= normalize_slack(c_, 1);  // linear in the magnitude, as most slacks are
+    Mat rows = widened(x_, b), scales = widened(scale_, b.offset / b.cols, 1, b.rows, 1);
+    Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
+    for (Index r = 0; r < b.rows; ++r) {
+      auto x = rows.row(r).array();
+      double mean = x.mean(), mean_abs = x.abs().mean(), scale = scales(r, 0);
+      e.value.row(r) = (x - mean) / scale;
+      // Linear in the magnitude, as most slacks are.
+      e.slack.row(r) = (x.abs() + mean_abs) * normalize_slack(c_, 1 / std::abs(scale));
+    }
     return e;
   }
 
@@ -256,13 +293,14 @@ class Affine : public Kernel {
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    Mat product = widened(x_, b);
-    product.array().rowwise() *= Eigen::Map<const Eigen::RowVectorXd>(w_.data(), b.cols).array();
-    Expectation e{
-        .value = product.rowwise() + Eigen::Map<const Eigen::RowVectorXd>(b_.data(), b.cols),
-        .slack = std::move(product),
-        .refine = {}};
-    e.slack = e.slack.cwiseAbs() * affine_slack(c_, 1);
+    Mat x = widened(x_, b);
+    Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
+    Eigen::Map<const Eigen::RowVectorXd> w(w_.data(), b.cols), bias(b_.data(), b.cols);
+    for (Index r = 0; r < b.rows; ++r) {
+      auto product = x.row(r).cwiseProduct(w);
+      e.value.row(r) = product + bias;
+      e.slack.row(r) = product.cwiseAbs() * affine_slack(c_, 1);
+    }
     return e;
   }
 
@@ -282,11 +320,40 @@ M weight_as_stored(const Matrix& w, std::int64_t row, std::int64_t rows, std::in
 }
 
 // Each element with 11 significant bits, to nearest (Veltkamp's splitting, 53 = 42 + 11).
-template <class M>
-M as_tf32(const M& x) {
-  M scaled = x * (0x1p42 + 1);
-  return scaled - (scaled - x);
-}
+constexpr auto as_tf32 = [](const auto& x) {
+  auto scaled = (x * (0x1p42 + 1)).eval();
+  return (scaled - (scaled - x)).eval();
+};
+
+// Lower bounds of the root of sum x^2 w^2 for every pair of a row x and a column w. Such roots
+// themselves would cost a second product. Two bounds are cheap, and almost every error is below
+// what even they allow: |sum x w| / sqrt(K), by Cauchy-Schwarz, and the same root over every fourth
+// term, summed in float32 (fewer terms: too many to refine).
+class LeastRoots {
+ public:
+  explicit LeastRoots(const LeftRows<double>& x) : x_(some_squares(x)), terms_(x.terms()) {}
+
+  /// Replaces the sums of x w in `roots`; `added` (b^2 of each column) belongs to the squares.
+  void replace(Mat& roots, const RightColumns<double>& w, const Eigen::RowVectorXd& added,
+               std::span<const Extent> extents = {}) const {
+    RowMajor<float> squares(roots.rows(), w.runs());
+    if (!extents.empty()) squares.setZero();
+    std::vector<Extent> some(extents.begin(), extents.end());
+    for (Extent& e : some) e.terms = x_.terms();
+    multiply(x_, some_squares(w), squares, some);
+    double least = least_sum(terms_), by_value = 1 / std::sqrt(static_cast<double>(terms_) + 1);
+    Eigen::ArrayXd root(w.runs());
+    for (Index r = 0; r < roots.rows(); ++r) {
+      for (Index j = 0; j < w.runs(); ++j) root[j] = least * squares(r, j) + added[j];
+      auto row = roots.row(r).head(w.runs()).array();
+      row = root.transpose().sqrt().max(row.abs() * by_value);
+    }
+  }
+
+ private:
+  LeftRows<float> x_;
+  Index terms_;
+};
 
 // x W + b for a block of columns, in the three forms in which a transformer needs it.
 class Product : public Kernel {
@@ -303,9 +370,10 @@ class Product : public Kernel {
                 numel(out) == rows_ * heads_ * width_,
             link, "the input does not fit the weight");
     if (form == Form::whole) whole_ = input_of(0);
-    // Blocks of 768 KiB of weights stay near while all rows pass over them; multiples of 24, since
-    // Eigen's products take so many outputs at a time and what is left over one by one.
-    std::int64_t step = std::clamp<std::int64_t>(98304 / terms_, 96, 240) / 24 * 24;
+    // Blocks of 768 KiB of weights stay near while all rows pass over them.
+    constexpr std::int64_t kWeights = 98304;
+    std::int64_t step = std::clamp<std::int64_t>(kWeights / terms_, 2 * kTileColumns, 256) /
+                        kTileColumns * kTileColumns;
     for (std::int64_t h = 0; h < heads_; ++h)
       for (std::int64_t j = 0; j < width_; j += step)
         blocks_.push_back({h * width_ + j, heads_ * width_, rows_, std::min(step, width_ - j)});
@@ -319,88 +387,70 @@ class Product : public Kernel {
     Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
     if (bias_)
       bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
-    // Turning a block would cost as much as multiplying it with few rows.
-    if (w_.outputs_are_rows)
-      return expect(in, weight_as_stored<Eigen::MatrixXd>(w_, row, terms_, column, b.cols), bias);
-    return expect(in, weight_as_stored<Mat>(w_, row, terms_, column, b.cols), bias);
-  }
+    auto w = std::make_shared<const RightColumns<double>>(weight_columns(row, column, b.cols));
+    Eigen::VectorXd w_square = w->squared_norms();
 
- private:
-  static constexpr Index kStride = 4;  // see wide_slack
-  auto every() const {
-    return Eigen::seqN(Index{0}, (terms_ + kStride - 1) / kStride, Eigen::fix<kStride>);
-  }
-
-  struct Input {
-    Mat x;                   // [rows and padding, terms]
-    Mat some_squares;        // [rows and padding, terms / kStride]
-    Eigen::VectorXd square;  // [rows]: sums of squares
-  };
-
-  std::shared_ptr<const Input> input_of(std::int64_t h) const {
-    Input in{.x = widened(x_, h * terms_, x_.numel() / rows_, rows_, terms_)};
-    in.square = in.x.rowwise().squaredNorm();
-    // Eigen multiplies four rows at a time, and what is left over one by one: rows of zeros.
-    Index padding = (4 - rows_ % 4) % 4;
-    in.x.conservativeResize(rows_ + padding, Eigen::NoChange);
-    in.x.bottomRows(padding).setZero();
-    if (!c_.narrow) in.some_squares = in.x(Eigen::all, every()).array().square();
-    return std::make_shared<const Input>(std::move(in));
-  }
-
-  Mat without_padding(Mat product) const {
-    product.conservativeResize(rows_, Eigen::NoChange);
-    return product;
-  }
-
-  template <class M>
-  Expectation expect(const std::shared_ptr<const Input>& in, M w,
-                     const Eigen::RowVectorXd& bias) const {
-    Expectation e{.value = without_padding(in->x * w), .slack = {}, .refine = {}};
+    Expectation e{.value = Mat(rows_, b.cols), .slack = {}, .refine = {}};
+    multiply(in->x, *w, e.value);
+    if (!c_.narrow) e.slack = e.value;  // becomes the roots
     e.value.rowwise() += bias;
     e.expected_square =
-        expected_square(c_, terms_, in->square.sum() * w.squaredNorm(), e.value.squaredNorm());
+        expected_square(c_, terms_, in->square.sum() * w_square.sum(), e.value.squaredNorm());
     if (c_.u_x > 0) {
-      Mat declared = without_padding(as_tf32(in->x) * as_tf32(w));
+      Mat declared(rows_, b.cols);
+      multiply(in->x.map(as_tf32), w->map(as_tf32), declared);
       e.expected_square +=
           expected_operand_square(c_, (declared.rowwise() + bias - e.value).squaredNorm());
     }
     if (c_.narrow)
-      narrow_slack(e, *in, w, bias);
+      narrow_slack(e, in->square, w_square, bias);
     else
-      wide_slack(e, in, std::move(w), bias);
+      wide_slack(e, in, w, w_square, bias);
     return e;
   }
 
-  template <class M>
-  void narrow_slack(Expectation& e, const Input& in, const M& w,
-                    const Eigen::RowVectorXd& bias) const {
-    Mat norms = in.square * w.colwise().squaredNorm();
+ private:
+  struct Input {
+    LeftRows<double> x;
+    Eigen::VectorXd square;  // of each row: the sum of squares
+    LeastRoots roots;
+  };
+  using Columns = std::shared_ptr<const RightColumns<double>>;
+
+  std::shared_ptr<const Input> input_of(std::int64_t h) const {
+    auto x = pack_runs<Side::left>(x_, h * terms_, x_.numel() / rows_, rows_, terms_);
+    Eigen::VectorXd square = x.squared_norms();
+    LeastRoots roots(x);
+    return std::make_shared<const Input>(Input{std::move(x), std::move(square), std::move(roots)});
+  }
+  RightColumns<double> weight_columns(std::int64_t row, std::int64_t first, Index count) const {
+    std::int64_t leading = w_.storage.size(-1), output = w_.first_output + first;
+    return w_.outputs_are_rows
+               ? pack_runs<Side::right>(w_.storage, output * leading + row, leading, count, terms_)
+               : pack_across<Side::right>(w_.storage, row * leading + output, leading, count,
+                                          terms_);
+  }
+
+  void narrow_slack(Expectation& e, const Eigen::VectorXd& x_square,
+                    const Eigen::VectorXd& w_square, const Eigen::RowVectorXd& bias) const {
+    Mat norms = x_square * w_square.transpose();
     e.slack = (norms.cwiseSqrt().rowwise() + bias.cwiseAbs()) *
               narrow_product_slack(c_, terms_, 1);  // linear in the magnitude
   }
 
-  // sqrt(sum x^2 w^2 + b^2) for every element would cost a second product. Two lower bounds of it
-  // are cheap, and almost every error is below what even they allow: |y| / sqrt(K + 1), by
-  // Cauchy-Schwarz, and the same root over every fourth term (fewer: too many to refine).
-  template <class M>
-  void wide_slack(Expectation& e, const std::shared_ptr<const Input>& in, M w,
-                  const Eigen::RowVectorXd& bias) const {
-    M some_squares = w(every(), Eigen::all).array().square();
-    Mat part = without_padding(in->some_squares * some_squares);
-    part.rowwise() += bias.cwiseAbs2();
-    double by_value = 1 / std::sqrt(static_cast<double>(terms_) + 1);
+  void wide_slack(Expectation& e, const std::shared_ptr<const Input>& in, const Columns& w,
+                  const Eigen::VectorXd& w_square, const Eigen::RowVectorXd& bias) const {
+    in->roots.replace(e.slack, *w, bias.cwiseAbs2());
     // Linear in the root and in |y|: two calls a block instead of one an element.
     double walk = product_slack(c_, terms_, 1, 0), run = product_slack(c_, terms_, 0, 1);
-    auto size = e.value.cwiseAbs();
-    e.slack = part.cwiseSqrt().cwiseMax(size * by_value) * walk + size * run;
+    e.slack = e.slack * walk + e.value.cwiseAbs() * run;
     if (c_.u_x > 0)
-      e.slack += (in->square * w.colwise().squaredNorm()).cwiseSqrt() * operand_slack(c_, 1);
-    e.refine = [this, in, bias, w = std::make_shared<const M>(std::move(w))](Index r, Index j) {
-      auto products = in->x.row(r).transpose().array() * w->col(j).array();
+      e.slack += (in->square * w_square.transpose()).cwiseSqrt() * operand_slack(c_, 1);
+    e.refine = [this, in, bias, w](Index r, Index j) {
+      Eigen::ArrayXd products = in->x.run(r) * w->run(j);
       double rms = std::sqrt(products.square().sum() + bias[j] * bias[j]);
       return product_slack(c_, terms_, rms, products.sum() + bias[j]) +
-             operand_slack(c_, std::sqrt(in->square[r]) * w->col(j).norm());
+             operand_slack(c_, std::sqrt(in->square[r]) * w->run(j).matrix().norm());
     };
   }
 
@@ -439,10 +489,12 @@ class SumHeads : public Kernel {
   std::int64_t heads_;
 };
 
-// One head's rows of [batch, pos, head, d_head].
-Mat head_rows(const Array& x, std::int64_t prompt, std::int64_t head) {
+// Rows [first, first + count) of one head of [batch, pos, head, d_head].
+template <Side side>
+Packed<double, side> head_rows(const Array& x, std::int64_t prompt, std::int64_t head,
+                               std::int64_t first, std::int64_t count) {
   std::int64_t pos = x.size(1), heads = x.size(2), d = x.size(3);
-  return widened(x, (prompt * pos * heads + head) * d, heads * d, pos, d);
+  return pack_runs<side>(x, ((prompt * pos + first) * heads + head) * d, heads * d, count, d);
 }
 
 class Scores : public Kernel {
@@ -453,49 +505,94 @@ class Scores : public Kernel {
         c_(c),
         divisor_(link.scalar),
         first_query_(link.first_query),
-        heads_(out[1]) {
+        queries_(out[2]),
+        heads_(out[1]),
+        terms_(q_.size(-1)) {
     require(q_.size(1) == out[2] && k_.size(1) == out[3] && q_.size(2) == heads_ &&
                 heads_ % k_.size(2) == 0 && q_.size(3) == k_.size(3),
             link, "queries and keys do not fit the scores");
-    blocks_ = head_blocks(out);
+    for (std::int64_t h = 0; h < out[0] * heads_; ++h)
+      for (std::int64_t i = 0; i < queries_; i += kBlockQueries)
+        blocks_.push_back(
+            {(h * queries_ + i) * out[3], out[3], std::min(kBlockQueries, queries_ - i), out[3]});
   }
+
   Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.cols) / heads_,
-                 head = b.offset / (b.rows * b.cols) % heads_;
-    Mat q = head_rows(q_, prompt, head), k = head_rows(k_, prompt, head / (heads_ / k_.size(2)));
-    Eigen::VectorXd q_square = q.rowwise().squaredNorm(), k_square = k.rowwise().squaredNorm();
-    Expectation e{
-        .value = q * k.transpose() / divisor_, .slack = Mat(b.rows, b.cols), .refine = {}};
-    Mat square = c_.narrow ? Mat(q_square * k_square.transpose())
-                           : Mat(q.cwiseAbs2() * k.cwiseAbs2().transpose());
-    // Both slacks are linear: two calls a block instead of one an element.
-    double walk =
-        c_.narrow ? narrow_product_slack(c_, q.cols(), 1) : scores_slack(c_, q.cols(), 1, 0);
-    double run = c_.narrow ? 0 : scores_slack(c_, q.cols(), 0, 1);
-    e.slack = square.cwiseSqrt() / divisor_ * walk + e.value.cwiseAbs() * run;
-    Mat declared = e.value;
-    if (c_.u_x > 0) {
-      declared = as_tf32(q) * as_tf32(k).transpose() / divisor_;
-      e.slack += (q_square * k_square.transpose()).cwiseSqrt() / divisor_ * operand_slack(c_, 1);
-    }
+    std::int64_t row = b.offset / b.cols, first = row % queries_, head = row / queries_ % heads_,
+                 prompt = row / queries_ / heads_;
+    auto seen = [=, this, cols = b.cols](Index i) {
+      return std::min<Index>(i + first + first_query_ + 1, cols);
+    };
+    Operands in{
+        .q = head_rows<Side::left>(q_, prompt, head, first, b.rows),
+        .k = head_rows<Side::right>(k_, prompt, head / (heads_ / k_.size(2)), 0, seen(b.rows - 1))};
+    std::vector<Extent> extents;  // keys beyond the last query's of a tile are hidden
+    for (Index i = kTileRows - 1; i < b.rows + kTileRows - 1; i += kTileRows)
+      extents.push_back({terms_, std::min(seen(i), in.k.runs())});
+
+    Expectation e{.value = Mat::Zero(b.rows, b.cols), .slack = Mat(), .refine = {}};
+    multiply(in.q, in.k, e.value, extents);
+    e.slack = e.value;
+    e.value.leftCols(in.k.runs()) /= divisor_;
+    set_slack(e, in, extents);
     for (Index i = 0; i < b.rows; ++i) {
-      Index seen = std::min<Index>(i + first_query_ + 1, b.cols), hidden = b.cols - seen;
-      double squares = q_square[i] * k_square.head(seen).sum() / (divisor_ * divisor_);
+      e.value.row(i).tail(b.cols - seen(i)).setConstant(-kInfinity);
+      e.slack.row(i).tail(b.cols - seen(i)).setConstant(kExact);
+      double squares = in.q_square[i] * in.k_square.head(seen(i)).sum() / (divisor_ * divisor_);
       e.expected_square +=
-          expected_square(c_, q.cols(), squares, e.value.row(i).head(seen).squaredNorm()) +
-          expected_operand_square(
-              c_, (declared.row(i).head(seen) - e.value.row(i).head(seen)).squaredNorm());
-      e.value.row(i).tail(hidden).setConstant(-kInfinity);
-      e.slack.row(i).tail(hidden).setConstant(kExact);
+          expected_square(c_, terms_, squares, e.value.row(i).head(seen(i)).squaredNorm());
     }
+    if (c_.u_x > 0) declare_operands(e, in, seen);
+    if (!c_.narrow)
+      e.refine = [=, this, in = std::make_shared<const Operands>(std::move(in))](Index i, Index j) {
+        return j < seen(i) ? slack_of(*in, i, j) : kExact;
+      };
     return e;
   }
 
  private:
+  struct Operands {
+    LeftRows<double> q;
+    RightColumns<double> k;
+    Eigen::VectorXd q_square = q.squared_norms(), k_square = k.squared_norms();
+  };
+
+  // From the sums that e.slack holds. Both slacks are linear: two calls a block instead of one an
+  // element.
+  void set_slack(Expectation& e, const Operands& in, std::span<const Extent> extents) const {
+    if (c_.narrow) {
+      e.slack.leftCols(in.k.runs()) = (in.q_square * in.k_square.transpose()).cwiseSqrt();
+      e.slack *= narrow_product_slack(c_, terms_, 1) / divisor_;
+      return;
+    }
+    LeastRoots(in.q).replace(e.slack, in.k, Eigen::RowVectorXd::Zero(in.k.runs()), extents);
+    auto slack = e.slack.leftCols(in.k.runs());
+    slack = slack * (scores_slack(c_, terms_, 1, 0) / divisor_) +
+            e.value.leftCols(in.k.runs()).cwiseAbs() * scores_slack(c_, terms_, 0, 1);
+  }
+  double slack_of(const Operands& in, Index i, Index j) const {
+    Eigen::ArrayXd products = in.q.run(i) * in.k.run(j);
+    double rms = std::sqrt(products.square().sum()) / divisor_;
+    return scores_slack(c_, terms_, rms, products.sum() / divisor_) +
+           operand_slack(c_, std::sqrt(in.q_square[i] * in.k_square[j]) / divisor_);
+  }
+  template <class Seen>
+  void declare_operands(Expectation& e, const Operands& in, const Seen& seen) const {
+    Mat declared(e.value.rows(), e.value.cols());
+    multiply(in.q.map(as_tf32), in.k.map(as_tf32), declared);
+    for (Index i = 0; i < declared.rows(); ++i) {
+      auto error = declared.row(i).head(seen(i)) / divisor_ - e.value.row(i).head(seen(i));
+      e.expected_square += expected_operand_square(c_, error.squaredNorm());
+      e.slack.row(i).head(seen(i)) +=
+          (in.q_square[i] * in.k_square.head(seen(i))).cwiseSqrt().transpose() *
+          (operand_slack(c_, 1) / divisor_);
+    }
+  }
+
   Array q_, k_;
   Contract c_;
   double divisor_;
-  std::int64_t first_query_, heads_;
+  std::int64_t first_query_, queries_, heads_, terms_;
 };
 
 class Softmax : public Kernel {
@@ -503,25 +600,39 @@ class Softmax : public Kernel {
   Softmax(const Link& link, Array s, const Shape& out, const Contract& c)
       : s_(std::move(s)), c_(c) {
     require(s_.shape() == out, link, "scores of another shape");
-    blocks_ = head_blocks(out);
+    blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    Mat s = widened(s_, b);
+    Mat scores = widened(s_, b);
     Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
+    std::vector<double> below(static_cast<std::size_t>(b.cols));
     for (Index i = 0; i < b.rows; ++i) {
-      double max = s.row(i).maxCoeff();
-      e.value.row(i) = (s.row(i).array() - max).exp();
-      e.value.row(i) /= e.value.row(i).sum();
-      for (Index j = 0; j < b.cols; ++j) {
-        bool masked = s(i, j) == -kInfinity;
-        if (masked) e.value(i, j) = 0;
-        e.slack(i, j) = masked ? kExact : softmax_slack(c_, e.value(i, j), max - s(i, j));
-      }
+      auto s = scores.row(i), p = e.value.row(i), slack = e.slack.row(i);
+      Index seen = b.cols;  // what is beyond is masked, as half of causal attention is
+      while (seen > 0 && s[seen - 1] == -kInfinity) --seen;
+      p.tail(b.cols - seen).setZero();
+      slack.tail(b.cols - seen).setConstant(kExact);
+      if (seen > 0) set_row(s.head(seen), p.head(seen), slack.head(seen), below);
     }
     return e;
   }
 
  private:
+  template <class Row>
+  void set_row(Row s, Row p, Row slack, std::span<double> below) const {
+    below = below.first(static_cast<std::size_t>(s.size()));
+    Eigen::Map<Eigen::RowVectorXd> distance(below.data(), s.size());
+    distance = s.maxCoeff() - s.array();
+    p = (-distance.array()).exp();
+    p /= p.sum();
+    softmax_slacks(c_, {p.data(), below.size()}, below, {slack.data(), below.size()});
+    for (std::size_t j = 0; j < below.size(); ++j) {
+      double score = s.data()[j], weight = p.data()[j], allowed = slack.data()[j];
+      p.data()[j] = score == -kInfinity ? 0 : weight;
+      slack.data()[j] = score == -kInfinity ? kExact : allowed;
+    }
+  }
+
   Array s_;
   Contract c_;
 };
@@ -529,36 +640,59 @@ class Softmax : public Kernel {
 class Mix : public Kernel {
  public:
   Mix(const Link& link, Array pattern, Array v, const Shape& out, const Contract& c)
-      : p_(std::move(pattern)), v_(std::move(v)), c_(c), heads_(out[2]) {
+      : p_(std::move(pattern)), v_(std::move(v)), c_(c), queries_(out[1]), heads_(out[2]) {
     require(p_.size(1) == heads_ && p_.size(2) == out[1] && p_.size(3) == v_.size(1) &&
                 heads_ % v_.size(2) == 0,
             link, "pattern and values do not fit z");
     for (std::int64_t b = 0; b < out[0]; ++b)
       for (std::int64_t h = 0; h < heads_; ++h)
-        blocks_.push_back({(b * out[1] * heads_ + h) * out[3], heads_ * out[3], out[1], out[3]});
+        for (std::int64_t i = 0; i < queries_; i += kBlockQueries)
+          blocks_.push_back({((b * queries_ + i) * heads_ + h) * out[3], heads_ * out[3],
+                             std::min(kBlockQueries, queries_ - i), out[3]});
   }
+
   Expectation expect(const Block& b) const override {
-    std::int64_t prompt = b.offset / (b.rows * b.row_stride),
-                 head = b.offset % b.row_stride / b.cols;
-    std::int64_t keys = p_.size(3);
-    Mat p = widened(p_, (prompt * heads_ + head) * b.rows * keys, keys, b.rows, keys);
-    Mat v = head_rows(v_, prompt, head / (heads_ / v_.size(2)));
-    Expectation e{.value = p * v, .slack = p.cwiseAbs() * v.cwiseAbs(), .refine = {}};
+    std::int64_t head = b.offset / b.cols % heads_, row = b.offset / b.row_stride,
+                 first = row % queries_, prompt = row / queries_, keys = p_.size(3);
+    auto p = pack_runs<Side::left>(p_, ((prompt * heads_ + head) * queries_ + first) * keys, keys,
+                                   b.rows, keys);
+    std::int64_t v_heads = v_.size(2), v_head = head / (heads_ / v_heads);
+    auto v = pack_across<Side::right>(v_, (prompt * keys * v_heads + v_head) * b.cols,
+                                      v_heads * b.cols, b.cols, keys);
+    auto extents = nonzero(p, b.cols);
+    auto abs = [](const auto& x) { return x.abs(); };
+    Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
+    multiply(p, v, e.value, extents);
+    multiply(p.map(abs), v.map(abs), e.slack, extents);
     // Weights of one sign: the partial sums of p |v| stand for those of p v.
     e.expected_square = expected_square(c_, keys, e.slack.squaredNorm(), e.slack.squaredNorm());
     e.slack *= mix_slack(c_, keys, 1);
     if (c_.u_x > 0) {
-      e.expected_square +=
-          expected_operand_square(c_, (as_tf32(p) * as_tf32(v) - e.value).squaredNorm());
-      e.slack += p.rowwise().norm() * v.colwise().norm() * operand_slack(c_, 1);
+      Mat declared(b.rows, b.cols);
+      multiply(p.map(as_tf32), v.map(as_tf32), declared);
+      e.expected_square += expected_operand_square(c_, (declared - e.value).squaredNorm());
+      e.slack +=
+          (p.squared_norms() * v.squared_norms().transpose()).cwiseSqrt() * operand_slack(c_, 1);
     }
     return e;
   }
 
  private:
+  // Up to the last key that a tile's queries look at: half of causal attention is zeros.
+  static std::vector<Extent> nonzero(const LeftRows<double>& p, Index columns) {
+    std::vector<Extent> extents;
+    for (Index g = 0; g < p.groups(); ++g) {
+      auto weights = p.terms_of_group(g);
+      Index terms = p.terms();
+      while (terms > 0 && (weights.col(terms - 1) == 0).all()) --terms;
+      extents.push_back({terms, columns});
+    }
+    return extents;
+  }
+
   Array p_, v_;
   Contract c_;
-  std::int64_t heads_;
+  std::int64_t queries_, heads_;
 };
 
 class Activate : public Kernel {
@@ -580,7 +714,10 @@ class Activate : public Kernel {
         e.slack = x.cwiseAbs() * gelu_slack(c_, 1);
         break;
       case Activation::gelu_erf:
-        e.value = x.unaryExpr([](double v) { return 0.5 * v * std::erfc(-v * M_SQRT1_2); });
+        e.slack = -x * M_SQRT1_2;
+        erfc({e.slack.data(), std::size_t(e.slack.size())},
+             {e.value.data(), std::size_t(e.value.size())});
+        e.value = 0.5 * in * e.value.array();
         e.slack = x.cwiseAbs() * gelu_slack(c_, 1);
         break;
       case Activation::relu:
@@ -589,8 +726,8 @@ class Activate : public Kernel {
         break;
       case Activation::silu:
         e.value = in / (1 + (-in).exp());
-        e.slack =
-            x.binaryExpr(e.value, [this](double v, double y) { return silu_slack(c_, v, y); });
+        e.slack = in.abs() * silu_slack(c_, 1, 0) +
+                  (in * e.value.array()).abs() * (silu_slack(c_, 1, 1) - silu_slack(c_, 1, 0));
         break;
     }
     return e;
@@ -616,6 +753,11 @@ class EditKernel : public Kernel {
       brought_ = source_values(edit_, out, touched_);
     if (edit_.kind == EditKind::mean) find_means();
     blocks_ = row_blocks(out);
+  }
+  bool holds(const Block& b, const Array& output) const override {
+    auto first = std::ranges::lower_bound(touched_, b.offset);
+    bool untouched = first == touched_.end() || *first >= b.offset + b.rows * b.cols;
+    return untouched && equal_runs(before_, b.offset, output, b.offset, b.rows * b.cols);
   }
   Expectation expect(const Block& b) const override {
     Expectation e = exactly(widened(before_, b));

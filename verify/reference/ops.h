@@ -2,7 +2,6 @@
 // Eigen only; recomputed from the arrays that the device itself recorded.
 #pragma once
 
-#include <Eigen/Core>
 #include <functional>
 #include <memory>
 #include <span>
@@ -11,11 +10,9 @@
 #include "hooks/array.h"
 #include "verify/reference/bounds.h"
 #include "verify/reference/link.h"
+#include "verify/reference/multiply.h"
 
 namespace lenscpp {
-
-using Mat = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Index = Eigen::Index;
 
 /// Part of an output: `rows` runs of `cols` elements, `row_stride` elements apart, from `offset`
 /// on.
@@ -39,6 +36,9 @@ class Kernel {
   virtual ~Kernel() = default;
   std::span<const Block> blocks() const { return blocks_; }
   virtual Expectation expect(const Block& block) const = 0;
+  /// Whether `output` is, without looking closer, what `expect` says to the bit (zeros of either
+  /// sign being equal). False where that is not known: a cheap answer for copies.
+  virtual bool holds(const Block& /*block*/, const Array& /*output*/) const { return false; }
 
  protected:
   std::vector<Block> blocks_;

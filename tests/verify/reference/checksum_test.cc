@@ -274,6 +274,14 @@ TEST(Projections, AreTheWeightTimesTheirRandomVectors) {
   EXPECT_EQ(&projections.of(p.link, 1, serial_for), &q) << "computed once";
 }
 
+TEST(Projections, OfEachLayerAreTheirOwn) {
+  Product p(DType::f32);
+  Link other = p.link;
+  other.output.layer += 1;
+  Projections one(kSeed), two(kSeed);
+  EXPECT_NE(one.of(p.link, 1, serial_for).R, two.of(other, 1, serial_for).R);
+}
+
 TEST(Projections, DependOnTheirSeed) {
   Product p(DType::f32);
   Projections a(kSeed), b(kSeed + 1);
@@ -306,6 +314,27 @@ TEST_P(ChecksumOfHeads, PassHonestOnesAndSeeOneHeadThatIsWrong) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Forms, ChecksumOfHeads, testing::Values(0, 1));
+
+TEST(Checksum, TakesAModelOfOneHead) {
+  constexpr std::int64_t pos = 5, d = 16, out = 96;
+  Link link{
+      .op = Op::head_result,
+      .output = {Site::result},
+      .inputs = {{Site::z}},
+      .weight = Matrix{.storage = random_array({d, out}, DType::f32, 7), .in = d, .out = out}};
+  Array z = random_array({1, pos, 1, d}, DType::f32, 8);
+  Array y = compute(link, {z}, {1, pos, 1, out}, serial_for).to(DType::f32);
+  Contract contract = contract_of(Site::result, DType::f32);
+  Projections projections(kSeed);
+  Point point = check_checksum(link, {z}, y, contract, projections, serial_for);
+  EXPECT_TRUE(point.passed());
+  EXPECT_GT(point.projected, 0);
+  MutableArray wrong(y);
+  wrong.set(3 * out, y[3 * out] + 1);
+  EXPECT_FALSE(
+      check_checksum(link, {z}, std::move(wrong).freeze(), contract, projections, serial_for)
+          .passed());
+}
 
 TEST(Checksum, LeavesOtherOperationsToTheExactCheck) {
   Projections projections(kSeed);

@@ -183,6 +183,27 @@ TEST(Exact, ALowerPrecisionBelowEveryBoundIsRefusedByTheRmsTest) {
   EXPECT_NE(p.hint, "");
 }
 
+// The same where a single worse element hides what all others do.
+TEST(Exact, TheRmsTestCountsElementsThatNothingIsSuspectedOf) {
+  constexpr std::int64_t rows = 64, in = 128, out = 32;
+  Link link{
+      .op = Op::linear,
+      .output = {Site::mlp_pre},
+      .inputs = {{Site::ln2_normalized}},
+      .weight = Matrix{.storage = random_array({in, out}, DType::f32, 1), .in = in, .out = out}};
+  Array x = random_array({1, rows, in}, DType::f32, 2);
+  Contract contract = contract_of(Site::mlp_pre, DType::f32);
+  Array exact = compute(link, {x}, {1, rows, out}, serial_for),
+        allowed = tolerances(link, {x}, {1, rows, out}, contract);
+  MutableArray noisy({1, rows, out}, DType::f32);
+  for (std::int64_t i = 0; i < exact.numel(); ++i)
+    noisy.set(i, exact[i] + (i == 0 ? 0.95 : i % 2 == 0 ? 0.75 : -0.75) * allowed[i]);
+  Point p = check_exact(link, {x}, std::move(noisy).freeze(), contract, serial_for);
+  EXPECT_EQ(p.failed, 0);
+  EXPECT_EQ(p.worst_index, 0);
+  EXPECT_GT(p.rms_ratio, kRmsLimit);
+}
+
 TEST(Exact, ComparingNothingIsAFailure) {
   Point p{.id = {Site::q}, .op = Op::linear};
   EXPECT_FALSE(p.passed());
@@ -254,6 +275,103 @@ TEST(Exact, TheWorstElementIsFoundByTheBoundItself) {
     EXPECT_EQ(found.failed, expected.failed);
     EXPECT_EQ(found.worst_index, expected.worst_index);
     EXPECT_NEAR(found.worst_ratio, expected.worst_ratio, 1e-9);
+  }
+}
+
+// Attention longer than one block of queries, beside formulas of its own: values, bounds, mask, and
+// that the worst element is found by the bound itself.
+struct Attention {
+  static constexpr std::int64_t kBatch = 2, kQueries = 141, kFirst = 9, kHeads = 3, kHead = 20;
+  static constexpr std::int64_t kKeys = kQueries + kFirst;
+  Array q = random_array({kBatch, kQueries, kHeads, kHead}, DType::f32, 1, 1, 0.3);
+  Array k = random_array({kBatch, kKeys, kHeads, kHead}, DType::f32, 2);
+  Link link{.op = Op::scores,
+            .output = {Site::attn_scores},
+            .inputs = {{Site::q}, {Site::keys}},
+            .scalar = 4.5,
+            .first_query = kFirst};
+  Shape shape{kBatch, kHeads, kQueries, kKeys};
+  Contract contract = contract_of(Site::attn_scores, DType::f32);
+
+  // function(flat index, value or -inf, tolerance).
+  template <class Function>
+  void for_each(const Function& function) const {
+    for (std::int64_t i = 0; i < numel(shape); ++i) {
+      std::int64_t key = i % kKeys, query = i / kKeys % kQueries,
+                   head = i / kKeys / kQueries % kHeads, batch = i / kKeys / kQueries / kHeads;
+      double sum = 0, squares = 0;
+      for (std::int64_t d = 0; d < kHead; ++d) {
+        double x = q[((batch * kQueries + query) * kHeads + head) * kHead + d] *
+                   k[((batch * kKeys + key) * kHeads + head) * kHead + d];
+        sum += x;
+        squares += x * x;
+      }
+      double s = sum / link.scalar;
+      if (key > query + kFirst)
+        function(i, -kInf, 0.0);
+      else
+        function(i, s,
+                 tolerance(contract, s,
+                           scores_slack(contract, kHead, std::sqrt(squares) / link.scalar, s)));
+    }
+  }
+};
+
+TEST(Exact, BoundsOfScoresAreTheFormulasOverAllBlocks) {
+  Attention a;
+  Array allowed = tolerances(a.link, {a.q, a.k}, a.shape, a.contract);
+  Array exact = compute(a.link, {a.q, a.k}, a.shape, serial_for);
+  a.for_each([&](std::int64_t i, double value, double bound) {
+    ASSERT_NEAR(allowed[i], bound, 1e-9 * bound) << i;
+    if (value == -kInf) {
+      ASSERT_EQ(exact[i], -kInf) << i;
+    } else {
+      ASSERT_NEAR(exact[i], value, 1e-13) << i;
+    }
+  });
+}
+
+TEST(Exact, TheWorstScoreIsFoundByTheBoundItself) {
+  Attention a;
+  Array noise = random_array(a.shape, DType::f64, 4, 0.2);
+  MutableArray made(a.shape, DType::f32);
+  a.for_each([&](std::int64_t i, double value, double bound) {
+    made.set(i, value == -kInf ? value : value + noise[i] * bound);
+  });
+  Array device = std::move(made).freeze();
+  double worst = 0;
+  std::int64_t index = 0;
+  a.for_each([&](std::int64_t i, double value, double bound) {
+    double ratio = value == -kInf ? 0 : std::abs(device[i] - value) / bound;
+    if (ratio <= worst) return;
+    worst = ratio;
+    index = i;
+  });
+  Point p = check_exact(a.link, {a.q, a.k}, device, a.contract, serial_for);
+  EXPECT_EQ(p.compared, numel(a.shape));
+  EXPECT_EQ(p.worst_index, index);
+  EXPECT_NEAR(p.worst_ratio, worst, 1e-6);
+}
+
+// A pattern that looks at every key, as an edited one may: nothing beyond the diagonal is skipped.
+TEST(Exact, MixesEveryKeyThatAPatternLooksAt) {
+  constexpr std::int64_t pos = 70, heads = 2, d = 5;
+  Link link{.op = Op::mix, .output = {Site::z}, .inputs = {{Site::pattern}, {Site::v}}};
+  for (std::int64_t last : {std::int64_t{0}, std::int64_t{31}, pos - 1}) {
+    MutableArray p({1, heads, pos, pos}, DType::f32);
+    Array noise = random_array({heads, pos, pos}, DType::f32, 5),
+          v = random_array({1, pos, heads, d}, DType::f32, 6);
+    for (std::int64_t i = 0; i < heads * pos; ++i)
+      for (std::int64_t j = 0; j <= last; ++j) p.set(i * pos + j, noise[i * pos + j]);
+    Array pattern = std::move(p).freeze();
+    Array z = compute(link, {pattern, v}, {1, pos, heads, d}, serial_for);
+    for (std::int64_t i = 0; i < z.numel(); ++i) {
+      std::int64_t c = i % d, head = i / d % heads, query = i / d / heads;
+      double sum = 0;
+      for (std::int64_t j = 0; j < pos; ++j)
+        sum += pattern[(head * pos + query) * pos + j] * v[(j * heads + head) * d + c];
+      ASSERT_NEAR(z[i], sum, 1e-12) << i;
+    }
   }
 }
 
