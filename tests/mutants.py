@@ -26,7 +26,7 @@ WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "v
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
-GRID = "patching/patch_grid.cc"
+GRID, SWEEP = "patching/patch_grid.cc", "patching/sweep.cc"
 LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.cc", "verify/device/memory_plan.cc"
 SPLIT, QUANTIZED = "lens/split_run.cc", "hooks/checkpoint/quantized.cc"
 HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
@@ -144,7 +144,7 @@ MUTANTS = [
     (OPS, "e.value.rowwise() += bias;", "", "biases"),
     (OPS, "case EditKind::zero: value = 0; return;", "case EditKind::zero: return;", "zero edits in the reference"),
     (OPS, "case EditKind::patch: value =", "case EditKind::patch: (void)", "patches in the reference"),
-    (OPS, "value += round_to(c_.stored, edit_.factor * source_value(edit_, shape_, i));", "", "added vectors in the reference"),
+    (OPS, "value += round_to(c_.stored, edit_.factor * brought_[n]);", "", "added vectors in the reference"),
     (OPS, "value *= edit_.factor;", "", "scaling in the reference"),
     (OPS, "value = mean_[group];", "", "means in the reference"),
     (WIRING, "for (const Edit* edit : request_.plan.at(out.site, out.layer)) {", "for (const Edit* edit : std::vector<const Edit*>{}) {", "edits in the wiring"),
@@ -194,9 +194,9 @@ MUTANTS = [
     (SPANS, "e.middleRows(r * heads, heads).colwise().sum()", "e.middleRows(r * heads, 1).colwise().sum()", "propagation through a sum of heads"),
     # grids
     (GRID, "if (!(std::abs(range) > least))", "if (false)", "refusal of a scale within rounding"),
-    (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "if (false) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "refusal of a cell that is no number"),
+    (GRID, "if (!std::isfinite(mean))", "if (false)", "refusal of a cell that is no number"),
     (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" for the \"", "if (false) refuse(\"the metric is \" + short_number(value) + \" for the \"", "refusal of a baseline that is no number"),
-    (GRID, "verdict_.refused_cells.insert(verdict_.refused_cells.end(), cells.begin(), cells.end());", "", "which cells were refused"),
+    (GRID, "for (const Patch& patch : group) verdict_.refused_cells.push_back(patch.cell);", "", "which cells were refused"),
     (GRID, "if (first_) throw GridFailed(*first_, std::move(grid));", "", "the refusal of a grid"),
     (GRID, "if (r.model_digest != model.digest() || r.dtype != name_of(model.options().dtype))", "if (false)", "runs of another model as sources"),
     (GRID, "if (!r.plan.empty() || !r.hooks.empty())", "if (false)", "edited runs as sources"),
@@ -207,7 +207,22 @@ MUTANTS = [
     (GRID, "for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];", "", "sources that changed during a sweep"),
     ("patching/metrics.cc", "if (id < 0 || id >= vocab)", "if (id >= vocab)", "negative tokens of a metric"),
     ("patching/metrics.cc", "if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != logits.size(0))", "if (false)", "how many values a metric returned"),
-    (GRID, "edit.where.batch = row + b;", "edit.where.batch = b;", "the row of a patch"),
+    (GRID, "for (const std::string& name : PatchRuns::needed(o_.site, model_.config())) whole_base[name];", "", "a base run that changed during a sweep"),
+    (GRID, "sample(patches, base_value);", "", "cells that are run again"),
+    (SWEEP, "to.batch = row + b;", "to.batch = b;", "the row of a patch"),
+    (SWEEP, "patch.first_pos = read ? *first :", "patch.first_pos = read ? *first + 1 :", "the first position that changes"),
+    (SWEEP, "(!read_pos_ || *first <= *read_pos_)", "true", "patches behind the position that is read"),
+    (SWEEP, "(only_read_position(patch.layer) && p != *read_pos_)", "false", "positions that the last layer does not compute"),
+    (SWEEP, "std::ranges::stable_sort(group, {}, [this](const Patch& p) { return start_layer(p); });", "", "the order in which patches enter"),
+    (SWEEP, "row * static_cast<std::size_t>(i % batch_ * pos_ + first_pos)", "row * static_cast<std::size_t>(i % batch_ * pos_)", "the positions of a residual"),
+    (SWEEP, "row * static_cast<std::size_t>(b * pos_ + first_pos)", "row * static_cast<std::size_t>(b * pos_)", "base logits before the computed ones"),
+    (WIRING, ".first_query = rows.first_pos + skipped", ".first_query = rows.first_pos", "the mask of the position that is read"),
+    (OPS, "(prompt * in_.size(1) + at_) * cols_", "prompt * in_.size(1) * cols_", "the position that is read"),
+    (OPS, "return {given_, at - in_.numel()};", "return {given_, 0};", "prompts that enter"),
+    (OPS, "prompt % base_.size(0) * base + key", "key", "shared base keys"),
+    (OPS, "return untouched &&", "return", "edited rows are compared"),
+    (CHECKSUM, "part.op = Op::linear;", "", "samples of one head"),
+    (CHECKSUM, "static_cast<std::uint32_t>(link.output.layer)};", "0};", "random vectors of each layer"),
     # device faults
     (DEVICE, "!c.always() && !armed.info->triggers(c)", "false", "conditions of device faults"),
     (DEVICE, "only->second != met", "false", "the call of a device fault"),

@@ -103,17 +103,24 @@ Interference Patching::interference() const {
         "[--inject-run] a fault inside the device is in every run of a grid, or in one call: "
         "NAME:call=N");
   if (!inner || o_.inject_run < 0) return inner;
-  auto run = std::make_shared<std::int64_t>(-1);
-  return [inner, run, wanted = o_.inject_run](const TensorId& id, const at::Tensor& x) {
-    if (id == TensorId{Site::embed}) ++*run;  // the first tensor of each
-    return *run == wanted ? inner(id, x) : x;
+  struct Counter {
+    std::int64_t run = 0;
+    bool ended = false;  // logits are the last tensor of each
+  };
+  return [inner, now = std::make_shared<Counter>(), wanted = o_.inject_run](const TensorId& id,
+                                                                            const at::Tensor& x) {
+    bool logits = id.site == Site::unembed_out;
+    if (now->ended && !logits) ++now->run;
+    now->ended = logits;
+    return now->run == wanted ? inner(id, x) : x;
   };
 }
 
 VerifiedCache Patching::base(const std::string& prompt) const {
   std::vector<std::string> names;
   for (Site site : sites_)
-    for (const std::string& name : grid_hooks(site, model_.config())) names.push_back(name);
+    for (const std::string& name : PatchRuns::needed(site, model_.config()))
+      names.push_back(name);
   return run_checked(o_, model_, model_.to_tokens(prompt),
                      {.verify = VerifyMode::exact,
                       .names = names,
@@ -127,6 +134,7 @@ GridResult Patching::sweep(std::size_t i, const VerifiedCache& clean,
   GridOptions options{.site = sites_[i],
                       .over = over_[i],
                       .direction = direction_,
+                      .verify = verify_mode(o_),
                       .interference = interference(),
                       .device_faults = faults_.device_faults(),
                       .progress = [&](std::int64_t done, std::int64_t cells) {
@@ -220,6 +228,7 @@ ExitStatus Patching::run() {
 
 Action add_patch(CLI::App& program) {
   auto o = std::make_shared<Options>();
+  o->verify = "checksum";  // of the patched runs; the two prompts' own are checked exactly
   CLI::App& command =
       *program.add_subcommand("patch", "Activation patching: what causes what, as grids in colour");
   auto text = [&](const char* name, std::string& value, const char* what,

@@ -460,3 +460,32 @@ def test_a_setter_of_ones_own_takes_no_other_clean_run_than_a_grid_does(three):
         by_setter(three, CORRUPTED_TOKENS, cache, lambda logits: logits[0, -1, 0] * float("nan"))
     with three.hooks([("blocks.1.hook_resid_pre", lambda x, hook: x + 1)]), pytest.raises(ValueError, match="call no hooks"):
         by_setter(three, CORRUPTED_TOKENS, cache)
+
+
+@pytest.mark.parametrize("site,over", [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", ("layer", "query"))])
+def test_savings_move_values_by_rounding_alone(tiny, clean, site, over):
+    saved = patching.patch_grid(tiny, clean, CORRUPTED, site, over, DIFF)
+    plain = patching.patch_grid(tiny, clean, CORRUPTED, site, over, DIFF, savings=False, verify="exact")
+    torch.testing.assert_close(saved.values, plain.values, rtol=0, atol=1e-4 * abs(saved.clean - saved.corrupted))
+    assert saved.verdict.mode == "checksum" and saved.verdict.n_projected > 0 and plain.verdict.n_projected == 0
+    assert plain.verdict.mode == "exact" and plain.verdict.equal_cells == 0 and saved.verdict.n_compared < plain.verdict.n_compared
+
+
+def test_patches_that_change_nothing_are_not_run(tiny, clean):
+    grid = patching.patch_grid(tiny, clean, CORRUPTED, "resid_pre", metric=DIFF)
+    assert grid.verdict.equal_cells == 44 and "44 change nothing" in grid.verdict.summary
+    assert (grid.values[:, :10] == grid.corrupted).all() and grid.verdict.to_dict()["equal_cells"] == 44
+
+
+def test_a_function_reads_all_logits(tiny, clean):
+    shapes = set()
+
+    def difference(logits):
+        shapes.add(tuple(logits.shape))
+        return logits[0, -1, mary] - logits[0, -1, john]
+
+    mary, john = tiny.to_single_token(" Mary"), tiny.to_single_token(" John")
+    declared = patching.patch_grid(tiny, clean, CORRUPTED, "resid_pre", metric=DIFF)
+    grid = patching.patch_grid(tiny, clean, CORRUPTED, "resid_pre", metric=difference)
+    torch.testing.assert_close(grid.values, declared.values, rtol=0, atol=1e-4)
+    assert shapes == {(1, 15, tiny.cfg.d_vocab)}

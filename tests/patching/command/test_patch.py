@@ -93,12 +93,12 @@ def test_grids_are_saved_one_a_site(tmp_path):
 
 def test_a_fault_loses_its_cells_and_the_status(tmp_path):
     page, file = tmp_path / "patches.html", tmp_path / "grid.h5"
-    done = lenscpp(*PATCH, *FAULT, "--inject-run", "2", "--cells-per-run", "8", "--html", page, "--out", file)
-    assert done.returncode == 3 and "8 of 60 patches in 8 runs refused (1 run)" in done.stderr and not list(tmp_path.iterdir())
+    done = lenscpp(*PATCH, *FAULT, "--inject-run", "1", "--cells-per-run", "8", "--html", page, "--out", file)
+    assert done.returncode == 3 and "8 of 60 patches in 3 runs (44 change nothing) refused (1 run)" in done.stderr and not list(tmp_path.iterdir())
     assert done.stderr.count("nothing was written") == 2
     assert done.stdout.count("NaN") == 9 and "NaN refused" in done.stdout and "1.00" in done.stdout
     assert "INVALID" in done.stdout and "\nVERIFIED" not in done.stdout and "injected: one_element" in done.stdout
-    done = lenscpp(*PATCH, *FAULT, "--inject-run", "2", "--cells-per-run", "8", "--json")
+    done = lenscpp(*PATCH, *FAULT, "--inject-run", "1", "--cells-per-run", "8", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == document["exit_status"] == 3 and document["status"] == "INVALID"
     assert document["partial"]["values"].count(None) == 8 == len(document["partial"]["verdict"]["refused_cells"])
