@@ -534,6 +534,7 @@ GridResult Sweep::run() {
   verdict_.mode = verify_;
   verdict_.cells = std::ssize(values_);
   VerifiedCache whole_base = base_with_everything();
+  if (verify_ != VerifyMode::off) count(whole_base.verdict());  // every cell rests on it
   PatchRuns runs(model_, o_.site, whole_base, sources_, metric_.reads(), o_.savings);
   std::vector<Patch> patches;
   for (std::int64_t cell : order()) {
@@ -561,8 +562,7 @@ GridResult Sweep::run() {
   std::ranges::sort(verdict_.refused_cells);
   if (first_) verdict_.first_failure = first_->what();
   if (verify_ != VerifyMode::off)
-    verdict_.status = first_ || (verdict_.n_compared == 0 && !patches.empty()) ? Status::invalid
-                                                                               : Status::verified;
+    verdict_.status = first_ || verdict_.n_compared == 0 ? Status::invalid : Status::verified;
   std::vector<GridAxis> axes;
   for (std::size_t d = 0; d < axes_.size(); ++d) {
     axes.push_back({.axis = axes_[d], .labels = {}});

@@ -55,7 +55,7 @@ struct GridVerdict {
   VerifyMode mode = VerifyMode::off;
   std::int64_t cells = 0, runs = 0, refused_runs = 0;
   std::int64_t equal_cells = 0;             // patches that change nothing that is read: not run
-  std::int64_t n_compared = 0;              // elements, in runs that passed
+  std::int64_t n_compared = 0;              // elements, of the base run and of runs that passed
   std::int64_t n_projected = 0;             // elements checked by checksums alone
   double worst_ratio = 0;                   // error / bound, in runs that passed
   std::string worst_name;                   // where that is

@@ -134,6 +134,8 @@ TEST_F(PatchGrid, ARunPatchedWithItselfIsUnchanged) {
                                {.site = Site::z, .over = {Axis::layer, Axis::head}}, names());
   for (std::int64_t i = 0; i < 16; ++i)
     EXPECT_NEAR(grid.values()[i], grid.clean(), 1e-5 * std::abs(grid.clean()));
+  EXPECT_EQ(grid.verdict().equal_cells, 16);
+  EXPECT_GT(grid.verdict().n_compared, 0);  // of the base run
   EXPECT_THROW(grid.normalized(), std::invalid_argument);
 }
 
