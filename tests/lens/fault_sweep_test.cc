@@ -471,7 +471,7 @@ TEST_P(FaultSweep, EveryFaultOfASweepsRunIsRefusedAndNamedFirst) {
             .first_pos = first,
             .entering = {prompts(Site::resid_pre, end - 1, first, pos)},
             .read_pos = computed - 2,
-            .read_tokens = {1, 3}};
+            .read_tokens = {1, 2, 3, 5, 8, 13, 21, 30}};
   for (std::int64_t b = 0; b < 2; ++b)
     for (std::int64_t p = first; p < pos; ++p) rows.positions.push_back(p);
   for (std::int64_t l = end - 2; l < end; ++l)
@@ -488,7 +488,7 @@ TEST_P(FaultSweep, EveryFaultOfASweepsRunIsRefusedAndNamedFirst) {
   Request request{.rows = std::move(rows), .plan = Plan({patch}), .on_demand = {}};
   request.validate(c);
   CleanRun swept(w, request);
-  EXPECT_EQ(swept.clean.at({Site::unembed_out}).shape(), (Shape{4, 1, 2}));
+  EXPECT_EQ(swept.clean.at({Site::unembed_out}).shape(), (Shape{4, 1, 8}));
   EXPECT_EQ(swept.clean.at({Site::attn_scores, end - 1}).shape(), (Shape{4, c.n_heads, 1, pos}));
   EXPECT_EQ(swept.clean.at({Site::attn_scores, end - 2}).shape(),
             (Shape{2, c.n_heads, computed, pos}));

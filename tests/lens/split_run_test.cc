@@ -205,7 +205,7 @@ TEST(SplitRun, NamesWhatFellBackInAnyPart) {
   HookedTransformer cpu = HookedTransformer::from_pretrained(golden::folder("three_layers"));
   HookedTransformer parts(cpu.shared_weights(), std::nullopt,
                           {.device = "simulated", .limits = room_for(3, cpu.config(), DType::f32)});
-  SimulatedLimits before = simulated_device().limits();
+  SimulatedLimits before = *simulated_device().limits();
   std::int64_t part = 0;
   Interference missing = [&](const TensorId& id, const at::Tensor& x) {
     if (id.site == Site::embed) {
