@@ -156,8 +156,12 @@ class Pass {
   // Keys or values of the base run, each of its prompts as often as it has copies, then those of
   // this run.
   at::Tensor behind(const Array& base, const at::Tensor& here) {
-    at::Tensor earlier = upload(base, m.device_).repeat({batch / base.size(0), 1, 1, 1});
-    return at::cat({earlier, here}, 1);
+    std::int64_t prompts = base.size(0), copies = batch / prompts, heads = c.n_kv_heads;
+    at::Tensor earlier = upload(base, m.device_)
+                             .unsqueeze(0)
+                             .expand({copies, prompts, rows.first_pos, heads, c.d_head});
+    at::Tensor all = at::cat({earlier, here.view({copies, prompts, pos, heads, c.d_head})}, 2);
+    return all.view({batch, key, heads, c.d_head});
   }
 
   struct QKV {

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -117,7 +117,7 @@ class Bench:
     """Measurements of one run; results is what goes into the JSON."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.size = args, QUICK if args.quick else FULL
+        self.args, self.size = args, limited(QUICK if args.quick else FULL, args.rounds)
         self.random, self.others = random.Random(20240601), common.OtherLoad()
         self.folder = self.checkpoint(self.size.shape["n_layer"])
         self.ours, self.peer = self.pair_of_workers(self.folder)
@@ -392,9 +392,16 @@ class Bench:
         return self.results
 
 
+def limited(size: Size, most: int) -> Size:
+    """The same with at most so many repetitions of anything."""
+    counts = {name: min(getattr(size, name), most) for name in ("grid_rounds", "load_rounds", "import_rounds", "growth_rounds")}
+    return replace(size, rounds={length: min(n, most) for length, n in size.rounds.items()}, **counts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds: does everything work?")
+    parser.add_argument("--rounds", type=int, default=1000, help="at most so many repetitions of anything; fewer are less steady")
     parser.add_argument("--full", action="store_true", help="also transformer-lens's two headline grids whole")
     parser.add_argument("--peer-python", default=str(common.ROOT / "build/golden/bin/python"), help="interpreter of an environment with transformer-lens 3.9")
     parser.add_argument("--threads", type=int, default=2)
