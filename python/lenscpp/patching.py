@@ -135,7 +135,7 @@ def generic_activation_patch(
     else:
         if [_EXTENTS[name] for name in index_axis_names] != [_EXTENTS.get(axis, "pos") for axis in axes]:
             raise ValueError(f"[patching] {patch_setter.__name__} has the index [{', '.join(axes)}]; found: {', '.join(index_axis_names)}")
-        values = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric).values.float()
+        values = patch_grid(model, clean_cache, corrupted_tokens, _site(activation_name), axes, patching_metric, verify="checksum").values.float()
     return (values, make_df_from_ranges(list(values.shape), list(index_axis_names))) if return_index_df else values
 
 

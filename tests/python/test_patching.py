@@ -106,7 +106,7 @@ def test_a_grid_is_the_naive_loop(tiny, clean, grid):
 
 
 def test_what_a_grid_tells(tiny, grid):
-    assert grid.verdict.status == "VERIFIED" and grid.verdict.mode == "exact" and grid.verdict.cells == 60
+    assert grid.verdict.status == "VERIFIED" and grid.verdict.mode == "checksum" and grid.verdict.cells == 60
     assert grid.verdict.n_compared > 0 and 0 < grid.verdict.worst_ratio <= 1 and grid.verdict.refused_cells == []
     assert grid.over == ("layer", "pos") and grid.labels["pos"][10] == "10: John/ Mary" and grid.labels["layer"] == ["0", "1", "2", "3"]
     assert grid.site == "resid_pre" and grid.direction == "denoise" and grid.metric["metric"] == "logit_diff"

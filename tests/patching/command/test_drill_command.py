@@ -14,7 +14,7 @@ def test_prints_a_row_a_fault_and_a_summary():
     text = succeeds(*DRILL, "--faults", "nan,scale:factor=1.01,tile:height=2,width=3", "--layers", "0,-1")
     rows = [line.split() for line in text.splitlines()]
     assert [row[0] for row in rows[1:5]] == ["nan", "scale:factor=1.01", "tile:height=2,width=3", "all"]
-    assert rows[4][1] == rows[4][6] and "100 % of the harmful ones" in text.splitlines()[-1]
+    assert rows[4][2] == rows[4][6] and "100 % of the harmful ones" in text.splitlines()[-1]
 
 
 def test_json_holds_every_run_and_out_writes_the_same(tmp_path):

@@ -40,7 +40,7 @@ def on_a_terminal(*arguments, columns=100, **changes):
 
 def test_a_grid_in_plain_text():
     text = succeeds(*PATCH)
-    assert "denoise resid_pre: logit_diff, clean +9.4" in text and "VERIFIED: 60 patches in 1 run," in text and ESCAPE not in text
+    assert "denoise resid_pre: logit_diff, clean +9.4" in text and "VERIFIED: 60 patches in 2 runs (44 change nothing)," in text and ESCAPE not in text
     assert re.search(r"^10: John/ Mary +1\.00 ", text, re.MULTILINE)
     assert re.search(r"^0:<\|endoftext\|> +0\.00 +0\.00 +0\.00 +0\.00", text, re.MULTILINE)
 
