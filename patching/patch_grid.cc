@@ -113,6 +113,22 @@ bool is_position(Axis axis) {
   return axis == Axis::pos || axis == Axis::query || axis == Axis::key;
 }
 
+double mean_of_values(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// [batch, 1, ...] of [batch, pos, ...].
+Array at_position(const Array& x, std::int64_t pos) {
+  std::int64_t n = x.size(1), p = pos < 0 ? pos + n : pos;
+  Shape one = x.shape();
+  one[1] = 1;
+  MutableArray result(one, x.dtype());
+  auto row = static_cast<std::int64_t>(x.nbytes()) / (x.size(0) * n);
+  for (std::int64_t b = 0; b < x.size(0); ++b)
+    std::copy_n(x.bytes() + (b * n + p) * row, row, result.bytes() + b * row);
+  return std::move(result).freeze();
+}
+
 bool holds_all(const VerifiedCache& run, const std::vector<std::string>& names) {
   return std::ranges::all_of(names, [&](const std::string& name) {
     const auto* entry = run.activations().find(name);
@@ -422,8 +438,7 @@ std::optional<Array> Sweep::output_of(const Request& request, std::span<const Pa
 }
 
 void Sweep::set_value(const Patch& patch, const std::vector<double>& values) {
-  double mean =
-      std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  double mean = mean_of_values(values);
   if (!std::isfinite(mean))
     refuse("the metric is " + short_number(mean) + " " + name_of_cell(patch.cell) +
            "; needed: a finite number");
@@ -482,13 +497,19 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   RunOptions run = run_options();
   run.plan = Plan(std::move(edits));
   Request request = model_.request_for(tokens, run);
+  const Reads& reads = metric_.reads();
+  request.rows.read_tokens = reads.tokens;  // logits of these alone, but at all positions
+  auto measured = [&](const Array& logits) {
+    if (reads.tokens.empty()) return metric_.mean(logits);
+    return mean_of_values(metric_.values_of_read(at_position(logits, *reads.pos)));
+  };
   auto output = output_of(request, chosen);
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     auto row = static_cast<std::int64_t>(i) * batch;
     double& value = values_[static_cast<std::size_t>(chosen[i].cell)];
     if (output)
       sampled_error_ =
-          std::max(sampled_error_, std::abs(value - metric_.mean(output->rows(row, row + batch))));
+          std::max(sampled_error_, std::abs(value - measured(output->rows(row, row + batch))));
     else
       value = std::numeric_limits<double>::quiet_NaN();
   }
