@@ -29,6 +29,13 @@ std::string short_number(double value) {
   return {text.data(), end};
 }
 
+// An error over its bound. Sums are rounded once, so that the largest is all but 1: never written
+// as if it were 1.
+std::string short_ratio(double ratio) {
+  std::string text = short_number(ratio);
+  return ratio < 1 && text == "1" ? "0.999" : text;
+}
+
 std::string axis_names(Site site) {
   std::string names;
   for (Axis axis : grid_axes(site))
@@ -179,13 +186,15 @@ std::string short_name(Site site) {
 
 Site grid_site(std::string_view name, const Config& config) {
   std::string_view bare = name.starts_with("head_") ? name.substr(5) : name;
+  if (name.starts_with("blocks.")) {
+    Site site = find_hook(name, std::nullopt, "", config).site;
+    refuse(in_quotes(name) + " names a layer; a grid goes over all of them: give " +
+           in_quotes(short_name(site)));
+  }
   for (const SiteInfo& row : all_sites())
     if (row.presence != Presence::internal && (row.name == name || short_name(row.site) == bare))
       return row.site;
-  return find_hook(name,
-                   name.starts_with("blocks.") ? std::nullopt : std::optional<std::int64_t>(0), "",
-                   config)
-      .site;
+  return find_hook(name, 0, "", config).site;
 }
 
 std::vector<std::string> grid_hooks(Site site, const Config& config) {
@@ -214,7 +223,8 @@ std::string GridVerdict::summary() const {
   };
   std::string done =
       std::to_string(cells) + (cells == 1 ? " patch in " : " patches in ") + counted(runs, "run");
-  if (equal_cells > 0) done += " (" + std::to_string(equal_cells) + " change nothing)";
+  if (equal_cells > 0)
+    done += " (" + std::to_string(equal_cells) + " not run: they change nothing that is read)";
   std::string status_name(name_of(status));
   if (status == Status::unverified)
     return status_name + ": " + done + ", none of them compared with the reference (verify off)";
@@ -224,8 +234,8 @@ std::string GridVerdict::summary() const {
   if (status == Status::invalid)
     return status_name + ": " + std::to_string(refused_cells.size()) + " of " + done +
            " refused (" + counted(refused_runs, "run") + "); the first: " + first_failure;
-  return status_name + ": " + done + ", " + compared + ", the worst error compared " +
-         short_number(worst_ratio) + " times its bound, at " + worst_name;
+  return status_name + ": " + done + ", " + compared + ", the largest " + short_ratio(worst_ratio) +
+         " of its bound, at " + worst_name;
 }
 
 nlohmann::json to_json(const GridVerdict& v) {
@@ -316,7 +326,8 @@ class Sweep {
   Shape shape_;
   std::vector<Array> sources_;  // one a layer
   std::vector<double> values_;
-  double sampled_error_ = 0;
+  double sampled_error_ = 0;  // what running whole moved the sampled cells by
+  std::vector<std::pair<Plan, double>> sampled_ = {};  // their edits of the base run, their values
   GridVerdict verdict_;
   std::optional<VerificationFailed> first_;
 };
@@ -482,18 +493,24 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   std::int64_t batch = base().record().batch;
   Tokens tokens{.batch = std::ssize(chosen) * batch, .pos = base().record().pos};
   std::vector<Edit> edits;
-  for (std::size_t i = 0; i < chosen.size(); ++i)
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    std::vector<Edit> of_cell;
     for (std::int64_t b = 0; b < batch; ++b) {
       Edit edit{.kind = EditKind::patch,
                 .site = o_.site,
                 .layer = chosen[i].layer,
                 .where = chosen[i].where,
                 .source = sources_[static_cast<std::size_t>(chosen[i].layer)].rows(b, b + 1)};
+      edit.where.batch = b;
+      of_cell.push_back(edit);
       edit.where.batch = static_cast<std::int64_t>(i) * batch + b;
       edits.push_back(std::move(edit));
-      auto prompt = base().record().tokens.begin() + b * tokens.pos;
-      tokens.ids.insert(tokens.ids.end(), prompt, prompt + tokens.pos);
     }
+    const std::vector<std::int64_t>& ids = base().record().tokens;
+    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+    sampled_.emplace_back(Plan(std::move(of_cell)),
+                          values_[static_cast<std::size_t>(chosen[i].cell)]);
+  }
   RunOptions run = run_options();
   run.plan = Plan(std::move(edits));
   Request request = model_.request_for(tokens, run);
@@ -504,6 +521,7 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
     return mean_of_values(metric_.values_of_read(at_position(logits, *reads.pos)));
   };
   auto output = output_of(request, chosen);
+  if (!output) sampled_.clear();
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     auto row = static_cast<std::int64_t>(i) * batch;
     double& value = values_[static_cast<std::size_t>(chosen[i].cell)];
@@ -531,21 +549,25 @@ double Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
   return value;
 }
 
-// Two whole runs in float64 take longer than a small sweep: when somebody asks.
+// Whole runs in float64 take longer than a small sweep: when somebody asks.
 std::shared_future<double> Sweep::error_bar(double clean, double corrupted) const {
   auto weights = model_.shared_weights();
-  auto drift = [weights, metric = metric_](const RunRecord& r, double value) {
-    Request request{.rows = Rows::from_tokens(r.tokens, r.batch, weights->config)};
+  // Of a whole run: without edits, or with those of one sampled cell.
+  auto drift = [weights, metric = metric_](const RunRecord& r, const Plan& plan, double value) {
+    Request request{.rows = Rows::from_tokens(r.tokens, r.batch, weights->config), .plan = plan};
     double exact = metric.mean(run_in_float64(*weights, request, torch_parallel_for));
     if (!std::isfinite(exact))
       refuse("the metric is " + short_number(exact) +
-             " for a base run in float64; needed: a finite number");
+             " for a run in float64; needed: a finite number");
     return std::abs(value - exact);
   };
-  return std::async(std::launch::deferred,
-                    [=, a = clean_.record(), b = corrupted_.record(), sampled = sampled_error_] {
-                      return std::max({drift(a, clean), drift(b, corrupted), sampled});
-                    });
+  return std::async(
+      std::launch::deferred, [=, a = clean_.record(), b = corrupted_.record(),
+                              base = base().record(), sampled = sampled_, error = sampled_error_] {
+        double worst = std::max({drift(a, {}, clean), drift(b, {}, corrupted), error});
+        for (const auto& [plan, value] : sampled) worst = std::max(worst, drift(base, plan, value));
+        return worst;
+      });
 }
 
 GridResult Sweep::run() {

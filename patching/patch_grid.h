@@ -79,8 +79,10 @@ class GridResult {
   const Array& values() const { return state_->values; }
   double clean() const { return state_->clean; }          // the metric of the clean run
   double corrupted() const { return state_->corrupted; }  // and of the corrupted one
-  /// How far rounding moves the metric: the largest of |device - float64| of the two base runs and
-  /// of |value - the whole run's| of sampled cells. The float64 runs are made when first asked for.
+  /// How far rounding moves the metric: the largest of |value - float64's| of the two base runs and
+  /// of two sampled cells (with sources as the device made them), and of |value - the whole run's|
+  /// of those cells. Cells that were not sampled may be further off. The float64 runs are made when
+  /// first asked for.
   double error_bar() const { return state_->error_bar.get(); }
   const nlohmann::json& metric() const { return state_->metric; }
   const GridVerdict& verdict() const { return state_->verdict; }
@@ -137,7 +139,7 @@ GridResult patch_grid(const HookedTransformer& model, const VerifiedCache& clean
                       const Metric& metric);
 
 /// The site that a user's name means: "resid_pre", "z", "head_z", "attn.hook_z", "hook_embed", ...
-/// Throws std::invalid_argument naming the nearest hook points.
+/// Throws std::invalid_argument naming the nearest hook points, and for a name with a layer in it.
 Site grid_site(std::string_view name, const Config& config);
 /// "resid_pre", "z", "ln1.hook_scale": the shortest name that grid_site takes.
 std::string short_name(Site site);

@@ -9,8 +9,8 @@
 namespace lenscpp {
 namespace {
 
-// Products of fewer rows are slower than they could be: patches that begin a little later join them,
-// at the price of computing rows that do not change.
+// Products of fewer rows are slower than they could be: patches that begin a little later join
+// them, at the price of computing rows that do not change.
 constexpr std::int64_t kFewRows = 256;
 // A product of so few columns is cheaper than finding out which tokens are asked for twice.
 constexpr std::size_t kFewTokens = 64;

@@ -173,11 +173,12 @@ int run_program(int argc, char** argv) {
         return static_cast<int>(command.action());
       }
     if (argc == 1 && !json) print(help_of(program));
-    return end(
-        "",
-        {ExitStatus::usage,
-         "a command is needed: demo, run, lens, compare, patch or doctor; see lenscpp --help"},
-        json);
+    return end("",
+               {ExitStatus::usage,
+                "a command is needed: demo, run, lens, compare, patch, verify, show, doctor, "
+                "preflight or drill; see "
+                "lenscpp --help"},
+               json);
   } catch (...) {
     Ending ending = ending_of(std::current_exception());
     return end(name, ending, json);

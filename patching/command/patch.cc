@@ -58,6 +58,9 @@ class Patching {
         model_(load(o)),
         metric_{model_.to_single_token(o.answer), model_.to_single_token(o.wrong)},
         faults_(o, model_.config()) {
+    if (o.answer == o.wrong)
+      throw std::invalid_argument("[patch] --answer and --wrong are the same token, \"" + o.answer +
+                                  "\": their difference is 0 whatever is patched");
     for (const std::string& name : split(o.site))
       sites_.push_back(grid_site(name, model_.config()));
     for (Site site : sites_) over_.push_back(axes_of(site));
@@ -119,8 +122,7 @@ Interference Patching::interference() const {
 VerifiedCache Patching::base(const std::string& prompt) const {
   std::vector<std::string> names;
   for (Site site : sites_)
-    for (const std::string& name : PatchRuns::needed(site, model_.config()))
-      names.push_back(name);
+    for (const std::string& name : PatchRuns::needed(site, model_.config())) names.push_back(name);
   return run_checked(o_, model_, model_.to_tokens(prompt),
                      {.verify = VerifyMode::exact,
                       .names = names,
@@ -271,9 +273,11 @@ Action add_patch(CLI::App& program) {
   add_common_options(command, *o);
   add_checking_options(command, *o);
   command
-      .add_option("--inject-run", o->inject_run,
-                  "Only in this run of the patches, counted from 0 for each grid;\nwithout it in "
-                  "every run, those of the two prompts included")
+      .add_option(
+          "--inject-run", o->inject_run,
+          "Only in this run of the patches, counted from 0 for each grid (the\nlast one runs "
+          "two cells again, as a whole); without it in "
+          "every run, those of the two prompts included")
       ->type_name("N")
       ->group("Checking")
       ->check(whole_number(0, kAnyNumber));

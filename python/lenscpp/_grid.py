@@ -66,6 +66,10 @@ def patch_grid(
         raise TypeError(f"[patch_grid] over: needed: names of axes; found: {_inputs.kind(over)}")
     if direction not in ("denoise", "noise"):
         raise ValueError(f'[patch_grid] direction {direction!r}; allowed: "denoise", "noise"')
+    if not (verify is None or isinstance(verify, str)):
+        raise TypeError(f'[patch_grid] verify: needed: "checksum", "exact" or "off"; found: {_inputs.kind(verify)}')
+    if not isinstance(savings, bool):
+        raise TypeError(f"[patch_grid] savings: needed: a bool; found: {_inputs.kind(savings)}")
     names = _lenscpp.grid_hooks(inner, _inputs.utf8(site))
     source = _run(model, clean, names if direction == "denoise" else [], prepend_bos)
     tokens = source.tokens
@@ -85,7 +89,7 @@ def patch_grid(
             direction=direction,
             verify=verify,
             max_cells=_inputs.optional_int("max_cells", max_cells),
-            savings=bool(savings),
+            savings=savings,
             progress=progress,
             faults=[injection._spec for injection in active],
             fired=fired,
@@ -319,5 +323,16 @@ def _short(label: str) -> str:
     return escape(label if len(label) <= 18 else label[:17] + "…")
 
 
-_store.LOADERS["grid"] = lambda path, model: GridResult(_lenscpp.load_grid(path))
+
+
+def _load(path: Any, model: _lenscpp.Model | None) -> GridResult:
+    grid = GridResult(_lenscpp.load_grid(path))
+    wanted = grid.record["clean"]["model_digest"]
+    if model is not None and model.digest() != wanted:
+        found = f"the model given has {model.digest()}: other weights, processing or dtype"
+        raise ValueError(f"[store] {os.fspath(path)!r} is a grid of a model with digest {wanted}; {found}")
+    return grid
+
+
+_store.LOADERS["grid"] = _load
 _store.UNVERIFIED_LOADERS["grid"] = lambda path, model: GridResult(_lenscpp.load_grid_unverified(path))

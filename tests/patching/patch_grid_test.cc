@@ -8,6 +8,8 @@
 
 #include <cmath>
 
+#include "verify/reference/end_to_end.h"
+
 namespace lenscpp {
 namespace {
 
@@ -201,12 +203,44 @@ TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
     }
 }
 
+// bfloat16 rounds the sources and every product: the bar reaches as far as the sampled cells do.
+TEST_F(PatchGrid, TheErrorBarCoversTheSampledCells) {
+  HookedTransformer narrow = tiny().moved("cpu", DType::bf16);
+  VerifiedCache good = narrow.run_with_cache(narrow.to_tokens(kClean)),
+                bad = narrow.run_with_cache(narrow.to_tokens(kCorrupted));
+  GridResult grid =
+      patch_grid(narrow, good, bad, {.site = Site::z, .over = {Axis::layer, Axis::head}}, names());
+  double furthest = 0;
+  std::int64_t cell = 0;
+  for (std::int64_t i = 0; i < 16; ++i)
+    if (double moved = std::abs(grid.values()[i] - grid.corrupted()); moved > furthest)
+      furthest = moved, cell = i;
+  Edit edit = patch(Site::z, cell / 4, {.head = cell % 4}, good);
+  edit.where.batch = 0;
+  Request request{.rows = Rows::from_tokens(bad.record().tokens, 1, narrow.config()),
+                  .plan = Plan({edit})};
+  double exact = names()(run_in_float64(narrow.weights(), request, serial_for))[0];
+  EXPECT_GE(grid.error_bar(), std::abs(grid.values()[cell] - exact));
+}
+
+TEST_F(PatchGrid, ANameWithALayerIsNoSite) {
+  EXPECT_EQ(grid_site("attn.hook_z", tiny().config()), Site::z);
+  try {
+    grid_site("blocks.1.attn.hook_z", tiny().config());
+    FAIL() << "a grid over all layers";
+  } catch (const std::invalid_argument& e) {
+    EXPECT_NE(std::string(e.what()).find("names a layer; a grid goes over all of them: give \"z\""),
+              std::string::npos)
+        << e.what();
+  }
+}
+
 TEST_F(PatchGrid, RunsOnlyWhatChangesAnything) {
   GridOptions options{.site = Site::resid_pre, .over = {Axis::layer, Axis::pos}};
   GridResult grid = patch_grid(tiny(), clean(), corrupted(), options, names());
   // The prompts differ at position 10 alone; from layer 1 on, every later position reads it.
   EXPECT_EQ(grid.verdict().equal_cells, 60 - 1 - 3 * 5);
-  EXPECT_NE(grid.verdict().summary().find("44 change nothing"), std::string::npos);
+  EXPECT_NE(grid.verdict().summary().find("44 not run: they change nothing"), std::string::npos);
   for (std::int64_t p = 0; p < 10; ++p) EXPECT_EQ(grid.values()[p], grid.corrupted());
   options.savings.equal = false;
   EXPECT_EQ(patch_grid(tiny(), clean(), corrupted(), options, names()).verdict().equal_cells, 0);
@@ -441,7 +475,6 @@ TEST_F(PatchGrid, NamesOfSitesAndAxesAreUnderstood) {
                             {"head_z", Site::z},
                             {"z", Site::z},
                             {"attn.hook_z", Site::z},
-                            {"blocks.1.attn.hook_z", Site::z},
                             {"hook_embed", Site::embed},
                             {"embed", Site::embed},
                             {"attn", Site::pattern},

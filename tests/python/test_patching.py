@@ -477,6 +477,23 @@ def test_patches_that_change_nothing_are_not_run(tiny, clean):
     assert (grid.values[:, :10] == grid.corrupted).all() and grid.verdict.to_dict()["equal_cells"] == 44
 
 
+def test_a_saved_grid_is_of_one_model(tiny, grid, tmp_path):
+    grid.save(tmp_path / "grid.h5")
+    assert torch.equal(lens.load(tmp_path / "grid.h5", tiny).values, grid.values)
+    other = lens.HookedTransformer.from_pretrained("tiny-ioi", fold_ln=False)
+    with pytest.raises(ValueError, match="other weights, processing or dtype"):
+        lens.load(tmp_path / "grid.h5", other)
+
+
+def test_modes_and_savings_are_what_they_are(tiny, clean):
+    with pytest.raises(TypeError, match='needed: "checksum", "exact" or "off"; found: a bool'):
+        patching.patch_grid(tiny, clean, CORRUPTED, "z", metric=DIFF, verify=False)
+    with pytest.raises(TypeError, match="savings: needed: a bool"):
+        patching.patch_grid(tiny, clean, CORRUPTED, "z", metric=DIFF, savings="no")
+    with pytest.raises(ValueError, match="names a layer; a grid goes over all of them"):
+        patching.patch_grid(tiny, clean, CORRUPTED, "blocks.0.attn.hook_z", metric=DIFF)
+
+
 def test_a_function_reads_all_logits(tiny, clean):
     shapes = set()
 

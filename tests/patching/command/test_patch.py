@@ -40,7 +40,7 @@ def on_a_terminal(*arguments, columns=100, **changes):
 
 def test_a_grid_in_plain_text():
     text = succeeds(*PATCH)
-    assert "denoise resid_pre: logit_diff, clean +9.4" in text and "VERIFIED: 60 patches in 2 runs (44 change nothing)," in text and ESCAPE not in text
+    assert "denoise resid_pre: logit_diff, clean +9.4" in text and "VERIFIED: 60 patches in 2 runs (44 not run: they change nothing that is read)," in text and ESCAPE not in text
     assert re.search(r"^10: John/ Mary +1\.00 ", text, re.MULTILINE)
     assert re.search(r"^0:<\|endoftext\|> +0\.00 +0\.00 +0\.00 +0\.00", text, re.MULTILINE)
 
@@ -94,7 +94,7 @@ def test_grids_are_saved_one_a_site(tmp_path):
 def test_a_fault_loses_its_cells_and_the_status(tmp_path):
     page, file = tmp_path / "patches.html", tmp_path / "grid.h5"
     done = lenscpp(*PATCH, *FAULT, "--inject-run", "1", "--cells-per-run", "8", "--html", page, "--out", file)
-    assert done.returncode == 3 and "8 of 60 patches in 3 runs (44 change nothing) refused (1 run)" in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode == 3 and "8 of 60 patches in 3 runs (44 not run: they change nothing that is read) refused (1 run)" in done.stderr and not list(tmp_path.iterdir())
     assert done.stderr.count("nothing was written") == 2
     assert done.stdout.count("NaN") == 9 and "NaN refused" in done.stdout and "1.00" in done.stdout
     assert "INVALID" in done.stdout and "\nVERIFIED" not in done.stdout and "injected: one_element" in done.stdout
