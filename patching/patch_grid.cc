@@ -514,8 +514,9 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   RunOptions run = run_options();
   run.plan = Plan(std::move(edits));
   Request request = model_.request_for(tokens, run);
-  const Reads& reads = metric_.reads();
-  request.rows.read_tokens = reads.tokens;  // logits of these alone, but at all positions
+  // Logits of these alone, but at all positions; of all where logits are what is patched.
+  const Reads reads = o_.site == Site::unembed_out ? Reads{} : metric_.reads();
+  request.rows.read_tokens = reads.tokens;
   auto measured = [&](const Array& logits) {
     if (reads.tokens.empty()) return metric_.mean(logits);
     return mean_of_values(metric_.values_of_read(at_position(logits, *reads.pos)));
