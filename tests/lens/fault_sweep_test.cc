@@ -399,6 +399,18 @@ TEST_P(FaultSweep, EveryFaultOfEditedRunsIsRefusedAndNamedFirst) {
       table);
 }
 
+// Positions [from, to) of [batch, pos, ...].
+Array positions(const Array& x, std::int64_t from, std::int64_t to) {
+  std::int64_t pos = x.size(1), inner = x.numel() / x.size(0) / pos;
+  Shape shape = x.shape();
+  shape[1] = to - from;
+  MutableArray result(shape, x.dtype());
+  for (std::int64_t b = 0; b < x.size(0); ++b)
+    for (std::int64_t i = 0; i < (to - from) * inner; ++i)
+      result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
+  return std::move(result).freeze();
+}
+
 // A run that continues another: keys and values of earlier positions are uploaded, and so is a
 // residual.
 TEST_P(FaultSweep, EveryFaultOfAContinuedRunIsRefusedAndNamedFirst) {
@@ -406,30 +418,21 @@ TEST_P(FaultSweep, EveryFaultOfAContinuedRunIsRefusedAndNamedFirst) {
   CleanRun whole(w, plain_request(*w));
   const Config& c = w->config;
   std::int64_t pos = whole.request.rows.pos, first = 2;
-  auto part = [&](const Array& x, std::int64_t from, std::int64_t to) {
-    std::int64_t inner = x.numel() / 2 / pos;
-    Shape shape = x.shape();
-    shape[1] = to - from;
-    MutableArray result(shape, x.dtype());
-    for (std::int64_t b = 0; b < 2; ++b)
-      for (std::int64_t i = 0; i < (to - from) * inner; ++i)
-        result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
-    return std::move(result).freeze();
-  };
-  Request request{.rows = {.batch = 2,
-                           .pos = pos - first,
-                           .tokens = {},
-                           .positions = {},
-                           .first_layer = 1,
-                           .end_layer = c.n_layers,
-                           .start_residual = part(whole.clean.at({Site::resid_pre, 1}), first, pos),
-                           .first_pos = first},
-                  .plan = {},
-                  .on_demand = {}};
+  Request request{
+      .rows = {.batch = 2,
+               .pos = pos - first,
+               .tokens = {},
+               .positions = {},
+               .first_layer = 1,
+               .end_layer = c.n_layers,
+               .start_residual = positions(whole.clean.at({Site::resid_pre, 1}), first, pos),
+               .first_pos = first},
+      .plan = {},
+      .on_demand = {}};
   for (std::int64_t b = 0; b < 2; ++b)
     for (std::int64_t p = first; p < pos; ++p) request.rows.positions.push_back(p);
-  request.rows.base.push_back({.keys = part(whole.clean.at({Site::k, 1}), 0, first),
-                               .values = part(whole.clean.at({Site::v, 1}), 0, first)});
+  request.rows.base.push_back({.keys = positions(whole.clean.at({Site::k, 1}), 0, first),
+                               .values = positions(whole.clean.at({Site::v, 1}), 0, first)});
   request.validate(c);
   CleanRun continued(w, request);
   sweep(
@@ -449,15 +452,7 @@ TEST_P(FaultSweep, EveryFaultOfASweepsRunIsRefusedAndNamedFirst) {
   const Config& c = w->config;
   std::int64_t pos = whole.request.rows.pos, first = 1;
   auto prompts = [&](Site site, std::int64_t layer, std::int64_t from, std::int64_t to) {
-    const Array& x = whole.clean.at({site, layer});
-    std::int64_t inner = x.numel() / 2 / pos;
-    Shape shape = x.shape();
-    shape[1] = to - from;
-    MutableArray result(shape, x.dtype());
-    for (std::int64_t b = 0; b < 2; ++b)
-      for (std::int64_t i = 0; i < (to - from) * inner; ++i)
-        result.set(b * (to - from) * inner + i, x[(b * pos + from) * inner + i]);
-    return std::move(result).freeze();
+    return positions(whole.clean.at({site, layer}), from, to);
   };
   std::int64_t end = c.n_layers, computed = pos - first;
   ASSERT_GE(end, 2);
