@@ -222,7 +222,7 @@ MUTANTS = [
     (OPS, "prompt % base_.size(0) * base + key", "key", "shared base keys"),
     (OPS, "return untouched &&", "return", "edited rows are compared"),
     (CHECKSUM, "part.op = Op::linear;", "", "samples of one head"),
-    (CHECKSUM, "static_cast<std::uint32_t>(link.output.layer)};", "0};", "random vectors of each layer"),
+    (CHECKSUM, "static_cast<std::uint32_t>(link.output.layer)};", "std::uint32_t{0}};", "random vectors of each layer"),
     # device faults
     (DEVICE, "!c.always() && !armed.info->triggers(c)", "false", "conditions of device faults"),
     (DEVICE, "only->second != met", "false", "the call of a device fault"),
