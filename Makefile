@@ -135,7 +135,8 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 
 # transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
-	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py
+	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py \
+	  pandas xarray dask distributed
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.

@@ -24,6 +24,7 @@
 
 #include "hooks/nearest.h"
 #include "verify/store/sha256.h"
+#include "verify/store/write_file.h"
 #include "verify/verified_cache.h"
 
 namespace lenscpp {
@@ -157,10 +158,10 @@ std::optional<std::int64_t> number_attribute(hid_t object, const char* name) {
 }
 
 // Whole trailing dimensions, as many as make about a megabyte: what reading a row costs at most.
-std::vector<hsize_t> chunk_of(const Array& value) {
+std::vector<hsize_t> chunk_of(const Shape& shape, DType dtype) {
   constexpr hsize_t kChunk_bytes = 1 << 20;
-  std::vector<hsize_t> chunk(value.shape().begin(), value.shape().end());
-  hsize_t bytes = value.nbytes();
+  std::vector<hsize_t> chunk(shape.begin(), shape.end());
+  hsize_t bytes = static_cast<hsize_t>(numel(shape)) * size_of(dtype);
   for (hsize_t& extent : chunk) {
     if (bytes <= kChunk_bytes) break;
     bytes /= extent;
@@ -184,19 +185,45 @@ bool worth_deflating(const Array& value) {
   return 8 * repeated > value.numel();
 }
 
-Handle creation_of(const Array& value) {
+Handle creation_of(const Shape& shape, DType dtype, bool deflated) {
   Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   check(H5Pset_obj_track_times(creation, false));  // equal runs are equal files
   check(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER));
-  if (value.rank() == 0 || value.empty()) return creation;
-  std::vector<hsize_t> chunk = chunk_of(value);
-  check(H5Pset_chunk(creation, value.rank(), chunk.data()));
-  if (worth_deflating(value) && check(H5Zfilter_avail(H5Z_FILTER_DEFLATE)) > 0) {
+  if (shape.empty() || numel(shape) == 0) return creation;
+  std::vector<hsize_t> chunk = chunk_of(shape, dtype);
+  check(H5Pset_chunk(creation, static_cast<int>(chunk.size()), chunk.data()));
+  if (deflated && check(H5Zfilter_avail(H5Z_FILTER_DEFLATE)) > 0) {
     check(H5Pset_shuffle(creation));
     check(H5Pset_deflate(creation, 1));
   }
   check(H5Pset_fletcher32(creation));
   return creation;
+}
+Handle creation_of(const Array& value) {
+  return creation_of(value.shape(), value.dtype(), worth_deflating(value));
+}
+
+Handle space_of(const Shape& shape) {
+  std::vector<hsize_t> extents(shape.begin(), shape.end());
+  return {extents.empty()
+              ? H5Screate(H5S_SCALAR)
+              : H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr),
+          H5Sclose};
+}
+
+// The rows [begin, begin + n) of a dataset's space.
+Handle rows_of(hid_t set, const Shape& shape, std::int64_t begin, std::int64_t n) {
+  Handle space(H5Dget_space(set), H5Sclose);
+  std::vector<hsize_t> start(shape.size(), 0), count(shape.begin(), shape.end());
+  start[0] = static_cast<hsize_t>(begin);
+  count[0] = static_cast<hsize_t>(n);
+  check(H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr));
+  return space;
+}
+
+// The digest of an array that was written by groups of rows.
+std::string digest_of(const std::vector<std::pair<std::int64_t, std::string>>& groups) {
+  return sha256(json(groups).dump());
 }
 
 std::string digest_of(const Array& value) {
@@ -216,10 +243,10 @@ std::vector<std::string> parents_of(const std::string& name) {
 }
 
 FileKind kind_from_name(const std::string& name, const std::string& origin) {
-  for (FileKind kind : {FileKind::run, FileKind::grid, FileKind::shard})
+  for (FileKind kind : {FileKind::run, FileKind::grid, FileKind::shard, FileKind::batch})
     if (name_of(kind) == name) return kind;
   throw std::invalid_argument("[store] " + origin + ": a file of kind " + in_quotes(name) +
-                              "; allowed: run, grid, shard");
+                              "; allowed: run, grid, shard, batch");
 }
 
 [[noreturn]] void disk_refuses(int error_number, const fs::path& path) {
@@ -235,15 +262,6 @@ struct Descriptor {
     if (fd >= 0) ::close(fd);
   }
 };
-
-void sync(const fs::path& path, int flags) {
-  Descriptor file(::open(path.c_str(), flags | O_CLOEXEC));
-  if (file.fd < 0 || ::fsync(file.fd) != 0) disk_refuses(errno, path);
-}
-
-fs::path folder_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
 
 // A temporary file is rubbish when its writer is gone: no process of that number, and HDF5's lock
 // on the file is free.
@@ -273,6 +291,8 @@ std::string_view name_of(FileKind kind) {
       return "grid";
     case FileKind::shard:
       return "shard";
+    case FileKind::batch:
+      return "batch";
   }
   throw std::logic_error("[store] not a FileKind");
 }
@@ -291,7 +311,13 @@ struct SealedWriter::Open {
   FileKind kind;
   Handle file;
   json objects = json::object();
-  std::set<std::string> groups;
+  std::set<std::string> groups;  // of HDF5
+  // The array that is written by rows.
+  std::string by_rows;
+  Shape rows_shape;
+  DType rows_dtype = DType::f64;
+  std::vector<std::pair<std::int64_t, std::string>> row_groups;
+  std::int64_t rows_written = 0;
 
   ~Open() {
     Lock lock(hdf5());
@@ -316,6 +342,7 @@ struct SealedWriter::Open {
 
   void write(const std::string& name, const Handle& type, const Handle& space, const void* data,
              const Handle& creation, const std::function<void(hid_t)>& describe = {}) {
+    if (H5Sget_simple_extent_npoints(space) == 0) data = nullptr;
     Handle group_creation(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
     check(
         H5Pset_link_creation_order(group_creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED));
@@ -325,8 +352,7 @@ struct SealedWriter::Open {
                H5Gclose);
     Handle set(H5Dcreate2(file, name.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
                H5Dclose);
-    if (H5Sget_simple_extent_npoints(space) > 0)
-      check(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data));
+    if (data != nullptr) check(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data));
     if (describe) describe(set);
     set.close();
   }
@@ -334,6 +360,18 @@ struct SealedWriter::Open {
   void write_text(const std::string& name, const std::string& text) {
     write(name, text_type(text.size()), Handle(H5Screate(H5S_SCALAR), H5Sclose), text.data(),
           creation_of({}));
+  }
+
+  void end_rows() {
+    if (by_rows.empty()) return;
+    if (rows_written != rows_shape[0])
+      throw std::invalid_argument("[store] " + in_quotes(by_rows) + " has " +
+                                  std::to_string(rows_written) + " rows of " +
+                                  std::to_string(rows_shape[0]));
+    objects[by_rows]["groups"] = row_groups;
+    objects[by_rows]["sha256"] = digest_of(row_groups);
+    by_rows.clear();
+    row_groups.clear();
   }
 
   void add(const std::string& name, json description) {
@@ -387,12 +425,8 @@ void SealedWriter::array(const std::string& name, const Array& value) {
       name,
       {{"dtype", name_of(value.dtype())}, {"shape", value.shape()}, {"sha256", digest_of(value)}});
   open_->guarded([&] {
-    std::vector<hsize_t> extents(value.shape().begin(), value.shape().end());
-    Handle space(extents.empty() ? H5Screate(H5S_SCALAR)
-                                 : H5Screate_simple(value.rank(), extents.data(), nullptr),
-                 H5Sclose);
-    open_->write(name, type_of(value.dtype()), space, value.bytes(), creation_of(value),
-                 [&](hid_t set) {
+    open_->write(name, type_of(value.dtype()), space_of(value.shape()), value.bytes(),
+                 creation_of(value), [&](hid_t set) {
                    if (value.dtype() != DType::bf16) return;
                    set_attribute(set, "dtype", name_of(DType::bf16));
                    set_attribute(set, "decode", "(x[()].astype('uint32') << 16).view('float32')");
@@ -400,8 +434,47 @@ void SealedWriter::array(const std::string& name, const Array& value) {
   });
 }
 
+void SealedWriter::begin_rows(const std::string& name, DType dtype, const Shape& shape) {
+  Open& o = *open_;
+  o.end_rows();
+  if (shape.empty() || numel(shape) == 0 || dtype == DType::bf16)
+    throw std::invalid_argument("[store] " + in_quotes(name) + " is " +
+                                std::string(lenscpp::name_of(dtype)) + " " + to_string(shape) +
+                                "; needed: an array of at least one row, of no bfloat16");
+  o.add(name, {{"dtype", lenscpp::name_of(dtype)}, {"shape", shape}});
+  o.guarded([&] {
+    o.write(name, type_of(dtype), space_of(shape), nullptr, creation_of(shape, dtype, false));
+  });
+  o.by_rows = name;
+  o.rows_shape = shape;
+  o.rows_dtype = dtype;
+  o.rows_written = 0;
+}
+
+void SealedWriter::append_rows(const Array& rows) {
+  Open& o = *open_;
+  Shape needed = o.rows_shape;
+  if (!needed.empty() && rows.rank() == std::ssize(needed)) needed[0] = rows.size(0);
+  if (o.by_rows.empty() || rows.dtype() != o.rows_dtype || rows.shape() != needed || rows.empty() ||
+      o.rows_written + rows.size(0) > o.rows_shape[0])
+    throw std::invalid_argument(
+        "[store] " + in_quotes(o.by_rows) + " is " + to_string(o.rows_shape) + " and has " +
+        std::to_string(o.rows_written) + " rows: these do not fit: " +
+        std::string(lenscpp::name_of(rows.dtype())) + " " + to_string(rows.shape()));
+  o.guarded([&] {
+    Handle set(H5Dopen2(o.file, o.by_rows.c_str(), H5P_DEFAULT), H5Dclose);
+    Handle to = rows_of(set, o.rows_shape, o.rows_written, rows.size(0));
+    check(H5Dwrite(set, type_of(rows.dtype()), space_of(rows.shape()), to, H5P_DEFAULT,
+                   rows.bytes()));
+    set.close();
+  });
+  o.row_groups.emplace_back(rows.size(0), digest_of(rows));
+  o.rows_written += rows.size(0);
+}
+
 void SealedWriter::commit(Status status) {
   Open& o = *open_;
+  o.end_rows();
   std::string digests = json{
       {"format", kFormat},
       {"version", kVersion},
@@ -415,10 +488,8 @@ void SealedWriter::commit(Status status) {
     check(H5Fflush(o.file, H5F_SCOPE_LOCAL));
     o.write_text(kStatus, std::string(name_of(status)));
     o.file.close();
-    sync(o.temporary, O_RDONLY);
-    if (::rename(o.temporary.c_str(), o.path.c_str()) != 0) disk_refuses(errno, o.path);
+    rename_durably(o.temporary, o.path);
     o.temporary.clear();
-    sync(folder_of(o.path), O_RDONLY | O_DIRECTORY);
   });
 }
 
@@ -550,6 +621,7 @@ struct SealedFile::Open {
       status = status_from_name(text(kStatus));
       for (const auto& [name, value] : table.at("objects").items()) {
         Entry entry{.shape = value.at("shape").get<Shape>(), .sha256 = value.at("sha256")};
+        if (value.contains("groups")) entry.groups = value.at("groups");
         if (value.at("dtype") != "json")
           entry.dtype = dtype_from_name(value.at("dtype").get<std::string>());
         entries.emplace(name, std::move(entry));
@@ -558,6 +630,28 @@ struct SealedFile::Open {
       refuse(std::string(kDigests) + " is not a table of this library");
     }
     check_all_of(sets, groups);
+  }
+
+  Array read(const std::string& name, const Entry& entry, std::int64_t begin,
+             std::int64_t n) const {
+    return guarded(name, [&] {
+      Shape shape = entry.shape;
+      if (!shape.empty()) shape[0] = n;
+      MutableArray result(shape, *entry.dtype);
+      Handle set(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose);
+      Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
+      if (!checked) check(H5Pset_edc_check(transfer, H5Z_DISABLE_EDC));
+      if (result.numel() == 0) return std::move(result).freeze();
+      Handle from =
+          shape.empty() ? Handle(H5Dget_space(set), H5Sclose) : rows_of(set, entry.shape, begin, n);
+      check(H5Dread(set, type_of(*entry.dtype), space_of(shape), from, transfer, result.bytes()));
+      return std::move(result).freeze();
+    });
+  }
+
+  void check_digest(const std::string& name, const Array& value, const std::string& digest) const {
+    if (checked && digest_of(value) != digest)
+      refuse(name + " was changed after it was written: its digest does not match");
   }
 
   const Entry& at(const std::string& name, bool document) const {
@@ -656,26 +750,52 @@ json SealedFile::document(const std::string& name) const {
 
 Array SealedFile::array(const std::string& name) const {
   const Entry& entry = open_->at(name, false);
-  Array value = open_->guarded(name, [&] {
-    MutableArray read(entry.shape, *entry.dtype);
-    Handle set(H5Dopen2(open_->file, name.c_str(), H5P_DEFAULT), H5Dclose);
-    Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
-    if (!open_->checked) check(H5Pset_edc_check(transfer, H5Z_DISABLE_EDC));
-    if (read.numel() > 0)
-      check(H5Dread(set, type_of(*entry.dtype), H5S_ALL, H5S_ALL, transfer, read.bytes()));
-    return std::move(read).freeze();
-  });
-  if (open_->checked && digest_of(value) != entry.sha256)
-    open_->refuse(name + " was changed after it was written: its digest does not match");
+  if (!entry.groups.empty()) return rows(name, 0, entry.shape[0]);
+  Array value = open_->read(name, entry, 0, entry.shape.empty() ? 0 : entry.shape[0]);
+  open_->check_digest(name, value, entry.sha256);
   return value;
 }
 
+Array SealedFile::rows(const std::string& name, std::int64_t begin, std::int64_t end) const {
+  const Entry& entry = open_->at(name, false);
+  std::int64_t n = entry.shape.empty() ? 0 : entry.shape[0];
+  if (begin < 0 || begin > end || end > n)
+    throw std::out_of_range("[store] rows " + std::to_string(begin) + " to " + std::to_string(end) +
+                            " out of range: " + name + " has " + std::to_string(n));
+  if (entry.groups.empty() && open_->checked) return array(name).rows(begin, end);
+  if (entry.groups.empty()) return open_->read(name, entry, begin, end - begin);
+  if (digest_of(entry.groups) != entry.sha256)
+    open_->refuse(name + ": its digest is not that of its groups");
+  Shape shape = entry.shape;
+  shape[0] = end - begin;
+  MutableArray result(shape, *entry.dtype);
+  std::size_t row =
+      static_cast<std::size_t>(numel({shape.begin() + 1, shape.end()})) * size_of(*entry.dtype);
+  std::int64_t first = 0;
+  for (const auto& [size, digest] : entry.groups) {
+    std::int64_t from = std::max(begin, first), to = std::min(end, first + size);
+    if (from < to) {
+      Array group = open_->read(name, entry, first, size);
+      open_->check_digest(name, group, digest);
+      std::memcpy(result.bytes() + row * static_cast<std::size_t>(from - begin),
+                  group.bytes() + row * static_cast<std::size_t>(from - first),
+                  row * static_cast<std::size_t>(to - from));
+    }
+    first += size;
+  }
+  if (first != n) open_->refuse(name + ": its groups are of " + std::to_string(first) + " rows");
+  return std::move(result).freeze();
+}
+
 void SealedFile::verify_all() const {
-  for (const auto& [name, entry] : open_->entries)
-    if (entry.dtype)
-      array(name);
-    else
+  for (const auto& [name, entry] : open_->entries) {
+    std::int64_t first = 0;
+    for (const auto& [size, digest] : entry.groups) rows(name, first, first + size), first += size;
+    if (!entry.dtype)
       document(name);
+    else if (entry.groups.empty())
+      array(name);
+  }
 }
 
 }  // namespace lenscpp
