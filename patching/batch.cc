@@ -7,6 +7,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <stdexcept>
 
@@ -169,6 +170,10 @@ class BlockRun {
       shard_.status = Status::invalid;
       v_.first_failure = e.what();
       if (v_.refused_runs == 0) v_.refused_runs = 1;
+      // Where a run of the prompts was refused there is no metric.
+      for (auto* column : {&shard_.clean, &shard_.corrupted})
+        if (column->size() != left_.size())
+          column->assign(left_.size(), std::numeric_limits<double>::quiet_NaN());
     }
     v_.status = shard_.status;
     shard_.experiments = left_;

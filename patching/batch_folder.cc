@@ -54,6 +54,18 @@ void check_identity(const json& found, const json& needed, const fs::path& folde
              ": give another folder, or the same options");
 }
 
+// Beside what a batch begins with, before its plan is there.
+bool holds_other_files(const fs::path& folder) {
+  if (!fs::exists(folder)) return false;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    std::string name = entry.path().filename().string();
+    bool own = name == "shards" || name == "refused" || name == kPlan ||
+               name.starts_with("." + std::string(kPlan) + ".");
+    if (!own) return true;
+  }
+  return false;
+}
+
 std::string counted(std::int64_t n, const std::string& what) {
   return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
 }
@@ -82,7 +94,7 @@ BatchFolder::BatchFolder(fs::path folder, const Batch& batch, bool resume)
              counted(std::ssize(plan.at("shards")), "shard") +
              ": resume it, or give another folder");
     check_identity(plan.at("identity"), batch.identity(), folder_);
-  } else if (fs::exists(folder_) && !fs::is_empty(folder_)) {
+  } else if (holds_other_files(folder_)) {
     refuse(folder_.string() + " holds other files and no batch; needed: a new or an empty folder");
   }
   fs::create_directories(folder_ / "shards");

@@ -51,6 +51,21 @@ class Shown {
   SealedFile file_;
 };
 
+// What a shard says of itself.
+std::string shard_in_words(const nlohmann::json& shard) {
+  const nlohmann::json &verdict = shard.at("verdict"), &from = shard.at("provenance");
+  std::string text = "shard " + shard.at("name").get<std::string>().substr(0, 12);
+  if (from.contains("model"))
+    text += ", " + from.at("model").get<std::string>() + " on " +
+            from.at("device").get<std::string>() + " in " + from.at("dtype").get<std::string>();
+  text += "\n" + verdict.at("status").get<std::string>() + ": " + verdict.at("cells").dump() +
+          " patches in " + verdict.at("runs").dump() + " runs, " + verdict.at("n_compared").dump() +
+          " elements compared\n";
+  if (auto failure = verdict.at("first_failure").get<std::string>(); !failure.empty())
+    text += failure + "\n";
+  return text;
+}
+
 SealedFile Shown::opened(const std::string& path) {
   try {
     SealedFile file = SealedFile::open(path);
@@ -75,6 +90,7 @@ SealedFile Shown::opened(const std::string& path) {
 }
 
 void Shown::describe(const SealedFile& file) {
+  if (file.kind() == FileKind::shard) run_words_ = shard_in_words(file.document("/shard"));
   if (file.kind() != FileKind::run) return;
   nlohmann::json run = file.document("/run");
   run_["record"] = run.at("record");

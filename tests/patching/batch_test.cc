@@ -1,14 +1,14 @@
 // Experiments, blocks, shards, folders and merged files on the shipped model.
 #include "patching/batch_folder.h"
 
+#include <ATen/ops/mul.h>
 #include <gtest/gtest.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
 #include <set>
 
-#include "hooks/transformer/torch_array.h"
 #include "patching/merged_file.h"
 #include "patching/tasks.h"
 
@@ -122,8 +122,9 @@ TEST_F(Experiments, AreRejectedWithAReason) {
     auto tokenized = tokenize(tiny(), experiment(changes));
     return std::get<Rejection>(tokenized).reason;
   };
-  EXPECT_EQ(reason({{"corrupted", "When John and Mary went to the old store, Mary gave it to"}}),
-            Reason::unequal_lengths);
+  EXPECT_EQ(
+      reason({{"corrupted", "When John and Mary went to the old store, Mary gave the bag to"}}),
+      Reason::unequal_lengths);
   EXPECT_EQ(reason({{"answer", " Mary and"}}), Reason::not_one_token);
   EXPECT_EQ(reason({{"answer", " John"}}), Reason::same_answers);
   std::vector<std::int64_t> ids(static_cast<std::size_t>(tiny().config().n_ctx) + 1, 5);
@@ -332,7 +333,7 @@ TEST_F(Batches, AnotherModelOrOtherOptionsAreNotMixedIn) {
 
 Interference wrong_z() {
   return [](const TensorId& id, const at::Tensor& x) {
-    return id.site == Site::z && id.layer == 1 ? x * 1.01 : x;
+    return id.site == Site::z && id.layer == 1 ? at::mul(x, 1.01) : x;
   };
 }
 
