@@ -174,6 +174,41 @@ def test_tasks_are_lists_of_experiments(model, tmp_path):
         lens.tasks.greater_than(model, n=3)
 
 
+@pytest.fixture
+def reads_years(tmp_path):
+    """A random model whose tokenizer has a token for each two digits, as GPT-2's nearly has."""
+    transformers = pytest.importorskip("transformers")
+    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(b) for b in letters] + [chr(256 + i) for i in range(256 - len(letters))]
+    pairs = [f"{n:02d}" for n in (*range(11, 19), *range(11), *range(19, 100))]
+    vocab = {symbol: i for i, symbol in enumerate([*symbols, *pairs])}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": [f"{a} {b}" for a, b in pairs]}
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": bpe}
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=len(vocab), n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "years")
+    (tmp_path / "years" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return lens.HookedTransformer.from_pretrained(tmp_path / "years")
+
+
+def test_greater_than_asks_for_later_years(reads_years, tmp_path):
+    model = reads_years
+    task = lens.tasks.greater_than(model, n=6)
+    for one in task:
+        year = model.to_tokens(one["clean"])[0, one["positions"]["YY"]]
+        text = model.to_string([int(year)])
+        answers, wrong = ([int(model.to_string([token])) for token in one[which]] for which in ("answer", "wrong"))
+        assert min(answers) == int(text) + 1 and max(wrong) == int(text) and len(answers) + len(wrong) == 100
+        assert model.to_string(model.to_tokens(one["corrupted"])[0, one["positions"]["YY"]].unsqueeze(0)) == "01"
+        assert model.to_tokens(one["clean"])[0, one["positions"]["XX"]] == model.to_tokens(one["clean"])[0, -1]
+    merged = lens.run_experiments(model, task, tmp_path / "out", keep_wrong=True, least_difference=0).merge()
+    row, one = 0, task[int(merged.index[0])]
+    probs = model(one["clean"]).double().softmax(-1)[0, -1]
+    assert abs(float(merged.clean[row]) - float(probs[one["answer"]].sum() - probs[one["wrong"]].sum())) < 1e-6
+    assert merged["resid_pre"].labels["pos"] == ["XX", "YY", "END"]
+
+
 def test_patch_grid_takes_positions(model):
     metric = lens.LogitDiff(" Mary", " John")
     every = lens.patching.patch_grid(model, CLEAN, CORRUPTED, "resid_pre", metric=metric)

@@ -8,6 +8,8 @@
 #include <string>
 #include <system_error>
 
+#include "verify/store/descriptor.h"
+
 namespace lenscpp {
 namespace fs = std::filesystem;
 namespace {
@@ -15,16 +17,6 @@ namespace {
 [[noreturn]] void disk_refuses(const fs::path& path) {
   throw std::system_error(errno, std::generic_category(), "[store] " + path.string());
 }
-
-struct Descriptor {
-  int fd;
-  explicit Descriptor(int descriptor) : fd(descriptor) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
 
 void sync(const fs::path& path, int flags) {
   Descriptor file(::open(path.c_str(), flags | O_CLOEXEC));
