@@ -145,8 +145,16 @@ BatchFolder::Claim::~Claim() {
   ::close(descriptor_);
 }
 
+fs::path BatchFolder::claim_path(const std::string& name) const {
+  return folder_ / "shards" / ("." + name + ".claim");
+}
+
+void BatchFolder::remove_claim_of_the_dead(const std::string& name) const {
+  if (fs::exists(claim_path(name))) claim(name);
+}
+
 std::optional<BatchFolder::Claim> BatchFolder::claim(const std::string& name) const {
-  fs::path path = folder_ / "shards" / ("." + name + ".claim");
+  fs::path path = claim_path(name);
   for (;;) {
     int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor < 0)
@@ -277,6 +285,7 @@ class Running {
     std::int64_t cells = batch_.cells_of(block);
     if (auto file = folder_.finished(block.name, report_.damaged)) {
       ++report_.before;
+      folder_.remove_claim_of_the_dead(block.name);
       for (const json& r : file->rejected()) ++report_.rejected[r.at("reason").get<std::string>()];
     } else if (auto claim = folder_.claim(block.name); !claim) {
       ++report_.elsewhere;

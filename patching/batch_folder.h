@@ -104,8 +104,12 @@ class BatchFolder {
   };
   /// Nothing when another process has it.
   std::optional<Claim> claim(const std::string& name) const;
+  /// Of a process that was killed between finishing a shard and letting go of it.
+  void remove_claim_of_the_dead(const std::string& name) const;
 
  private:
+  std::filesystem::path claim_path(const std::string& name) const;
+
   std::filesystem::path folder_;
   bool verified_;
 };
