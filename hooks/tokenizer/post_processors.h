@@ -8,15 +8,10 @@
 #include <unordered_set>
 #include <vector>
 
+#include "hooks/tokenizer/special_encoding.h"
 #include "hooks/tokenizer/vocabulary.h"
 
 namespace lenscpp::tokenizing {
-
-/// Tokens and, for models that tell two texts apart, which of them each belongs to.
-struct SpecialEncoding {
-  std::vector<std::int64_t> ids;
-  std::vector<std::int64_t> type_ids;  ///< as long as `ids`
-};
 
 /// Where special tokens stand around one text, and around two.
 class PostProcessor {

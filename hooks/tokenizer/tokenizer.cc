@@ -189,12 +189,12 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view utf8) const {
   return ids;
 }
 
-tokenizing::SpecialEncoding Tokenizer::encode_with_special(std::string_view utf8) const {
+SpecialEncoding Tokenizer::encode_with_special(std::string_view utf8) const {
   return tables_->file.post_processor.apply(encode(utf8));
 }
 
-tokenizing::SpecialEncoding Tokenizer::encode_with_special(std::string_view first,
-                                                           std::string_view second) const {
+SpecialEncoding Tokenizer::encode_with_special(std::string_view first,
+                                               std::string_view second) const {
   return tables_->file.post_processor.apply(encode(first), encode(second));
 }
 

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "hooks/tokenizer/post_processors.h"
+#include "hooks/tokenizer/special_encoding.h"
 
 namespace lenscpp {
 
@@ -33,10 +33,9 @@ class Tokenizer {
   std::vector<std::int64_t> encode(std::string_view utf8) const;
   /// The same with the special tokens that the file's post-processor puts around a text ("[CLS]",
   /// "<s>"), add_special_tokens=True, and with type ids. Throws as encode does.
-  tokenizing::SpecialEncoding encode_with_special(std::string_view utf8) const;
+  SpecialEncoding encode_with_special(std::string_view utf8) const;
   /// Of two texts that belong together.
-  tokenizing::SpecialEncoding encode_with_special(std::string_view first,
-                                                  std::string_view second) const;
+  SpecialEncoding encode_with_special(std::string_view first, std::string_view second) const;
 
   /// The text of tokens by the file's decoder, invalid UTF-8 replaced by U+FFFD; with
   /// `skip_special` without special tokens. Throws std::invalid_argument for an id that no token
