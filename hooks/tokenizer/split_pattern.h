@@ -14,7 +14,8 @@ enum class SplitBehavior { removed, isolated, merged_with_previous, merged_with_
 
 /// Unicode's White_Space as the members of a PCRE2 class, whose own \s also holds U+180E.
 inline constexpr std::string_view kWhiteSpaceClass =
-    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029})"
+    R"(\x{202f}\x{205f}\x{3000})";
 
 /// GPT-2's pattern, which a ByteLevel pre-tokenizer with use_regex stands for.
 extern const std::string_view kGpt2Pattern;
