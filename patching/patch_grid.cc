@@ -191,6 +191,11 @@ std::vector<Axis> grid_axes(Site site) {
   return axes;
 }
 
+void check_grid(Site site, const std::vector<Axis>& over, const Config& config) {
+  check_site(site, config);
+  checked_axes(site, over);
+}
+
 std::string short_name(Site site) {
   auto last_part = [](std::string_view name) {
     std::string_view part = name.substr(name.rfind('.') + 1);
