@@ -124,7 +124,8 @@ void bind_grid_verdict(py::module_& m) {
           "runs", [](Ours<GridVerdict> self) { return self->runs; }, "Runs made for them.")
       .def_property_readonly(
           "equal_cells", [](Ours<GridVerdict> self) { return self->equal_cells; },
-          "Patches that change nothing that the metric reads: the base run's metric, without a run.")
+          "Patches that change nothing that the metric reads: the base run's metric, without a "
+          "run.")
       .def_property_readonly(
           "refused_runs", [](Ours<GridVerdict> self) { return self->refused_runs; },
           "Runs that were INVALID.")
@@ -235,7 +236,8 @@ GridOptions options_from(const HookedTransformer& model, const py::kwargs& call)
   options.direction = direction_from_name(call["direction"].cast<std::string>());
   if (given("verify")) options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
   if (!call["savings"].cast<bool>())
-    options.savings = {.layers = false, .positions = false, .equal = false, .output = false};
+    options.savings = {
+        .layers = false, .rows = false, .positions = false, .equal = false, .output = false};
   if (given("max_cells")) options.max_cells = call["max_cells"].cast<std::int64_t>();
   if (given("progress")) {
     options.progress = [progress = call["progress"]](std::int64_t done, std::int64_t cells) {

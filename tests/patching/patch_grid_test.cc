@@ -61,7 +61,8 @@ Selection at_pos(std::int64_t pos) { return {.pos = std::vector<std::int64_t>{po
 
 double range() { return std::abs(names()(clean().output())[0] - names()(corrupted().output())[0]); }
 
-constexpr Savings kNone{.layers = false, .positions = false, .equal = false, .output = false};
+constexpr Savings kNone{
+    .layers = false, .rows = false, .positions = false, .equal = false, .output = false};
 
 TEST_F(PatchGrid, EqualsTheNaiveLoopPatchByPatch) {
   for (Site site :
@@ -181,15 +182,17 @@ TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
         Case{Site::q_input, {layer, head}}, Case{Site::q, {layer, head, pos}},
         Case{Site::v, {layer, kv_head}}, Case{Site::attn_scores, {layer, query}},
         Case{Site::pattern, {layer, head, query}}, Case{Site::z, {layer, head, pos}},
-        Case{Site::result, {layer, head}}, Case{Site::mlp_post, {layer, pos}},
+        Case{Site::result, {layer, head}}, Case{Site::attn_out, {layer}},
+        Case{Site::mlp_in, {layer, pos}}, Case{Site::mlp_post, {layer, pos}},
         Case{Site::ln2_scale, {layer, pos}}, Case{Site::resid_post, {layer, pos}},
         Case{Site::unembed_in, {pos}}, Case{Site::unembed_out, {pos}}})
     for (const Metric& metric : metrics) {
       GridOptions options{.site = c.site, .over = c.over, .savings = kNone};
       GridResult plain = patch_grid(tiny(), everything, corrupted(), options, metric);
       double range = std::abs(plain.clean() - plain.corrupted());
-      for (int without = 0; without <= 4; ++without) {
+      for (int without = 0; without <= 5; ++without) {
         options.savings = {.layers = without != 1,
+                           .rows = without != 5,
                            .positions = without != 2,
                            .equal = without != 3,
                            .output = without != 4};
@@ -272,7 +275,7 @@ TEST_F(PatchGrid, LittleMemoryMakesMoreRunsOfTheSameValues) {
   GridResult at_once = patch_grid(tiny(), clean(), corrupted(), options, names());
   options.max_bytes = 1 << 20;
   GridResult in_parts = patch_grid(tiny(), clean(), corrupted(), options, names());
-  EXPECT_GT(in_parts.verdict().runs, at_once.verdict().runs);
+  EXPECT_GT(in_parts.verdict().runs, 2 * at_once.verdict().runs);
   for (std::int64_t i = 0; i < at_once.values().numel(); ++i)
     EXPECT_NEAR(in_parts.values()[i], at_once.values()[i], 1e-4 * range());
 }
@@ -295,6 +298,44 @@ TEST_F(PatchGrid, AFaultInASavingRunIsRefused) {
         EXPECT_EQ(e.partial().verdict().refused_cells.size(), 16u);
       }
     }
+}
+
+// Behind attention, a patch's own layer is computed in its own rows, and refused there.
+TEST_F(PatchGrid, AFaultInARunOfRowsIsRefusedAndCostsTheCellsOfItsLayer) {
+  for (VerifyMode mode : {VerifyMode::exact, VerifyMode::checksum})
+    for (Site site : {Site::resid_pre, Site::z, Site::attn_out, Site::mlp_pre, Site::resid_post}) {
+      GridOptions options{
+          .site = Site::z, .over = {Axis::layer, Axis::pos, Axis::head}, .verify = mode};
+      options.interference = [site](const TensorId& id, const at::Tensor& x) {
+        bool of_rows = id.layer == 1 && x.size(1) == 1;
+        return of_rows && id.site == site && id.stage == 0 ? at::add(x, 0.01) : x;
+      };
+      try {
+        patch_grid(tiny(), clean(), corrupted(), options, names());
+        ADD_FAILURE() << "not refused";
+      } catch (const GridFailed& e) {
+        EXPECT_EQ(to_string(e.verdict().first_failure()->id), hook_name(site, 1));
+        std::vector<std::int64_t> lost;  // of layer 1; before position 10 nothing changes
+        for (std::int64_t cell = 60 + 10 * 4; cell < 120; ++cell) lost.push_back(cell);
+        EXPECT_EQ(e.partial().verdict().refused_cells, lost);
+        EXPECT_TRUE(std::isnan(e.partial().values()[lost[0]]));
+        EXPECT_FALSE(std::isnan(e.partial().values()[0]));
+      }
+    }
+}
+
+TEST_F(PatchGrid, WhatPatchesAreCarriedOnWithMayNotChange) {
+  std::optional<at::Tensor> carried;
+  GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::pos}};
+  options.interference = [&](const TensorId& id, const at::Tensor& x) {
+    if (id == TensorId{Site::resid_post, 1} && x.size(1) == 1) carried = x;
+    return x;
+  };
+  options.progress = [&](std::int64_t, std::int64_t) {
+    if (carried) carried->mutable_data_ptr<float>()[3] += 1;
+    carried.reset();
+  };
+  EXPECT_THROW(patch_grid(tiny(), clean(), corrupted(), options, names()), NotVerified);
 }
 
 TEST_F(PatchGrid, SampledCellsAreRunAgainAsAWhole) {
