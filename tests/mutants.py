@@ -192,6 +192,9 @@ MUTANTS = [
     (SPANS, "Mat e = e_p.middleRows(first, out[1]) * (values + bv) +", "Mat e =", "propagation of patterns' errors"),
     (SPANS, "lipschitz(link.activation) * e", "0 * e", "propagation through an activation"),
     (SPANS, "e.middleRows(r * heads, heads).colwise().sum()", "e.middleRows(r * heads, 1).colwise().sum()", "propagation through a sum of heads"),
+    ("hooks/checkpoint/processing.cc", "if (first_not_finite(part)) finite = false;", "", "weights that processing made infinite"),
+    ("hooks/checkpoint/processing.cc", "std::min(end * kColumns, width)", "std::min(end * kColumns, width - 1)", "the last column of the unembedding's mean"),
+    ("verify/processing_check.cc", "if (((x - y - mean).abs() <= allowed * size).all()) continue;", "continue;", "rows of processed tables"),
     # grids
     (GRID, "if (!(std::abs(range) > least))", "if (false)", "refusal of a scale within rounding"),
     (GRID, "if (!std::isfinite(mean))", "if (false)", "refusal of a cell that is no number"),
