@@ -64,8 +64,8 @@ MUTANTS = [
     # checksums
     (CHECKSUM, "factor * factor * (x_square_w + b_square)", "100 * factor * factor * (x_square_w + b_square)", "tightness of the residuals' sigma"),
     (CHECKSUM, "c.u_s * c.u_s * y_square + c.u_a * c.u_a * device", "c.u_a * c.u_a * device", "the store's rounding in sigma"),
-    (CHECKSUM, "if (!residuals.clean())", "if (false)", "what residuals doubt"),
-    (CHECKSUM, "if (point.failed > 0) return", "if (false) return", "what the sample doubts"),
+    (CHECKSUM, "!residuals.clean() || point.failed > 0", "point.failed > 0", "what residuals doubt"),
+    (CHECKSUM, "!residuals.clean() || point.failed > 0", "!residuals.clean()", "what the sample doubts"),
     (CHECKSUM, "y.projected[r][k] - x.projected[r][k] - biases[h].projected[k]", "y.projected[r][0] - x.projected[r][0] - biases[h].projected[0]", "three of the four projections"),
     (CHECKSUM, "sample{0, (rows - 1) / kTileRows * kTileRows, rows - 1}", "sample{0}", "last rows of the sample"),
     ("verify/reference/checksum.h", "rows > 0 && worst <= 1", "worst <= 1", "nothing was projected"),
@@ -231,6 +231,9 @@ MUTANTS = [
     (OPS, "prompt % base_.size(0) * base + key", "key", "shared base keys"),
     (OPS, "return untouched &&", "return", "edited rows are compared"),
     (CHECKSUM, "part.op = Op::linear;", "", "samples of one head"),
+    (CHECKSUM, "link.bias->storage[link.bias->first + first + i]", "link.bias->storage[first]", "the bias of columns that are kept"),
+    (CHECKSUM, "auto& known = columns_[key_of(link, 1)];", "auto& known = columns_[Key{}];", "columns of each weight"),
+    (CHECKSUM, "part.weight->first_output = link.weight->first_output + first;", "", "the columns that are sampled of many rows"),
     (CHECKSUM, "static_cast<std::uint32_t>(link.output.layer)};", "std::uint32_t{0}};", "random vectors of each layer"),
     # device faults
     (DEVICE, "!c.always() && !armed.info->triggers(c)", "false", "conditions of device faults"),

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iostream>
 
 #include "verify/reference/end_to_end.h"
 
@@ -205,6 +206,72 @@ TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
       }
     }
 }
+
+// Every kind of site once, in each dtype, on the CPU and on a device whose memory is its own. The
+// two narrow dtypes round the logits themselves: there the logits' size is the measure.
+class SavingsOn : public PatchGrid,
+                  public testing::WithParamInterface<std::tuple<std::string, DType>> {};
+
+TEST_P(SavingsOn, ChangeNoCellBeyondRounding) {
+  using enum Axis;
+  auto [device, dtype] = GetParam();
+  HookedTransformer model = tiny().moved(device, dtype);
+  VerifiedCache good = model.run_with_cache(model.to_tokens("When John and Mary went"),
+                                            {.names = hook_names(model.config(), true)}),
+                bad = model.run_with_cache(model.to_tokens("When John and John went"));
+  double largest = 0;
+  for (double logit : good.output().to_doubles()) largest = std::max(largest, std::abs(logit));
+  double range = std::abs(names()(good.output())[0] - names()(bad.output())[0]);
+  bool narrow = dtype == DType::bf16 || dtype == DType::f16;
+  double limit = narrow                ? 2 * unit_roundoff(dtype) * largest
+                 : dtype == DType::f32 ? 1e-4 * range
+                                       : 1e-12 * range;
+  double furthest = 0;
+  for (auto [site, over] :
+       std::vector<std::pair<Site, std::vector<Axis>>>{{Site::embed, {pos}},
+                                                       {Site::pos_embed, {pos}},
+                                                       {Site::resid_pre, {layer, pos}},
+                                                       {Site::k_input, {layer, kv_head}},
+                                                       {Site::ln1_normalized, {layer}},
+                                                       {Site::q, {layer, head}},
+                                                       {Site::k, {layer, pos}},
+                                                       {Site::v, {layer, kv_head}},
+                                                       {Site::attn_scores, {layer, query}},
+                                                       {Site::pattern, {layer, head}},
+                                                       {Site::z, {layer, pos}},
+                                                       {Site::result, {layer, head}},
+                                                       {Site::attn_out, {layer}},
+                                                       {Site::resid_mid, {layer, pos}},
+                                                       {Site::mlp_in, {layer}},
+                                                       {Site::ln2_scale, {layer}},
+                                                       {Site::mlp_pre, {layer, pos}},
+                                                       {Site::mlp_out, {layer, pos}},
+                                                       {Site::resid_post, {layer, pos}},
+                                                       {Site::ln_final_normalized, {pos}},
+                                                       {Site::unembed_out, {pos}}}) {
+    GridOptions options{.site = site, .over = over, .savings = kNone};
+    GridResult plain = patch_grid(model, good, bad, options, names());
+    options.savings = {};
+    GridResult grid = patch_grid(model, good, bad, options, names());
+    EXPECT_EQ(grid.verdict().status, Status::verified);
+    for (std::int64_t i = 0; i < plain.values().numel(); ++i) {
+      double moved = std::abs(grid.values()[i] - plain.values()[i]);
+      EXPECT_LE(moved, limit) << short_name(site) << " cell " << i;
+      furthest = std::max(furthest, moved);
+    }
+  }
+  std::cout << device << " " << name_of(dtype) << ": at most " << furthest / limit
+            << " of what is allowed\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SavingsOn,
+                         testing::Combine(testing::Values("cpu", "simulated"),
+                                          testing::Values(DType::f32, DType::f64, DType::bf16,
+                                                          DType::f16)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" +
+                                  std::string(name_of(std::get<1>(info.param)));
+                         });
 
 // bfloat16 rounds the sources and every product: the bar reaches as far as the sampled cells do.
 TEST_F(PatchGrid, TheErrorBarCoversTheSampledCells) {
