@@ -101,7 +101,7 @@ Weights prepared(const std::filesystem::path& folder, const LoadOptions& options
   Weights raw = load_weights(folder, master);
   if (options.first_n_layers) raw = first_layers(std::move(raw), *options.first_n_layers);
   if (!options.processing.any()) return raw;
-  Weights processed = process(raw, options.processing);
+  Weights processed = process(raw, options.processing, torch_parallel_for);
   check_processing(raw, processed, torch_parallel_for);
   return options.dtype == master ? processed : cast(processed, options.dtype);
 }

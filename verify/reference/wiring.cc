@@ -133,6 +133,18 @@ class Block {
 
   // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
   TensorId attention(TensorId& x) {
+    const std::optional<Array>& start_z = request.rows.start_z;
+    TensorId z = start_z ? g.given(at(Site::z), *start_z) : attend(x);
+    if (!request.computes(Site::result, l))
+      return g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
+    TensorId result = g.head_result(at(Site::result), z, w.W_O(l));
+    // Results that nobody touches are for looking at; the stream is fed by the fused product.
+    return request.touches(Site::result, l)
+               ? g.sum_heads(at(Site::attn_out), result, whole(layer.b_O))
+               : g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
+  }
+
+  TensorId attend(TensorId& x) {
     auto [q, k, v] = request.splits_qkv(l) ? split_qkv(x) : qkv(x);
     TensorId keys = k, values = v;
     if (request.rows.first_pos > 0) {
@@ -146,14 +158,7 @@ class Block {
     }
     TensorId scores = g.scores(at(Site::attn_scores), q, keys, w.config.attn_divisor(l));
     TensorId pattern = g.softmax(at(Site::pattern), scores);
-    TensorId z = g.mix(at(Site::z), pattern, values);
-    if (!request.computes(Site::result, l))
-      return g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
-    TensorId result = g.head_result(at(Site::result), z, w.W_O(l));
-    // Results that nobody touches are for looking at; the stream is fed by the fused product.
-    return request.touches(Site::result, l)
-               ? g.sum_heads(at(Site::attn_out), result, whole(layer.b_O))
-               : g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
+    return g.mix(at(Site::z), pattern, values);
   }
 
   struct QKV {
