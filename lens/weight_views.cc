@@ -79,50 +79,36 @@ struct View {
   Array (*make)(const Weights&);
 };
 constexpr View kViews[] = {
-    {"W_E", [](const Weights& w) {
-  return own(w.W_E); }},
-    {"W_pos", [](const Weights& w) {
-  return own(w.W_pos); }},
-    {"W_U", [](const Weights& w) {
-  return transposed(w.W_U); }},
-    {"b_U", [](const Weights& w) {
-  return own(w.b_U); }},
-    {"W_Q", [](const Weights& w) {
-  return input_heads(w, &Weights::W_Q, w.config.n_heads); }},
-    {"W_K", [](const Weights& w) {
-  return input_heads(w, &Weights::W_K, w.config.n_kv_heads); }},
-    {"W_V", [](const Weights& w) {
-  return input_heads(w, &Weights::W_V, w.config.n_kv_heads); }},
+    {"W_E", [](const Weights& w) { return own(w.W_E); }},
+    {"W_pos", [](const Weights& w) { return own(w.W_pos); }},
+    {"W_U", [](const Weights& w) { return transposed(w.W_U); }},
+    {"b_U", [](const Weights& w) { return own(w.b_U); }},
+    {"W_Q", [](const Weights& w) { return input_heads(w, &Weights::W_Q, w.config.n_heads); }},
+    {"W_K", [](const Weights& w) { return input_heads(w, &Weights::W_K, w.config.n_kv_heads); }},
+    {"W_V", [](const Weights& w) { return input_heads(w, &Weights::W_V, w.config.n_kv_heads); }},
     {"W_O",
      [](const Weights& w) {
-  return whole(w, &LayerWeights::W_O, {w.config.n_heads, w.config.d_head, w.config.d_model});
+       return whole(w, &LayerWeights::W_O, {w.config.n_heads, w.config.d_head, w.config.d_model});
      }},
-    {"b_Q", [](const Weights& w) {
-  return biases(w, &Weights::b_Q, w.config.n_heads); }},
-    {"b_K", [](const Weights& w) {
-  return biases(w, &Weights::b_K, w.config.n_kv_heads); }},
-    {"b_V", [](const Weights& w) {
-  return biases(w, &Weights::b_V, w.config.n_kv_heads); }},
-    {"b_O", [](const Weights& w) {
-  return whole(w, &LayerWeights::b_O, {w.config.d_model}); }},
+    {"b_Q", [](const Weights& w) { return biases(w, &Weights::b_Q, w.config.n_heads); }},
+    {"b_K", [](const Weights& w) { return biases(w, &Weights::b_K, w.config.n_kv_heads); }},
+    {"b_V", [](const Weights& w) { return biases(w, &Weights::b_V, w.config.n_kv_heads); }},
+    {"b_O", [](const Weights& w) { return whole(w, &LayerWeights::b_O, {w.config.d_model}); }},
     {"W_gate",
      [](const Weights& w) {
-  return whole(w, &LayerWeights::W_gate, {w.config.d_model, w.config.d_mlp});
+       return whole(w, &LayerWeights::W_gate, {w.config.d_model, w.config.d_mlp});
      }},
-    {"b_gate", [](const Weights& w) {
-  return whole(w, &LayerWeights::b_gate, {w.config.d_mlp}); }},
+    {"b_gate", [](const Weights& w) { return whole(w, &LayerWeights::b_gate, {w.config.d_mlp}); }},
     {"W_in",
-     [const Weights& w) {
-  return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp});
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp});
      }},
-    {"b_in", [](const Weights& w) {
-  return whole(w, &LayerWeights::b_in, {w.config.d_mlp}); }},
+    {"b_in", [](const Weights& w) { return whole(w, &LayerWeights::b_in, {w.config.d_mlp}); }},
     {"W_out",
      [](const Weights& w) {
-  return whole(w, &LayerWeights::W_out, {w.config.d_mlp, w.config.d_model});
+       return whole(w, &LayerWeights::W_out, {w.config.d_mlp, w.config.d_model});
      }},
-    {"b_out", [](const Weights& w) {
-  return whole(w, &LayerWeights::b_out, {w.config.d_model}); }},
+    {"b_out", [](const Weights& w) { return whole(w, &LayerWeights::b_out, {w.config.d_model}); }},
 };
 
 }  // namespace

@@ -205,7 +205,8 @@ class Pass {
     // Beyond the first computed position, and behind what is left out where one position is read.
     std::int64_t first =
         rows.first_pos + (tap.request().rows.reads_one(Site::attn_scores, l) ? *rows.read_pos : 0);
-    at::Tensor bias = upload(alibi_table(c.n_heads, pos, key, first, m.weights_->dtype), m.device_);
+    if (!bias.defined() || bias.size(1) != pos)  // the same in every layer
+      bias = upload(alibi_table(c.n_heads, pos, key, first, m.weights_->dtype), m.device_);
     return tap(Site::attn_scores, l, at::add(raw, tap(Site::position_bias, l, bias)));
   }
 
@@ -450,7 +451,7 @@ class Pass {
   const Rows& rows;
   std::int64_t batch, pos, key, tokens, l = 0;
   c10::ScalarType dtype, wide;
-  at::Tensor mask, windowed_mask;
+  at::Tensor mask, windowed_mask, bias;
   Turning turning, windowed_turning;
 };
 

@@ -46,7 +46,7 @@ TL_POSITIONS = 7  # of the first prompt: what comes later changes nothing before
 CONVERSIONS = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gpt_neox": "neox", "gemma": "gemma",
     "gemma2": "gemma", "phi": "phi", "phi3": "phi3", "gptj": "gptj", "gpt_neo": "neo", "opt": "opt", "bloom": "bloom",
-    "olmo2": "olmo2", "mixtral": "mixtral", "gemma3_text": "gemma",
+    "olmo2": "olmo2", "gemma3_text": "gemma",
 }  # fmt: skip
 
 
@@ -250,7 +250,7 @@ CASES = [
     ),
     Case(
         "phi3_grouped", 2901, "fused q, k, v and gate, up; grouped; half rotated; window 5", "phi3",
-        dict(hidden_size=24, num_attention_heads=4, num_key_value_heads=2, intermediate_size=26, vocab_size=37,
+        dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=26, vocab_size=37,
              max_position_embeddings=32, original_max_position_embeddings=32, rms_norm_eps=1e-5, num_hidden_layers=3,
              sliding_window=5, tie_word_embeddings=False, pad_token_id=0,
              **rope(150.0, partial_rotary_factor=0.5)),
@@ -372,18 +372,6 @@ CASES = [
         tl=dict(normalization_type="LN", positional_embedding_type="alibi", post_embedding_ln=True, d_mlp=64,
                 act_fn="gelu_fast"),
     ),
-    Case(
-        "mixtral_experts", 3701, "5 experts, 2 a token, grouped heads", "mixtral",
-        llama_like(16, 4, 2, 6, 12, 37, 32, 1e-5, num_local_experts=5, num_experts_per_tok=2,
-                   tie_word_embeddings=False, **rope(1e4)),
-        TWO,
-    ),
-    Case(
-        "mixtral_window", 3702, "4 experts, 3 a token, window 4; older spelling", "mixtral",
-        llama_like(16, 2, 1, 8, 10, 33, 32, 1e-4, num_local_experts=4, num_experts_per_tok=3, sliding_window=4,
-                   tie_word_embeddings=False, **rope(1e6)),
-        TWO, spelling="older",
-    ),
 ]  # fmt: skip
 
 
@@ -451,9 +439,8 @@ def write_checkpoint(case: Case, folder: Path) -> dict[str, torch.Tensor]:
 def load_hf(folder: Path, parameters: dict):
     """from_pretrained, after which every parameter must be the stored one, upcast."""
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager", local_files_only=True,
-        output_loading_info=True,
-    )  # fmt: skip
+        folder, dtype=torch.float64, attn_implementation="eager", local_files_only=True, output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["mismatched_keys"], report
     for name, value in model.named_parameters():
         assert torch.equal(value, parameters[name].to(torch.float64)), name
@@ -493,7 +480,7 @@ def tl_model(case: Case, hf) -> HookedTransformer:
     d_head = get("head_dim") or d_model // heads
     fields = dict(
         n_layers=get("num_hidden_layers", "n_layer", "num_layers"), d_model=d_model, d_head=d_head, n_heads=heads,
-        n_key_value_heads=None if kv_heads in (None, heads) and CONVERSIONS[case.model_type] not in ("mistral", "qwen2", "gemma", "mixtral") else kv_heads or heads,
+        n_key_value_heads=None if kv_heads in (None, heads) and CONVERSIONS[case.model_type] not in ("mistral", "qwen2", "gemma") else kv_heads or heads,
         d_mlp=get("intermediate_size", "ffn_dim"), d_vocab=c.vocab_size,
         n_ctx=get("max_position_embeddings", "n_positions") or 64,
         eps=get("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon") or 1e-5,

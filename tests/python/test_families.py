@@ -5,6 +5,7 @@ import torch
 from conftest import GOLDEN, normalized_error, read_safetensors
 
 import lenscpp as lens
+from lenscpp import patching
 
 FAMILIES = GOLDEN.parent / "families"
 CASES = sorted(p.name for p in FAMILIES.iterdir() if p.is_dir())
@@ -72,3 +73,33 @@ def test_equals_transformer_lens(case):
         flattened = "q_norm" in name or "k_norm" in name
         assert found.shape == expected.shape or (flattened and found.numel() == expected.numel()), name
         assert normalized_error(found.reshape(expected.shape), expected) < limit, name
+
+
+KINDS = ["llama_dynamic", "neox_parallel", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local"]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "k", "z", "mlp_out"])
+@pytest.mark.parametrize("case", KINDS)
+def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site):
+    """Keys before the first changed position come from the base run, turned already."""
+    model = load(case, "float64")
+    clean, corrupted = (torch.arange(9).add(shift).remainder(model.cfg.d_vocab) for shift in (0, 5))
+    corrupted = torch.cat([clean[:3], corrupted[3:]])
+    metric = lens.LogitDiff(3, 4)
+    base = model.run_with_cache(clean)[1]
+    grids = [
+        patching.patch_grid(model, base, corrupted, site, ("layer", "pos"), metric, savings=savings, verify="exact").values
+        for savings in (True, False)
+    ]
+    assert (grids[0] - grids[1]).abs().max() < 1e-6 * grids[1].abs().max()
+    assert grids[1].flatten().unique().numel() > 2
+
+
+@pytest.mark.parametrize("site", ["hook_attn_in", "hook_k_input", "attn.hook_result", "hook_mlp_in", "attn.hook_q", "attn.hook_pattern"])
+@pytest.mark.parametrize("case", KINDS)
+def test_edited_runs_are_verified(case, site):
+    model = load(case, "bfloat16", processed=True)
+    tokens = runs(case)[0]["tokens"]
+    logits, cache = model.run_with_cache(tokens, plan=lens.Plan([lens.Scale(f"blocks.1.{site}", 0.5)]))
+    assert cache.verdict.status == "VERIFIED"
+    assert not torch.equal(logits, model(tokens))

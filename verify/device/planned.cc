@@ -114,6 +114,7 @@ class Sizes {
       case Op::callback:
       case Op::given:
       case Op::table:
+      case Op::distances:
       case Op::multiply:
       case Op::softmax:
       case Op::affine:

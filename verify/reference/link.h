@@ -17,7 +17,8 @@ namespace lenscpp {
 enum class Op : std::uint8_t {
   given,        // uploaded from the host: a start residual, base keys or values, token ids
   gather,       // rows of a table
-  table,        // what follows from positions alone, uploaded: rotary cosines and sines, ALiBi
+  table,        // what follows from positions alone, uploaded: cosines and sines of angles
+  distances,    // ALiBi, uploaded: minus a slope a head times how far a key lies behind
   add,          // the sum of two or three tensors, the second perhaps the same for all prompts
   multiply,     // the product of two tensors, element by element
   copy,         // the same values under another name, perhaps repeated over heads
@@ -50,15 +51,15 @@ struct Link {
   std::optional<Matrix> weight =
       {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
   std::optional<Vector> bias = {};
-  Array given =
-      {};  // given, callback, enter, table: the values; gather: row indices; concat: the base
+  Array given = {};  // given, callback, enter, table: the values; gather: row indices; concat: the
+                     // base; distances: slopes
   double scalar = 0;    // norm_scale: eps; scores: divisor; softcap: c; table: the largest argument
   double offset = 0;    // affine: added to the weight
   bool centres = true;  // norm_scale, normalize: LayerNorm, not RMSNorm
   RotaryPairs pairs = RotaryPairs::halves;  // turn: which elements
   std::optional<std::int64_t> window = {};  // scores: keys that a query sees
-  std::int64_t first_query = 0;             // scores: the position of query 0 among the keys
-  std::int64_t position = 0;                // select: which
+  std::int64_t first_query = 0;  // scores, distances: the position of query 0 among the keys
+  std::int64_t position = 0;     // select: which
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};
   std::optional<Callback> callback = {};

@@ -228,6 +228,34 @@ class Table : public Kernel {
   double slack_;
 };
 
+// [head, query, key]: slope times (key - query) where key <= query, 0 elsewhere.
+class Distances : public Kernel {
+ public:
+  Distances(const Link& link, const Shape& out)
+      : slopes_(link.given.to_doubles()), first_query_(link.first_query), queries_(out[1]) {
+    require(std::ssize(slopes_) == out[0], link, "one slope a head is needed");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Expectation e{.value = Mat::Zero(b.rows, b.cols),
+                  .slack = Mat::Constant(b.rows, b.cols, table_slack(0)),
+                  .refine = {}};
+    for (Index r = 0; r < b.rows; ++r) {
+      std::int64_t row = b.offset / b.cols + r, query = row % queries_ + first_query_;
+      double slope = slopes_[static_cast<std::size_t>(row / queries_)];
+      for (Index key = 0; key <= std::min<Index>(query, b.cols - 1); ++key)
+        e.value(r, key) = slope * static_cast<double>(key - query);
+    }
+    // Beyond float64's own rounding of the slope: nothing.
+    e.slack += e.value.cwiseAbs() * 0x1p-50;
+    return e;
+  }
+
+ private:
+  std::vector<double> slopes_;
+  std::int64_t first_query_, queries_;
+};
+
 // The second summand may be one prompt's, which serves them all. Of two, the sum is rounded once;
 // of three, the first sum is rounded as it is accumulated.
 class Add : public Kernel {
@@ -991,6 +1019,8 @@ std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, con
       return std::make_unique<Gather>(link, out);
     case Op::table:
       return std::make_unique<Table>(link, out);
+    case Op::distances:
+      return std::make_unique<Distances>(link, out);
     case Op::add:
       return std::make_unique<Add>(link, std::move(in), out, c);
     case Op::multiply:

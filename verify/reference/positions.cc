@@ -79,18 +79,15 @@ Turns turns(const Rotary& rotary, const Rope& rope, std::span<const std::int64_t
 }
 
 // Slopes 2^(-8 i / n) for n a power of two; the heads beyond take every other one of those of 2 n.
-Array alibi(std::int64_t heads, std::int64_t queries, std::int64_t keys, std::int64_t first_query) {
+Array alibi_slopes(std::int64_t heads) {
   std::int64_t power = 1;
   while (2 * power <= heads) power *= 2;
-  MutableArray bias({heads, queries, keys}, DType::f64);
+  MutableArray slopes({heads}, DType::f64);
   for (std::int64_t h = 0; h < heads; ++h) {
     double step = h < power ? static_cast<double>(h + 1) : static_cast<double>(h - power) + 0.5;
-    double slope = std::pow(2.0, -8.0 * step / static_cast<double>(power));
-    for (std::int64_t q = 0; q < queries; ++q)
-      for (std::int64_t k = 0; k < std::min(keys, first_query + q + 1); ++k)
-        bias.set((h * queries + q) * keys + k, -slope * static_cast<double>(first_query + q - k));
+    slopes.set(h, std::pow(2.0, -8.0 * step / static_cast<double>(power)));
   }
-  return std::move(bias).freeze();
+  return std::move(slopes).freeze();
 }
 
 }  // namespace lenscpp

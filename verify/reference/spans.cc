@@ -158,6 +158,7 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
     case Op::given:
     case Op::gather:
     case Op::table:
+    case Op::distances:
       return {};
     case Op::add: {
       Mat sum = e, other = second(cols);

@@ -41,6 +41,12 @@ class Graph {
                    .given = std::move(values),
                    .scalar = static_cast<double>(largest_argument)});
   }
+  TensorId distances(TensorId out, Array slopes) {
+    return append({.op = Op::distances,
+                   .output = out,
+                   .given = std::move(slopes),
+                   .first_query = first_query(out)});
+  }
   TensorId turn(TensorId out, TensorId in, TensorId cos, TensorId sin, RotaryPairs pairs) {
     return append({.op = Op::turn, .output = out, .inputs = {in, cos, sin}, .pairs = pairs});
   }
@@ -207,9 +213,7 @@ class Block {
     if (c.scores_softcap) return g.softcap(at(Site::attn_scores), raw, *c.scores_softcap);
     if (last) return raw;
     TensorId out = at(Site::position_bias);
-    Extents extents = request.rows.extents(out.site, l);
-    Array slopes = alibi(c.n_heads, extents.pos, extents.key, g.first_query(out));
-    return g.add(at(Site::attn_scores), raw, g.table(out, std::move(slopes), 0));
+    return g.add(at(Site::attn_scores), raw, g.distances(out, alibi_slopes(c.n_heads)));
   }
 
   bool normed_behind() const { return w.config.norm_placement != NormPlacement::before; }
@@ -309,10 +313,17 @@ class Block {
 // What the positions of this run turn queries and keys by.
 void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
   if (!c.rotary || rows.first_layer == rows.end_layer) return;
-  auto positions = std::span(rows.positions).first(static_cast<std::size_t>(rows.pos));
-  std::int64_t largest = *std::ranges::max_element(positions);
+  auto positions = std::span(rows.positions)
+                       .subspan(0, std::min<std::size_t>(rows.positions.size(),
+                                                         static_cast<std::size_t>(rows.pos)));
+  // Where only sizes are asked for, rows have no positions.
+  bool sizes_alone = positions.empty();
+  std::int64_t largest = sizes_alone ? 0 : *std::ranges::max_element(positions);
+  Array no_elements =
+      Array::wrap(nullptr, {rows.pos, c.rotary->dimensions / 2}, DType::f64, nullptr);
   auto add = [&](Site cos, Site sin, const Rope& rope) {
-    Turns tables = turns(*c.rotary, rope, positions);
+    Turns tables =
+        sizes_alone ? Turns{no_elements, no_elements} : turns(*c.rotary, rope, positions);
     g.table({cos}, std::move(tables.cos), largest);
     g.table({sin}, std::move(tables.sin), largest);
   };
@@ -374,6 +385,8 @@ std::string_view name_of(Op op) {
       return "gather";
     case Op::table:
       return "table";
+    case Op::distances:
+      return "distances";
     case Op::add:
       return "add";
     case Op::multiply:
