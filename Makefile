@@ -73,6 +73,14 @@ golden: build/golden/.prepared ## remake the golden data from the peers and comp
 	build/golden/bin/python tests/golden/make_attribution_golden.py --check
 	build/golden/bin/python tests/golden/make_patching_golden.py --check
 
+.PHONY: kills
+kills: build build/.test-prepared ## batches killed at 20 random moments, resumed and compared with an undisturbed one
+	LENSCPP_KILLS=10 $(BIN)/python -m pytest -q tests/patching/command/test_batch.py -k kill_9
+
+.PHONY: bench-batch
+bench-batch: build ## 2,000 IOI experiments on tiny-ioi: patches a second, verified and not, and memory over time
+	$(BIN)/python tests/benchmarks/bench_batch.py build/benchmarks/batch.json
+
 # BENCH=--quick tries it out in a few minutes; BENCH="--full --into README.md" renews the README's table and plots.
 .PHONY: bench
 bench: build build/golden/.prepared ## time and memory beside transformer-lens, table and plots in build/benchmarks; 40 minutes
@@ -136,7 +144,8 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 
 # transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
-	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py
+	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py \
+	  pandas xarray dask distributed
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.

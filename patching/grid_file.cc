@@ -62,12 +62,15 @@ void save_grid(const std::filesystem::path& path, const GridResult& grid) {
                             {"metric", grid.metric()},
                             {"clean", grid.clean()},
                             {"corrupted", grid.corrupted()},
+                            {"clean_of_prompts", grid.clean_of_prompts()},
+                            {"corrupted_of_prompts", grid.corrupted_of_prompts()},
                             {"error_bar", grid.error_bar()},
                             {"verdict", to_json(grid.verdict())},
                             {"records",
                              {{"clean", to_json(grid.clean_record())},
                               {"corrupted", to_json(grid.corrupted_record())}}}});
   writer.array("/values", grid.values());
+  writer.array("/values_of_prompts", grid.values_of_prompts());
   writer.commit(grid.verdict().status);
 }
 
@@ -100,9 +103,9 @@ class GridReader {
   // What is JSON but no grid was written by another version: bad input.
   GridResult::State content() {
     json grid = file_.document("/grid");
-    Array values = file_.array("/values");
+    Array values = file_.array("/values"), of_prompts = file_.array("/values_of_prompts");
     try {
-      return state_of(grid, std::move(values));
+      return state_of(grid, std::move(values), std::move(of_prompts));
     } catch (const json::exception& e) {
       refuse(e.what());
     } catch (const std::logic_error& e) {
@@ -115,14 +118,17 @@ class GridReader {
                                 " is not a grid that this lenscpp reads: " + why);
   }
 
-  static GridResult::State state_of(const json& grid, Array values) {
+  static GridResult::State state_of(const json& grid, Array values, Array of_prompts) {
     GridResult::State state{
         .site = site_named(grid.at("site")),
         .direction = direction_from_name(grid.at("direction").get<std::string>()),
         .axes = {},
         .values = std::move(values),
+        .values_of_prompts = std::move(of_prompts),
         .clean = grid.at("clean"),
         .corrupted = grid.at("corrupted"),
+        .clean_of_prompts = grid.at("clean_of_prompts"),
+        .corrupted_of_prompts = grid.at("corrupted_of_prompts"),
         .error_bar = known(grid.at("error_bar")),
         .metric = grid.at("metric"),
         .verdict = verdict_of(grid.at("verdict")),
@@ -136,6 +142,11 @@ class GridReader {
     if (state.values.shape() != shape || state.values.dtype() != DType::f64 || shape.empty())
       throw std::logic_error("/values is " + to_string(state.values.shape()) + ", its labels " +
                              to_string(shape));
+    shape.push_back(std::ssize(state.clean_of_prompts));
+    if (state.values_of_prompts.shape() != shape || state.values_of_prompts.dtype() != DType::f64 ||
+        state.corrupted_of_prompts.size() != state.clean_of_prompts.size())
+      throw std::logic_error("/values_of_prompts is " + to_string(state.values_of_prompts.shape()) +
+                             "; needed: " + to_string(shape));
     for (std::int64_t cell : state.verdict.refused_cells)
       if (cell < 0 || cell >= state.values.numel())
         throw std::logic_error("there is no cell " + std::to_string(cell));

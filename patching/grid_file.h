@@ -1,9 +1,11 @@
 // A grid as a sealed file of kind "grid":
 //
-//   /grid     {site, direction, axes: [{axis, labels}], metric, clean, corrupted, error_bar,
-//   verdict,
-//             records: {clean, corrupted}}
-//   /values   float64, shaped by the axes; NaN in the cells that /grid's verdict lists as refused
+//   /grid               {site, direction, axes: [{axis, labels}], metric, clean, corrupted,
+//                       clean_of_prompts, corrupted_of_prompts, error_bar, verdict,
+//                       records: {clean, corrupted}}
+//   /values             float64, shaped by the axes; NaN in the cells that the verdict lists as
+//                       refused
+//   /values_of_prompts  the same of each prompt, the prompts last
 #pragma once
 
 #include <filesystem>

@@ -117,6 +117,28 @@ json Prob::description() const {
 Reads Prob::reads() const { return {.pos = pos}; }
 Prob Prob::of_read() const { return {token, 0}; }
 
+std::vector<double> ProbDiff::operator()(const Array& logits) const {
+  auto sum = [&](const std::vector<double>& log_probs, const auto& lists, std::int64_t prompt) {
+    if (lists.size() != 1 && std::ssize(lists) != logits.size(0))
+      throw std::invalid_argument("[metric] " + std::to_string(lists.size()) +
+                                  " lists of tokens for " + std::to_string(logits.size(0)) +
+                                  " prompts; allowed: one, or one a prompt");
+    double total = 0;
+    for (std::int64_t id : lists[lists.size() == 1 ? 0 : static_cast<std::size_t>(prompt)])
+      total += std::exp(at(log_probs, id, prompt));
+    return total;
+  };
+  return of_rows(logits, pos, [&](std::vector<double> row, std::int64_t prompt) {
+    to_log_probs(row);
+    return sum(row, answers, prompt) - sum(row, wrong, prompt);
+  });
+}
+json ProbDiff::description() const {
+  return {{"metric", "prob_diff"}, {"answer", answers}, {"wrong", wrong}, {"pos", pos}};
+}
+Reads ProbDiff::reads() const { return {.pos = pos}; }
+ProbDiff ProbDiff::of_read() const { return {answers, wrong, 0}; }
+
 std::vector<double> KL::operator()(const Array& logits) const {
   if (reference.rank() != 3 || reference.size(2) != logits.size(2) ||
       (reference.size(0) != 1 && reference.size(0) != logits.size(0)))

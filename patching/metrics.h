@@ -61,6 +61,17 @@ struct LogProb {
   LogProb of_read() const;  // the same, of logits that hold just what reads() lists
 };
 
+/// The sum of the probabilities of `answers` less that of `wrong`: of greater-than, for instance.
+/// One list for every prompt, or one a prompt.
+struct ProbDiff {
+  std::vector<std::vector<std::int64_t>> answers, wrong;
+  std::int64_t pos = -1;
+  std::vector<double> operator()(const Array& logits) const;
+  nlohmann::json description() const;
+  Reads reads() const;
+  ProbDiff of_read() const;  // the same, of logits that hold just what reads() lists
+};
+
 /// KL(reference || run) of the predictions at a position, in nats. `reference`: logits
 /// [batch, pos, d_vocab], or of one prompt, which then serves every prompt.
 struct KL {

@@ -116,8 +116,27 @@ std::string position_label(const HookedTransformer& model, const RunRecord& clea
   return *of_clean == *of_corrupted ? label : label + "/" + *of_corrupted;
 }
 
+// An axis that GridOptions::positions chooses from.
+bool is_choosable(Axis axis) { return axis == Axis::pos || axis == Axis::query; }
+
 bool is_position(Axis axis) {
   return axis == Axis::pos || axis == Axis::query || axis == Axis::key;
+}
+
+// As indices from the start, each once.
+std::vector<std::int64_t> checked_positions(const std::vector<std::int64_t>& given,
+                                            std::int64_t pos) {
+  std::vector<std::int64_t> positions;
+  for (std::int64_t p : given) {
+    positions.push_back(p < 0 ? p + pos : p);
+    if (positions.back() < 0 || positions.back() >= pos)
+      throw std::out_of_range("[patch_grid] position " + std::to_string(p) +
+                              " out of range: the prompts have " + std::to_string(pos) + " tokens");
+    if (std::ranges::count(positions, positions.back()) > 1)
+      refuse("the position " + std::to_string(p) + " is given twice");
+  }
+  if (positions.empty()) refuse("positions is empty; needed: at least one");
+  return positions;
 }
 
 double mean_of_values(const std::vector<double>& values) {
@@ -285,6 +304,7 @@ class Sweep {
     check_site(o_.site, model.config());
     axes_ = checked_axes(o_.site, o_.over);
     check_pair();
+    if (o_.positions) positions_ = checked_positions(*o_.positions, base().record().pos);
     for (Axis axis : axes_) shape_.push_back(extent(axis));
     for (const std::string& name : grid_hooks(o_.site, model.config()))
       sources_.push_back(source_at(name));
@@ -306,7 +326,10 @@ class Sweep {
   void count(const Verdict& verdict);
   void sample(const std::vector<Patch>& patches, double base_value);
   std::string name_of_cell(std::int64_t cell) const;
-  double of_run(const VerifiedCache& run, const std::string& which) const;
+  std::vector<double> of_run(const VerifiedCache& run, const std::string& which) const;
+  double value_of(std::int64_t cell) const;
+  std::vector<GridAxis> labelled_axes() const;
+  Array mean_over_prompts() const;
   std::shared_future<double> error_bar(double clean, double corrupted) const;
   RunOptions run_options() const;
 
@@ -324,8 +347,10 @@ class Sweep {
   VerifyMode verify_;
   std::vector<Axis> axes_;
   Shape shape_;
-  std::vector<Array> sources_;  // one a layer
-  std::vector<double> values_;
+  std::optional<std::vector<std::int64_t>> positions_ = {};  // of an axis of positions; unset: all
+  std::vector<Array> sources_;                               // one a layer
+  std::int64_t prompts_ = 0;                                 // values that the metric returns a run
+  std::vector<double> values_;                               // [cells, prompts]
   double sampled_error_ = 0;  // what running whole moved the sampled cells by
   std::vector<std::pair<Plan, double>> sampled_ = {};  // their edits of the base run, their values
   GridVerdict verdict_;
@@ -360,6 +385,7 @@ Array Sweep::source_at(const std::string& name) const {
 
 std::int64_t Sweep::extent(Axis axis) const {
   if (axis == Axis::layer) return model_.config().n_layers;
+  if (positions_ && is_choosable(axis)) return std::ssize(*positions_);
   auto all = info(o_.site).axes;
   auto at = static_cast<std::size_t>(std::ranges::find(all, axis) - all.begin());
   return shape_of(o_.site, model_.config(),
@@ -397,7 +423,8 @@ Patch Sweep::patch_of(std::int64_t cell) const {
     if (axes_[d] == Axis::layer) patch.layer = index;
     if (axes_[d] == Axis::head || axes_[d] == Axis::kv_head) patch.where.head = index;
     if (axes_[d] == Axis::key) patch.where.key = index;
-    if (axes_[d] == Axis::pos || axes_[d] == Axis::query) patch.where.pos = {index};
+    if (is_choosable(axes_[d]))
+      patch.where.pos = {positions_ ? (*positions_)[static_cast<std::size_t>(index)] : index};
   }
   return patch;
 }
@@ -449,11 +476,15 @@ std::optional<Array> Sweep::output_of(const Request& request, std::span<const Pa
 }
 
 void Sweep::set_value(const Patch& patch, const std::vector<double>& values) {
-  double mean = mean_of_values(values);
-  if (!std::isfinite(mean))
-    refuse("the metric is " + short_number(mean) + " " + name_of_cell(patch.cell) +
-           "; needed: a finite number");
-  values_[static_cast<std::size_t>(patch.cell)] = mean;
+  if (std::ssize(values) != prompts_)
+    refuse("the metric returned " + std::to_string(values.size()) + " numbers " +
+           name_of_cell(patch.cell) + " and " + std::to_string(prompts_) +
+           " for the clean run; needed: as many");
+  for (double value : values)
+    if (!std::isfinite(value))
+      refuse("the metric is " + short_number(value) + " " + name_of_cell(patch.cell) +
+             "; needed: a finite number");
+  std::ranges::copy(values, values_.begin() + patch.cell * prompts_);
 }
 
 void Sweep::run_group(const PatchRuns& runs, std::span<const Patch> group) {
@@ -480,7 +511,7 @@ void Sweep::run_group(const PatchRuns& runs, std::span<const Patch> group) {
 void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   std::vector<Patch> chosen;
   auto effect = [&](const Patch& patch) {
-    double value = values_[static_cast<std::size_t>(patch.cell)];
+    double value = value_of(patch.cell);
     return std::isnan(value) ? -1 : std::abs(value - base_value);
   };
   auto refused = [&](const Patch& patch) { return effect(patch) < 0; };
@@ -508,8 +539,7 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
     }
     const std::vector<std::int64_t>& ids = base().record().tokens;
     tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
-    sampled_.emplace_back(Plan(std::move(of_cell)),
-                          values_[static_cast<std::size_t>(chosen[i].cell)]);
+    sampled_.emplace_back(Plan(std::move(of_cell)), value_of(chosen[i].cell));
   }
   RunOptions run = run_options();
   run.plan = Plan(std::move(edits));
@@ -525,12 +555,12 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   if (!output) sampled_.clear();
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     auto row = static_cast<std::int64_t>(i) * batch;
-    double& value = values_[static_cast<std::size_t>(chosen[i].cell)];
     if (output)
-      sampled_error_ =
-          std::max(sampled_error_, std::abs(value - measured(output->rows(row, row + batch))));
+      sampled_error_ = std::max(sampled_error_, std::abs(value_of(chosen[i].cell) -
+                                                         measured(output->rows(row, row + batch))));
     else
-      value = std::numeric_limits<double>::quiet_NaN();
+      std::fill_n(values_.begin() + chosen[i].cell * prompts_, prompts_,
+                  std::numeric_limits<double>::quiet_NaN());
   }
 }
 
@@ -542,12 +572,39 @@ std::string Sweep::name_of_cell(std::int64_t cell) const {
   return "at " + text;
 }
 
-double Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
-  double value = metric_.mean(run.output());
-  if (!std::isfinite(value))
-    refuse("the metric is " + short_number(value) + " for the " + which +
-           " run; needed: a finite number");
-  return value;
+std::vector<double> Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
+  std::vector<double> values = metric_.values(run.output());
+  for (double value : values)
+    if (!std::isfinite(value))
+      refuse("the metric is " + short_number(value) + " for the " + which +
+             " run; needed: a finite number");
+  return values;
+}
+
+double Sweep::value_of(std::int64_t cell) const {
+  auto first = values_.begin() + cell * prompts_;
+  return mean_of_values({first, first + prompts_});
+}
+
+Array Sweep::mean_over_prompts() const {
+  std::vector<double> means;
+  for (std::int64_t cell = 0; cell < numel(shape_); ++cell) means.push_back(value_of(cell));
+  return Array::of(std::span<const double>(means), shape_);
+}
+
+std::vector<GridAxis> Sweep::labelled_axes() const {
+  std::vector<GridAxis> axes;
+  for (std::size_t d = 0; d < axes_.size(); ++d) {
+    axes.push_back({.axis = axes_[d], .labels = {}});
+    for (std::int64_t i = 0; i < shape_[d]; ++i) {
+      std::int64_t pos =
+          positions_ && is_choosable(axes_[d]) ? (*positions_)[static_cast<std::size_t>(i)] : i;
+      axes.back().labels.push_back(
+          is_position(axes_[d]) ? position_label(model_, clean_.record(), corrupted_.record(), pos)
+                                : std::to_string(i));
+    }
+  }
+  return axes;
 }
 
 // Whole runs in float64 take longer than a small sweep: when somebody asks.
@@ -572,11 +629,15 @@ std::shared_future<double> Sweep::error_bar(double clean, double corrupted) cons
 }
 
 GridResult Sweep::run() {
-  values_.assign(static_cast<std::size_t>(numel(shape_)), std::numeric_limits<double>::quiet_NaN());
-  double clean = of_run(clean_, "clean"), corrupted = of_run(corrupted_, "corrupted");
-  double base_value = denoises() ? corrupted : clean;
+  const std::vector<double> clean_values = of_run(clean_, "clean"),
+                            corrupted_values = of_run(corrupted_, "corrupted"),
+                            &base_values = denoises() ? corrupted_values : clean_values;
+  double clean = mean_of_values(clean_values), corrupted = mean_of_values(corrupted_values);
+  prompts_ = std::ssize(clean_values);
+  values_.assign(static_cast<std::size_t>(numel(shape_) * prompts_),
+                 std::numeric_limits<double>::quiet_NaN());
   verdict_.mode = verify_;
-  verdict_.cells = std::ssize(values_);
+  verdict_.cells = numel(shape_);
   VerifiedCache whole_base = base_with_everything();
   if (verify_ != VerifyMode::off) count(whole_base.verdict());  // every cell rests on it
   PatchRuns runs(model_, o_.site, whole_base, sources_, metric_.reads(), o_.savings);
@@ -586,7 +647,7 @@ GridResult Sweep::run() {
     if (runs.changes_anything(patch)) {
       patches.push_back(std::move(patch));
     } else {
-      values_[static_cast<std::size_t>(cell)] = base_value;
+      set_value(patch, base_values);
       verdict_.equal_cells += 1;
     }
   }
@@ -599,7 +660,7 @@ GridResult Sweep::run() {
     done += std::ssize(group);
   }
   if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
-  sample(patches, base_value);
+  sample(patches, denoises() ? corrupted : clean);
   // Both passes read these from this memory: it must be as it was verified to the end.
   for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];
   for (const std::string& name : PatchRuns::needed(o_.site, model_.config())) whole_base[name];
@@ -607,20 +668,17 @@ GridResult Sweep::run() {
   if (first_) verdict_.first_failure = first_->what();
   if (verify_ != VerifyMode::off)
     verdict_.status = first_ || verdict_.n_compared == 0 ? Status::invalid : Status::verified;
-  std::vector<GridAxis> axes;
-  for (std::size_t d = 0; d < axes_.size(); ++d) {
-    axes.push_back({.axis = axes_[d], .labels = {}});
-    for (std::int64_t i = 0; i < shape_[d]; ++i)
-      axes.back().labels.push_back(
-          is_position(axes_[d]) ? position_label(model_, clean_.record(), corrupted_.record(), i)
-                                : std::to_string(i));
-  }
+  Shape of_prompts = shape_;
+  of_prompts.push_back(prompts_);
   GridResult grid({.site = o_.site,
                    .direction = o_.direction,
-                   .axes = std::move(axes),
-                   .values = Array::of(std::span<const double>(values_), shape_),
+                   .axes = labelled_axes(),
+                   .values = mean_over_prompts(),
+                   .values_of_prompts = Array::of(std::span<const double>(values_), of_prompts),
                    .clean = clean,
                    .corrupted = corrupted,
+                   .clean_of_prompts = clean_values,
+                   .corrupted_of_prompts = corrupted_values,
                    .error_bar = error_bar(clean, corrupted),
                    .metric = metric_.description(),
                    .verdict = verdict_,

@@ -29,6 +29,9 @@ struct GridOptions {
   Site site;               // any that can be edited
   std::vector<Axis> over;  // layer (of a site that has layers) and axes of the site, in any order
   Direction direction = Direction::denoise;
+  /// Those that an axis of positions (of patterns: of queries) goes over, negative from the end;
+  /// unset: all.
+  std::optional<std::vector<std::int64_t>> positions = {};
   /// Of the patched runs; unset: by checksums, unless the model's verification is off.
   std::optional<VerifyMode> verify = {};
   Savings savings = {};
@@ -77,6 +80,11 @@ class GridResult {
   const std::vector<GridAxis>& axes() const { return state_->axes; }
   /// The metric of each patched run, float64, shaped by the axes; NaN where the run was refused.
   const Array& values() const { return state_->values; }
+  /// The same of each prompt alone, the prompts last: [axes..., batch]. One prompt where the metric
+  /// is a function that returns one number for them all.
+  const Array& values_of_prompts() const { return state_->values_of_prompts; }
+  const std::vector<double>& clean_of_prompts() const { return state_->clean_of_prompts; }
+  const std::vector<double>& corrupted_of_prompts() const { return state_->corrupted_of_prompts; }
   double clean() const { return state_->clean; }          // the metric of the clean run
   double corrupted() const { return state_->corrupted; }  // and of the corrupted one
   /// How far rounding moves the metric: the largest of |value - float64's| of the two base runs and
@@ -99,8 +107,9 @@ class GridResult {
     Site site;
     Direction direction;
     std::vector<GridAxis> axes;
-    Array values;
+    Array values, values_of_prompts;
     double clean, corrupted;
+    std::vector<double> clean_of_prompts, corrupted_of_prompts;
     std::shared_future<double> error_bar;
     nlohmann::json metric;
     GridVerdict verdict;

@@ -16,6 +16,7 @@
 
 #include "hooks/array.h"
 #include "hooks/tokenizer/tokenizer.h"
+#include "hooks/transformer/tap.h"
 #include "verify/verified_cache.h"
 
 namespace lenscpp::python {
@@ -30,6 +31,7 @@ void bind_compare(py::module_& m);
 void bind_preflight(py::module_& m);
 void bind_drill(py::module_& m);
 void bind_patching(py::module_& m);
+void bind_batch(py::module_& m);
 void bind_attribution(py::module_& m);
 void bind_errors(py::module_& m);
 void bind_store(py::module_& m);
@@ -57,6 +59,9 @@ void save(const HeldVerified& held, const std::filesystem::path& path);
 void save(const HeldUnverified& held, const std::filesystem::path& path);
 /// A str, bytes or os.PathLike as a path. Throws py::error_already_set (TypeError, ValueError).
 std::filesystem::path to_path(py::handle object);
+
+/// `inner`, and Ctrl-C heard between two tensors, at most every 50 ms (bind_patching.cc).
+Interference heard(Interference inner);
 
 // --- tensors (bind_tensors.cc) ---
 

@@ -73,6 +73,12 @@ void bind_metric(py::module_& m) {
           },
           py::arg("token"), py::arg("pos"))
       .def_static(
+          "prob_diff",
+          [](const std::vector<Ids>& answers, const std::vector<Ids>& wrong, std::int64_t pos) {
+            return Metric(ProbDiff{answers, wrong, pos});
+          },
+          py::arg("answers"), py::arg("wrong"), py::arg("pos"))
+      .def_static(
           "kl",
           [](const py::object& reference, std::int64_t pos) {
             return Metric(KL{to_array(reference, "[metric] reference logits"), pos});
@@ -124,7 +130,8 @@ void bind_grid_verdict(py::module_& m) {
           "runs", [](Ours<GridVerdict> self) { return self->runs; }, "Runs made for them.")
       .def_property_readonly(
           "equal_cells", [](Ours<GridVerdict> self) { return self->equal_cells; },
-          "Patches that change nothing that the metric reads: the base run's metric, without a run.")
+          "Patches that change nothing that the metric reads: the base run's metric, without a "
+          "run.")
       .def_property_readonly(
           "refused_runs", [](Ours<GridVerdict> self) { return self->refused_runs; },
           "Runs that were INVALID.")
@@ -167,6 +174,8 @@ void bind_grid(py::module_& m) {
           [](Ours<GridResult> self) { return std::string(name_of(self->direction())); })
       .def_property_readonly("axes", [](Ours<GridResult> self) { return labels_of(*self); })
       .def("values", [](Ours<GridResult> self) { return to_python(self->values()); })
+      .def("values_of_prompts",
+           [](Ours<GridResult> self) { return to_python(self->values_of_prompts()); })
       .def("normalized",
            [](Ours<GridResult> self) {
              std::optional<Array> scaled;
@@ -213,19 +222,6 @@ void bind_grid(py::module_& m) {
   seal(grid, ": save it to a file");
 }
 
-// Ctrl-C is heard between two tensors, at most every 50 ms.
-Interference heard(Interference inner) {
-  auto last = std::make_shared<std::chrono::steady_clock::time_point>();
-  return [inner = std::move(inner), last](const TensorId& id, const at::Tensor& x) {
-    if (auto now = std::chrono::steady_clock::now(); now - *last > std::chrono::milliseconds(50)) {
-      *last = now;
-      py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
-    return inner ? inner(id, x) : x;
-  };
-}
-
 GridOptions options_from(const HookedTransformer& model, const py::kwargs& call) {
   auto given = [&](const char* key) { return call.contains(key) && !call[key].is_none(); };
   GridOptions options{.site = grid_site(call["site"].cast<std::string>(), model.config()),
@@ -236,6 +232,7 @@ GridOptions options_from(const HookedTransformer& model, const py::kwargs& call)
   if (given("verify")) options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
   if (!call["savings"].cast<bool>())
     options.savings = {.layers = false, .positions = false, .equal = false, .output = false};
+  if (given("positions")) options.positions = call["positions"].cast<std::vector<std::int64_t>>();
   if (given("max_cells")) options.max_cells = call["max_cells"].cast<std::int64_t>();
   if (given("progress")) {
     options.progress = [progress = call["progress"]](std::int64_t done, std::int64_t cells) {
@@ -279,6 +276,18 @@ GridResult sweep(Ours<HookedTransformer> model, Ours<HeldVerified> clean,
 }
 
 }  // namespace
+
+Interference heard(Interference inner) {
+  auto last = std::make_shared<std::chrono::steady_clock::time_point>();
+  return [inner = std::move(inner), last](const TensorId& id, const at::Tensor& x) {
+    if (auto now = std::chrono::steady_clock::now(); now - *last > std::chrono::milliseconds(50)) {
+      *last = now;
+      py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+    return inner ? inner(id, x) : x;
+  };
+}
 
 void bind_patching(py::module_& m) {
   bind_metric(m);

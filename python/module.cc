@@ -15,5 +15,6 @@ PYBIND11_MODULE(_lenscpp, m) {
   lenscpp::python::bind_preflight(m);
   lenscpp::python::bind_drill(m);
   lenscpp::python::bind_patching(m);
+  lenscpp::python::bind_batch(m);
   lenscpp::python::bind_attribution(m);
 }

@@ -25,6 +25,8 @@ MULTIPLY, ERFC = "verify/reference/multiply.cc", "verify/reference/erfc.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
 CALLBACK, POSITIONS = "hooks/callback.cc", "verify/reference/positions.cc"
+WRITER, BATCH, FOLDER = "verify/store/sealed_writer.cc", "patching/batch.cc", "patching/batch_folder.cc"
+SHARD, MERGED, STATISTICS = "patching/shard_file.cc", "patching/merged_file.cc", "patching/statistics.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID, SWEEP = "patching/patch_grid.cc", "patching/sweep.cc"
 LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.cc", "verify/device/memory_plan.cc"
@@ -210,7 +212,7 @@ MUTANTS = [
     (SPANS, "e.middleRows(r * heads, heads).colwise().sum()", "e.middleRows(r * heads, 1).colwise().sum()", "propagation through a sum of heads"),
     # grids
     (GRID, "if (!(std::abs(range) > least))", "if (false)", "refusal of a scale within rounding"),
-    (GRID, "if (!std::isfinite(mean))", "if (false)", "refusal of a cell that is no number"),
+    (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "if (false) refuse(\"the metric is \" + short_number(value) + \" \" + name_of_cell", "refusal of a cell that is no number"),
     (GRID, "if (!std::isfinite(value)) refuse(\"the metric is \" + short_number(value) + \" for the \"", "if (false) refuse(\"the metric is \" + short_number(value) + \" for the \"", "refusal of a baseline that is no number"),
     (GRID, "for (const Patch& patch : group) verdict_.refused_cells.push_back(patch.cell);", "", "which cells were refused"),
     (GRID, "if (first_) throw GridFailed(*first_, std::move(grid));", "", "the refusal of a grid"),
@@ -224,7 +226,7 @@ MUTANTS = [
     ("patching/metrics.cc", "if (id < 0 || id >= vocab)", "if (id >= vocab)", "negative tokens of a metric"),
     ("patching/metrics.cc", "if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != logits.size(0))", "if (false)", "how many values a metric returned"),
     (GRID, "for (const std::string& name : PatchRuns::needed(o_.site, model_.config())) whole_base[name];", "", "a base run that changed during a sweep"),
-    (GRID, "sample(patches, base_value);", "", "cells that are run again"),
+    (GRID, "sample(patches, denoises() ? corrupted : clean);", "", "cells that are run again"),
     (SWEEP, "to.batch = row + b;", "to.batch = b;", "the row of a patch"),
     (SWEEP, "patch.first_pos = read ? *first :", "patch.first_pos = read ? *first + 1 :", "the first position that changes"),
     (SWEEP, "(!read_pos_ || *first <= *read_pos_)", "true", "patches behind the position that is read"),
@@ -250,7 +252,7 @@ MUTANTS = [
     ("lens/hooked_transformer.cc", "faults->passed(id);", "", "telling the device what comes next"),
     # files
     (SEALED, "if (open_->checked && sha256(text) != entry.sha256)", "if (false)", "the digest of a document"),
-    (SEALED, "if (open_->checked && digest_of(value) != entry.sha256)", "if (false)", "the digest of a saved array"),
+    (SEALED, "if (checked && digest_of(value) != digest)", "if (false)", "the digest of a saved array"),
     (SEALED, "if (text(kRootDigest) != sha256(digests))", "if (false)", "the root digest"),
     (SEALED, "if (table.at(\"status\") != text(kStatus))", "if (false)", "the status against the sealed one"),
     (SEALED, "if (open->status != Status::verified)", "if (false)", "the status of a file"),
@@ -259,9 +261,22 @@ MUTANTS = [
     (SEALED, "if (!entries.contains(name) && !is_special(name))", "if (false)", "added objects"),
     (SEALED, "if (!groups.empty()) refuse(*groups.begin() + \" was added after the file was written\");", "", "added groups"),
     (SEALED, "if (!hard) refuse(name + \" is a link to another place, not a value\");", "", "links to other places"),
-    (SEALED, "if (version < 1 || version > kVersion)", "if (false)", "the version of the format"),
-    (SEALED, "if (temporary.empty()) return;", "return;", "removal of what was not finished"),
-    (SEALED, "  remove_rubbish(target);\n", "", "removal of what killed saves left"),
+    (SEALED, "if (version < 1 || version > kFormatVersion)", "if (false)", "the version of the format"),
+    (SEALED, "open_->check_digest(name, group, digest);", "", "the digest of a group of rows"),
+    (WRITER, "if (rows_written != rows_shape[0])", "if (false)", "rows that are missing"),
+    (SHARD, "if (shard.name_ != path.stem().string())", "if (false)", "a shard under another's name"),
+    (FOLDER, "check_identity(plan.at(\"identity\"), batch.identity(), folder_);", "", "the options of a batch"),
+    (FOLDER, "if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {", "if (false) {", "claims of shards"),
+    (FOLDER, "file.verify_all();\n    return file;", "return file;", "every byte of a shard that is there"),
+    (BATCH, "!(clean > 0)", "false", "the clean run prefers the wrong answer"),
+    (BATCH, "!(std::abs(clean - corrupted) >= b_.options_.least_difference)", "false", "pairs with too small a difference"),
+    (BATCH, "shard_.status = Status::invalid;", "", "a refused run refuses its shard"),
+    (MERGED, "file.verify_all();", "", "every byte of merged shards"),
+    (STATISTICS, "std::sqrt(g / (g - 1) * squares)", "std::sqrt(squares)", "degrees of freedom of clusters"),
+    (STATISTICS, "m_.direction == Direction::denoise ? m_.corrupted[row] : m_.clean[row]", "m_.corrupted[row]", "the base of the direction"),
+    (STATISTICS, "q = std::min(q,", "q = std::min(1.0,", "q grows with p"),
+    (WRITER, "if (temporary.empty()) return;", "return;", "removal of what was not finished"),
+    (WRITER, "  remove_rubbish(target);\n", "", "removal of what killed saves left"),
     (RUN_FILE, "run.verdict.status != Status::verified ||", "", "the verdict of a saved run"),
     (RUN_FILE, "run.verdict.first_failure() != nullptr ||", "", "failing points of a saved run"),
     (RUN_FILE, "|| run.verdict.n_compared() == 0", "", "a saved run without evidence"),

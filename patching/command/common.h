@@ -19,7 +19,15 @@
 namespace lenscpp::command {
 
 /// What the program returns. Anything that no other status means is `other`.
-enum class ExitStatus : std::uint8_t { done = 0, other = 1, usage = 2, refused = 3, device = 4 };
+enum class ExitStatus : std::uint8_t {
+  done = 0,
+  other = 1,
+  usage = 2,
+  refused = 3,
+  device = 4,
+  interrupted = 130,  // 128 + SIGINT
+  terminated = 143    // 128 + SIGTERM
+};
 
 /// A command that ends with its own status: the message says where, what was found, what is
 /// allowed.
@@ -50,6 +58,9 @@ Action add_show(CLI::App& program);
 Action add_lens(CLI::App& program);
 Action add_demo(CLI::App& program);
 Action add_patch(CLI::App& program);
+Action add_batch(CLI::App& program);
+Action add_merge(CLI::App& program);
+Action add_task(CLI::App& program);
 Action add_compare(CLI::App& program);
 Action add_preflight(CLI::App& program);
 Action add_drill(CLI::App& program);

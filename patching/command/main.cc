@@ -22,6 +22,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp show run.h5
   lenscpp lens tiny-ioi --prompt "When John and Mary went to the store, John gave the bag to"
   lenscpp patch tiny-ioi --clean "When John and Mary went to the store, John gave the bag to" --corrupted "When John and Mary went to the store, Mary gave the bag to" --answer " Mary" --wrong " John"
+  lenscpp batch ioi.jsonl --model tiny-ioi --out ioi
   lenscpp doctor --device cuda
   lenscpp lens --help
 
@@ -151,8 +152,8 @@ int run_program(int argc, char** argv) {
     program.footer(kFooter);
     program.require_subcommand(0, 1);
     std::vector<Command> commands;
-    for (auto add : {add_demo, add_run, add_lens, add_patch, add_compare, add_verify, add_show,
-                     add_preflight, add_doctor, add_drill}) {
+    for (auto add : {add_demo, add_run, add_lens, add_patch, add_task, add_batch, add_merge,
+                     add_compare, add_verify, add_show, add_preflight, add_doctor, add_drill}) {
       Action action = add(program);
       commands.push_back({program.get_subcommands(nullptr).back(), action});
     }
@@ -175,8 +176,8 @@ int run_program(int argc, char** argv) {
     if (argc == 1 && !json) print(help_of(program));
     return end("",
                {ExitStatus::usage,
-                "a command is needed: demo, run, lens, compare, patch, verify, show, doctor, "
-                "preflight or drill; see "
+                "a command is needed: demo, run, lens, compare, patch, task, batch, merge, verify, "
+                "show, doctor, preflight or drill; see "
                 "lenscpp --help"},
                json);
   } catch (...) {

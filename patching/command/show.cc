@@ -6,6 +6,7 @@
 #include "hooks/nearest.h"
 #include "patching/command/common.h"
 #include "patching/command/report.h"
+#include "patching/command/shards_in_words.h"
 #include "patching/command/terminal.h"
 #include "verify/store/sealed_file.h"
 
@@ -18,8 +19,10 @@ constexpr std::size_t kWorstPoints = 5;
 constexpr const char* kFooter = R"(Examples:
   lenscpp show run.h5
   lenscpp show run.h5 --json
+  lenscpp show ioi
+  lenscpp show ioi/merged.h5
 
-Every byte is read and compared with its digest. Exit status 3: the file may not be used, and which object says so.
+A file, or the folder of a batch, of which the shards are counted. Every byte is read and compared with its digest. Exit status 3: the file may not be used, and which object says so.
 )";
 
 struct Options {
@@ -40,17 +43,39 @@ class Shown {
   std::string in_words() const;
   std::string run_in_words() const;
 
-  std::string refusal_;  // empty: it may be used
-  nlohmann::json run_;   // of a run that can be read: {record, remarks, verdict, strings, points}
+  std::string refusal_;                // empty: it may be used
+  std::string batch_words_;            // of a merged batch that may be used
+  nlohmann::ordered_json statistics_;  // of it
+  nlohmann::json run_;  // of a run that can be read: {record, remarks, verdict, strings, points}
   std::string run_words_;
   SealedFile file_;
 };
+
+// What a shard says of itself.
+std::string shard_in_words(const nlohmann::json& shard) {
+  const nlohmann::json &verdict = shard.at("verdict"), &from = shard.at("provenance");
+  std::string text = "shard " + shard.at("name").get<std::string>().substr(0, 12);
+  if (from.contains("model"))
+    text += ", " + from.at("model").get<std::string>() + " on " +
+            from.at("device").get<std::string>() + " in " + from.at("dtype").get<std::string>();
+  text += "\n" + verdict.at("status").get<std::string>() + ": " + verdict.at("cells").dump() +
+          " patches in " + verdict.at("runs").dump() + " runs, " + verdict.at("n_compared").dump() +
+          " elements compared\n";
+  if (auto failure = verdict.at("first_failure").get<std::string>(); !failure.empty())
+    text += failure + "\n";
+  return text;
+}
 
 SealedFile Shown::opened(const std::string& path) {
   try {
     SealedFile file = SealedFile::open(path);
     file.verify_all();
     describe(file);
+    if (file.kind() == FileKind::batch) {
+      MergedFile merged = MergedFile::open(path);
+      batch_words_ = merged_in_words(merged);
+      statistics_ = merged_to_json(merged);
+    }
     return file;
   } catch (const NotVerified& refused) {
     refusal_ = refused.what();
@@ -65,6 +90,7 @@ SealedFile Shown::opened(const std::string& path) {
 }
 
 void Shown::describe(const SealedFile& file) {
+  if (file.kind() == FileKind::shard) run_words_ = shard_in_words(file.document("/shard"));
   if (file.kind() != FileKind::run) return;
   nlohmann::json run = file.document("/run");
   run_["record"] = run.at("record");
@@ -108,6 +134,10 @@ ordered_json Shown::to_json() const {
         {{"name", name}, {"dtype", name_of(*entry.dtype)}, {"shape", entry.shape}});
   if (!run_.is_null()) document.update(run_);
   if (file_.kind() == FileKind::run || !usable) return document;
+  if (file_.kind() == FileKind::batch) {
+    document.update(statistics_);
+    return document;
+  }
   for (const auto& [name, entry] : file_.entries())
     if (!entry.dtype) document["documents"][name.substr(1)] = file_.document(name);
   return document;
@@ -151,6 +181,7 @@ std::string Shown::in_words() const {
   for (const auto& [name, entry] : arrays_of(file_))
     table.add({name, std::string(name_of(*entry.dtype)), to_string(entry.shape)});
   text += "\n" + table.str();
+  if (!batch_words_.empty()) return text + "\n" + batch_words_;
   if (file_.kind() == FileKind::run || !refusal_.empty()) return text;
   text += "\n";
   for (const auto& [name, entry] : file_.entries())
@@ -174,13 +205,25 @@ Action add_show(CLI::App& program) {
   auto o = std::make_shared<Options>();
   CLI::App& command =
       *program.add_subcommand("show", "What is in a saved file, and whether it may be used");
-  command.add_option("FILE", o->file, "A file that lenscpp saved: run.h5, grid.h5")
+  command
+      .add_option("FILE", o->file,
+                  "A file that lenscpp saved: run.h5, grid.h5, merged.h5; or the folder of a batch")
       ->required()
       ->type_name("");
   command.add_flag("--json", o->json, "One JSON document on standard output and nothing else")
       ->group("Output");
   command.footer(kFooter);
   return [o] {
+    if (std::filesystem::is_directory(o->file)) {
+      if (o->json) {
+        ordered_json document{{"command", "show"}, {"exit_status", 0}, {"kind", "folder"}};
+        document.update(folder_to_json(o->file));
+        print_json(document);
+      } else {
+        print(folder_in_words(o->file));
+      }
+      return ExitStatus::done;
+    }
     std::optional<Shown> shown;
     from_disk([&] { shown.emplace(o->file); });
     return shown->report(*o);

@@ -88,16 +88,21 @@ int write_all(int descriptor, std::string_view text) {
   return 0;
 }
 
-volatile std::sig_atomic_t busy = 0, interrupted = 0, progress_shown = 0;
+volatile std::sig_atomic_t busy = 0, interrupted = 0, progress_shown = 0, stops_when_asked = 0,
+                           asked_by = 0;
 constexpr std::string_view kWipeLine = "\r\x1b[K";
 
 constexpr int kInterrupted = 130;  // 128 + SIGINT, as shells count
 
-extern "C" void on_interrupt(int) {
+extern "C" void on_interrupt(int signal) {
+  if (stops_when_asked != 0 && asked_by == 0) {
+    asked_by = signal;
+    return;
+  }
   interrupted = 1;
   if (busy != 0) return;
   if (progress_shown != 0) write_all(STDERR_FILENO, kWipeLine);
-  ::_exit(kInterrupted);
+  ::_exit(128 + signal);
 }
 
 }  // namespace
@@ -252,6 +257,21 @@ void prepare_signals() {
   action.sa_flags = SA_RESTART;
   ::sigaction(SIGINT, &action, nullptr);
 }
+
+StopWhenAsked::StopWhenAsked() {
+  asked_by = 0;
+  stops_when_asked = 1;
+  struct sigaction action {};
+  sigemptyset(&action.sa_mask);
+  action.sa_handler = on_interrupt;
+  action.sa_flags = SA_RESTART;
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+StopWhenAsked::~StopWhenAsked() {
+  stops_when_asked = 0;
+  ::signal(SIGTERM, SIG_DFL);
+}
+int StopWhenAsked::asked() { return asked_by; }
 
 Uninterrupted::Uninterrupted() { busy = 1; }
 Uninterrupted::~Uninterrupted() {

@@ -72,6 +72,16 @@ class Progress {
 /// SIGPIPE is ignored (print drops the rest); SIGINT ends the program with status 130, but never
 /// inside of an `Uninterrupted`, whose end it waits for.
 void prepare_signals();
+/// While one lives, the first SIGINT or SIGTERM only asks to stop; the second ends the program.
+class StopWhenAsked {
+ public:
+  StopWhenAsked();
+  ~StopWhenAsked();
+  StopWhenAsked(const StopWhenAsked&) = delete;
+  StopWhenAsked& operator=(const StopWhenAsked&) = delete;
+  /// The signal that asked; 0: none.
+  static int asked();
+};
 class Uninterrupted {
  public:
   Uninterrupted();

@@ -15,7 +15,7 @@ import collections.abc as _abc
 
 import torch as _torch  # noqa: F401  (loads the libraries that ours links to)
 
-from . import faults, patching, utils
+from . import distributed, faults, patching, tasks, utils
 from ._attribution import LogitAttribution, direct_logit_attribution, plot_attention
 from ._compare import CompareRow, Comparison, compare
 from ._drill import DrillReport, drill
@@ -35,9 +35,10 @@ from ._lenscpp import (
     VerifiedCache,
     __version__,
 )
+from ._experiments import BatchReport, ExperimentsResult, ShardResult, merge_experiments, run_experiments
 from ._grid import GridResult
 from ._logit_lens import LogitLens, TopK, logit_lens
-from ._metrics import KL, LogitDiff, LogProb, Loss, Metric, Prob
+from ._metrics import KL, LogitDiff, LogProb, Loss, Metric, Prob, ProbDiff
 from ._model import HookedTransformer, verify_recorded
 from ._preflight import Preflight, preflight
 from ._store import load, load_unverified
@@ -48,12 +49,14 @@ _abc.Mapping.register(UnverifiedCache)
 __all__ = [
     "Ablate",
     "Add",
+    "BatchReport",
     "CompareRow",
     "Comparison",
     "DeviceError",
     "DrillReport",
     "DoctorReport",
     "Edit",
+    "ExperimentsResult",
     "GridResult",
     "HookedTransformer",
     "HookedTransformerConfig",
@@ -70,7 +73,9 @@ __all__ = [
     "Point",
     "Preflight",
     "Prob",
+    "ProbDiff",
     "Scale",
+    "ShardResult",
     "Tokenizer",
     "TopK",
     "UnverifiedCache",
@@ -80,15 +85,19 @@ __all__ = [
     "__version__",
     "compare",
     "direct_logit_attribution",
+    "distributed",
     "drill",
     "doctor",
     "faults",
     "load",
     "load_unverified",
     "logit_lens",
+    "merge_experiments",
     "patching",
     "plot_attention",
     "preflight",
+    "run_experiments",
+    "tasks",
     "utils",
     "verify_recorded",
 ]

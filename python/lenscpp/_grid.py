@@ -32,6 +32,7 @@ def patch_grid(
     verify: str | None = None,
     *,
     prepend_bos: bool | None = None,
+    positions: Sequence[int] | None = None,
     max_cells: int | None = None,
     savings: bool = True,
     progress: Callable[[int, int], object] | None = None,
@@ -46,7 +47,8 @@ def patch_grid(
     [batch, pos, d_vocab], that returns a number (or one a prompt). direction: "denoise" writes the clean run's
     activation into the corrupted prompt, "noise" the reverse. verify: of the patched runs; "checksum" (the default:
     products by random projections of their rows, all else recomputed), "exact", or "off": then the grid is
-    UNVERIFIED, and says so everywhere. max_cells: patches that share a run, at most. savings: compute only the
+    UNVERIFIED, and says so everywhere. positions: those that an axis of positions goes over, negative from the end;
+    None is all. max_cells: patches that share a run, at most. savings: compute only the
     layers and positions that a patch changes, and only the logits that the metric reads (all of them, where it is a
     function); False runs every patch as a whole, which moves values by rounding alone. progress(done, cells).
 
@@ -88,6 +90,7 @@ def patch_grid(
             over=axes,
             direction=direction,
             verify=verify,
+            positions=None if positions is None else [_inputs.token_id(p) for p in positions],
             max_cells=_inputs.optional_int("max_cells", max_cells),
             savings=savings,
             progress=progress,
@@ -133,6 +136,14 @@ class GridResult:
     def values(self) -> torch.Tensor:
         """The metric of each patched run: float64, shaped by the axes; NaN where the run was refused."""
         return self._grid.values()
+
+    @property
+    def values_of_prompts(self) -> torch.Tensor:
+        """The metric of each prompt alone, the prompts last: float64 [axes..., batch]; NaN where the run was refused.
+
+        One prompt where the metric is a function that returns one number for them all.
+        """
+        return self._grid.values_of_prompts()
 
     @property
     def normalized(self) -> torch.Tensor:

@@ -73,6 +73,28 @@ class LogProb(Metric):
         super().__init__("log_prob", pos, token=token)
 
 
+class ProbDiff(Metric):
+    """The sum of the probabilities of `answers` less that of `wrong` at `pos`: of greater-than, for instance.
+
+    answers, wrong: token ids or texts that are one token; the same for every prompt.
+    """
+
+    def __init__(self, answers: Any, wrong: Any, pos: int = -1) -> None:
+        super().__init__("prob_diff", pos, answers=answers, wrong=wrong)
+
+    def _made(self) -> _lenscpp.Metric:
+        assert self._pos is not None
+        lists = {name: [self._checked_ids(tokens)] for name, tokens in self._tokens.items()}
+        return _lenscpp.Metric.prob_diff(lists["answers"], lists["wrong"], self._pos)
+
+    @staticmethod
+    def _checked_ids(tokens: list[Any]) -> list[int]:
+        for token in tokens:
+            if isinstance(token, str):
+                raise ValueError(f"[metric] {token!r} is text: call resolve(model), or give token ids")
+        return tokens
+
+
 class KL(Metric):
     """KL(reference || run) of the predictions at `pos`, in nats.
 

@@ -36,8 +36,9 @@ def experiment(tmp_path_factory):
     return folder / "build" / "experiment"
 
 
-def test_the_program_is_short():
-    assert len((HERE / "experiment.cc").read_text().splitlines()) <= 32
+@pytest.mark.parametrize("name", ["experiment.cc", "batch.cc"])
+def test_the_program_is_short(name):
+    assert len((HERE / name).read_text().splitlines()) <= 33
 
 
 def test_finds_the_head_that_python_finds(experiment):
@@ -49,6 +50,17 @@ def test_finds_the_head_that_python_finds(experiment):
     assert lines[1] == f"clean {grid.clean:+.2f}, corrupted {grid.corrupted:+.2f}"
     wanted = [f"layer {l}, head {h} restores {grid.normalized[l, h]:.2f}" for l, h in (grid.normalized > 0.1).nonzero().tolist()]
     assert wanted and lines[2:] == wanted
+
+
+def test_a_batch_is_what_python_makes_of_it(experiment, tmp_path):
+    lines = run(experiment.parent / "batch", MODEL, tmp_path / "cpp").splitlines()
+    assert "shards there; 24 experiments" in lines[0]
+    model = lens.HookedTransformer.from_pretrained("tiny-ioi")
+    merged = lens.run_experiments(model, lens.tasks.ioi(model, n=24), tmp_path / "python", sites=[("z", ("layer", "head"))]).merge()
+    wanted = [f"layer {c['layer']}, head {c['head']}: {c['mean']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f}), n {c['n']}" for c in merged["z"].top]
+    assert wanted and lines[1:] == wanted
+    # What C++ has done Python does not do again.
+    assert lens.run_experiments(model, lens.tasks.ioi(model, n=24), tmp_path / "cpp", sites=[("z", ("layer", "head"))], resume=True)["done"] == 0
 
 
 def test_the_simulated_device_is_found_where_it_was_installed(experiment):

@@ -51,6 +51,7 @@ TEST(GridFile, AStatusThatItsVerdictDoesNotHaveIsRefused) {
   SealedWriter writer(folder / "forged.h5", FileKind::grid);
   writer.document("/grid", file.document("/grid"));
   writer.array("/values", grid.values());
+  writer.array("/values_of_prompts", grid.values_of_prompts());
   writer.commit(Status::verified);
   EXPECT_THROW(load_grid(folder / "forged.h5"), NotVerified);
 }
@@ -67,10 +68,12 @@ TEST(GridFile, WhatIsNoGridIsBadInput) {
     SealedWriter writer(folder / "other.h5", FileKind::grid);
     writer.document("/grid", changed);
     writer.array("/values", grid.values());
+    writer.array("/values_of_prompts", grid.values_of_prompts());
     writer.commit(Status::verified);
     EXPECT_THROW(load_grid(folder / "other.h5"), std::invalid_argument) << changed.dump();
   };
-  for (const char* key : {"site", "direction", "axes", "verdict", "records", "clean"}) {
+  for (const char* key :
+       {"site", "direction", "axes", "verdict", "records", "clean", "clean_of_prompts"}) {
     nlohmann::json without = document;
     without.erase(key);
     refused(without);

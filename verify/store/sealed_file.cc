@@ -1,28 +1,18 @@
-// Sealed files over the C interface of HDF5, which is not thread-safe: one lock for the process,
-// held by every function that is called from outside. Everything is written in the format of HDF5
-// 1.10, whose own structures carry checksums, so that damage is an error and not a crash.
+// Reading sealed files.
 #include "verify/store/sealed_file.h"
 
-#define H5_USE_110_API  // later versions have other signatures under the same names
 #include <fcntl.h>
-#include <hdf5.h>
-#include <sys/file.h>
-#include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
-#include <charconv>
-#include <csignal>
 #include <cstring>
-#include <functional>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <stdexcept>
-#include <system_error>
-#include <vector>
 
 #include "hooks/nearest.h"
+#include "verify/store/descriptor.h"
+#include "verify/store/hdf5.h"
+#include "verify/store/sealed_format.h"
 #include "verify/store/sha256.h"
 #include "verify/verified_cache.h"
 
@@ -31,398 +21,9 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 namespace {
 
-constexpr std::int64_t kVersion = 1;
-constexpr const char *kFormat = "lenscpp", *kDigests = "/digests", *kRootDigest = "/root_digest",
-                     *kStatus = "/status";
 constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i64};
 
-// Recursive: an object that cannot be made is destroyed under the lock of whoever makes it.
-std::recursive_mutex& hdf5() {
-  static std::recursive_mutex mutex;
-  static const bool ready = [] {
-    H5dont_atexit();  // a file that cannot be written would be tried again at exit
-    H5open();
-    return H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
-  }();
-  static_cast<void>(ready);
-  return mutex;
-}
-using Lock = std::lock_guard<std::recursive_mutex>;
-
-// What HDF5 says of its innermost error, and the number of the system's where that is behind it.
-struct Hdf5Error : std::runtime_error {
-  explicit Hdf5Error(const std::string& what) : std::runtime_error(what) {
-    if (auto at = what.find("errno = "); at != what.npos)
-      std::from_chars(what.data() + at + 8, what.data() + what.size(), error_number);
-  }
-  int error_number = 0;
-};
-
-template <class T>
-T check(T result) {
-  if (result >= 0) return result;
-  std::string text;
-  H5Ewalk2(
-      H5E_DEFAULT, H5E_WALK_UPWARD,
-      [](unsigned n, const H5E_error2_t* error, void* innermost) -> herr_t {
-        if (n == 0) *static_cast<std::string*>(innermost) = error->desc;
-        return 0;
-      },
-      &text);
-  H5Eclear2(H5E_DEFAULT);
-  throw Hdf5Error(text.empty() ? "HDF5 gives no reason" : text);
-}
-
-class Handle {
- public:
-  using Close = herr_t (*)(hid_t);
-  Handle() = default;
-  Handle(hid_t id, Close close) : id_(check(id)), close_(close) {}
-  Handle(Handle&& other) noexcept
-      : id_(std::exchange(other.id_, H5I_INVALID_HID)), close_(other.close_) {}
-  Handle& operator=(Handle&& other) noexcept {
-    std::swap(id_, other.id_);
-    std::swap(close_, other.close_);
-    return *this;
-  }
-  ~Handle() {
-    if (id_ >= 0) close_(id_);
-  }
-  operator hid_t() const { return id_; }
-  void close() {
-    if (id_ >= 0) check(close_(std::exchange(id_, H5I_INVALID_HID)));
-  }
-
- private:
-  hid_t id_ = H5I_INVALID_HID;
-  Close close_ = nullptr;
-};
-
-Handle text_type(std::size_t size) {
-  Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
-  check(H5Tset_size(type, std::max<std::size_t>(size, 1)));
-  check(H5Tset_strpad(type, H5T_STR_NULLPAD));
-  check(H5Tset_cset(type, H5T_CSET_UTF8));
-  return type;
-}
-
-Handle type_of(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return {H5Tcopy(H5T_IEEE_F32LE), H5Tclose};
-    case DType::f64:
-      return {H5Tcopy(H5T_IEEE_F64LE), H5Tclose};
-    case DType::bf16:  // HDF5's own narrow floats are unknown to numpy
-      return {H5Tcopy(H5T_STD_U16LE), H5Tclose};
-    case DType::f16: {
-      Handle half(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
-      check(H5Tset_fields(half, 15, 10, 5, 0, 10));
-      check(H5Tset_size(half, 2));
-      check(H5Tset_ebias(half, 15));
-      return half;
-    }
-    case DType::i64:
-      return {H5Tcopy(H5T_STD_I64LE), H5Tclose};
-  }
-  throw std::logic_error("[store] not a DType");
-}
-
-void set_attribute(hid_t object, const char* name, const Handle& type, const void* value) {
-  Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-  Handle attribute(H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
-  check(H5Awrite(attribute, type, value));
-}
-void set_attribute(hid_t object, const char* name, std::string_view value) {
-  set_attribute(object, name, text_type(value.size()), value.data());
-}
-
-// The value of a short text or whole number; empty for anything else, and where there is none.
-std::optional<std::string> text_attribute(hid_t object, const char* name) {
-  if (check(H5Aexists(object, name)) == 0) return {};
-  Handle attribute(H5Aopen(object, name, H5P_DEFAULT), H5Aclose);
-  Handle type(H5Aget_type(attribute), H5Tclose);
-  if (H5Tget_class(type) != H5T_STRING || check(H5Tis_variable_str(type)) > 0) return {};
-  std::string text(H5Tget_size(type), '\0');
-  if (H5Aget_storage_size(attribute) != text.size()) return {};
-  check(H5Aread(attribute, type, text.data()));
-  return text;
-}
-std::optional<std::int64_t> number_attribute(hid_t object, const char* name) {
-  if (check(H5Aexists(object, name)) == 0) return {};
-  Handle attribute(H5Aopen(object, name, H5P_DEFAULT), H5Aclose);
-  std::int64_t value = 0;
-  if (H5Aget_storage_size(attribute) != sizeof value) return {};
-  check(H5Aread(attribute, H5T_NATIVE_INT64, &value));
-  return value;
-}
-
-// Whole trailing dimensions, as many as make about a megabyte: what reading a row costs at most.
-std::vector<hsize_t> chunk_of(const Array& value) {
-  constexpr hsize_t kChunk_bytes = 1 << 20;
-  std::vector<hsize_t> chunk(value.shape().begin(), value.shape().end());
-  hsize_t bytes = value.nbytes();
-  for (hsize_t& extent : chunk) {
-    if (bytes <= kChunk_bytes) break;
-    bytes /= extent;
-    hsize_t fitting = std::clamp<hsize_t>(kChunk_bytes / bytes, 1, extent);
-    hsize_t chunks = (extent + fitting - 1) / fitting;
-    extent = (extent + chunks - 1) / chunks;  // of equal size: the last one is stored in full
-    bytes *= extent;
-  }
-  return chunk;
-}
-
-// Masked scores and patterns, ReLU's zeros: an eighth of the elements repeat the one before. Other
-// activations have random mantissas, on which deflate spends seconds for a tenth of the bytes.
-bool worth_deflating(const Array& value) {
-  std::size_t size = size_of(value.dtype());
-  std::int64_t repeated = 0;
-  for (std::int64_t i = 1; i < value.numel(); ++i) {
-    const std::byte* element = value.bytes() + static_cast<std::size_t>(i) * size;
-    repeated += std::memcmp(element, element - size, size) == 0 ? 1 : 0;
-  }
-  return 8 * repeated > value.numel();
-}
-
-Handle creation_of(const Array& value) {
-  Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
-  check(H5Pset_obj_track_times(creation, false));  // equal runs are equal files
-  check(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER));
-  if (value.rank() == 0 || value.empty()) return creation;
-  std::vector<hsize_t> chunk = chunk_of(value);
-  check(H5Pset_chunk(creation, value.rank(), chunk.data()));
-  if (worth_deflating(value) && check(H5Zfilter_avail(H5Z_FILTER_DEFLATE)) > 0) {
-    check(H5Pset_shuffle(creation));
-    check(H5Pset_deflate(creation, 1));
-  }
-  check(H5Pset_fletcher32(creation));
-  return creation;
-}
-
-std::string digest_of(const Array& value) {
-  return sha256(std::span<const std::byte>(value.bytes(), value.nbytes()));
-}
-
-bool is_special(const std::string& name) {
-  return name == kDigests || name == kRootDigest || name == kStatus;
-}
-
-// "/act/x" -> "/act"; the groups that must be there for it.
-std::vector<std::string> parents_of(const std::string& name) {
-  std::vector<std::string> parents;
-  for (auto at = name.find('/', 1); at != name.npos; at = name.find('/', at + 1))
-    parents.push_back(name.substr(0, at));
-  return parents;
-}
-
-FileKind kind_from_name(const std::string& name, const std::string& origin) {
-  for (FileKind kind : {FileKind::run, FileKind::grid, FileKind::shard})
-    if (name_of(kind) == name) return kind;
-  throw std::invalid_argument("[store] " + origin + ": a file of kind " + in_quotes(name) +
-                              "; allowed: run, grid, shard");
-}
-
-[[noreturn]] void disk_refuses(int error_number, const fs::path& path) {
-  throw std::system_error(error_number, std::generic_category(), "[store] " + path.string());
-}
-
-struct Descriptor {
-  int fd;
-  explicit Descriptor(int descriptor) : fd(descriptor) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-void sync(const fs::path& path, int flags) {
-  Descriptor file(::open(path.c_str(), flags | O_CLOEXEC));
-  if (file.fd < 0 || ::fsync(file.fd) != 0) disk_refuses(errno, path);
-}
-
-fs::path folder_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
-
-// A temporary file is rubbish when its writer is gone: no process of that number, and HDF5's lock
-// on the file is free.
-void remove_rubbish(const fs::path& path) {
-  std::string start = "." + path.filename().string() + ".", end = ".part";
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(folder_of(path), ignored)) {
-    std::string name = entry.path().filename().string();
-    if (!name.starts_with(start) || !name.ends_with(end)) continue;
-    pid_t writer = 0;
-    auto parsed =
-        std::from_chars(name.data() + start.size(), name.data() + name.size() - end.size(), writer);
-    if (parsed.ec != std::errc() || *parsed.ptr != '.' || writer <= 0) continue;
-    if (writer != ::getpid() && (::kill(writer, 0) == 0 || errno != ESRCH)) continue;
-    Descriptor file(::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC));
-    if (file.fd >= 0 && ::flock(file.fd, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
-  }
-}
-
 }  // namespace
-
-std::string_view name_of(FileKind kind) {
-  switch (kind) {
-    case FileKind::run:
-      return "run";
-    case FileKind::grid:
-      return "grid";
-    case FileKind::shard:
-      return "shard";
-  }
-  throw std::logic_error("[store] not a FileKind");
-}
-
-Status status_from_name(std::string_view name) {
-  for (Status status : {Status::verified, Status::invalid, Status::unverified})
-    if (name_of(status) == name) return status;
-  throw std::invalid_argument("[store] " + in_quotes(name) +
-                              " is not a status; allowed: VERIFIED, INVALID, UNVERIFIED");
-}
-
-// ---- writing ----
-
-struct SealedWriter::Open {
-  fs::path path, temporary;
-  FileKind kind;
-  Handle file;
-  json objects = json::object();
-  std::set<std::string> groups;
-
-  ~Open() {
-    Lock lock(hdf5());
-    file = Handle();
-    if (temporary.empty()) return;
-    // A file that HDF5 cannot close keeps its descriptor: at least not its space on the disk.
-    static_cast<void>(::truncate(temporary.c_str(), 0));
-    ::unlink(temporary.c_str());
-  }
-
-  // HDF5's errors as the disk's.
-  template <class Work>
-  void guarded(const Work& work) {
-    Lock lock(hdf5());
-    try {
-      work();
-    } catch (const Hdf5Error& error) {
-      if (error.error_number != 0) disk_refuses(error.error_number, path);
-      throw std::runtime_error("[store] " + path.string() + " cannot be written: " + error.what());
-    }
-  }
-
-  void write(const std::string& name, const Handle& type, const Handle& space, const void* data,
-             const Handle& creation, const std::function<void(hid_t)>& describe = {}) {
-    Handle group_creation(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
-    check(
-        H5Pset_link_creation_order(group_creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED));
-    for (const std::string& parent : parents_of(name))
-      if (groups.insert(parent).second)
-        Handle(H5Gcreate2(file, parent.c_str(), H5P_DEFAULT, group_creation, H5P_DEFAULT),
-               H5Gclose);
-    Handle set(H5Dcreate2(file, name.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
-               H5Dclose);
-    if (H5Sget_simple_extent_npoints(space) > 0)
-      check(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data));
-    if (describe) describe(set);
-    set.close();
-  }
-
-  void write_text(const std::string& name, const std::string& text) {
-    write(name, text_type(text.size()), Handle(H5Screate(H5S_SCALAR), H5Sclose), text.data(),
-          creation_of({}));
-  }
-
-  void add(const std::string& name, json description) {
-    if (name.size() < 2 || name.front() != '/' || name.back() == '/' ||
-        name.find("//") != name.npos || name.find('\0') != name.npos || is_special(name))
-      throw std::invalid_argument("[store] " + in_quotes(name) +
-                                  " is no name of an object; needed: a path such as \"/act/name\"");
-    if (!objects.emplace(name, std::move(description)).second)
-      throw std::invalid_argument("[store] " + in_quotes(name) + " is given twice");
-  }
-};
-
-SealedWriter::SealedWriter(fs::path path, FileKind kind) : open_(std::make_unique<Open>()) {
-  static std::atomic<unsigned> counter{0};
-  open_->path = std::move(path);
-  open_->kind = kind;
-  const fs::path& target = open_->path;
-  if (target.filename().empty() || fs::is_directory(target)) disk_refuses(EISDIR, target);
-  {
-    // Not between another thread's close, which frees HDF5's lock on its file, and its rename.
-    Lock lock(hdf5());
-    remove_rubbish(target);
-  }
-  open_->temporary =
-      folder_of(target) / ("." + target.filename().string() + "." + std::to_string(::getpid()) +
-                           "." + std::to_string(counter++) + ".part");
-  open_->guarded([&] {
-    Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose),
-        creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
-    check(H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110));
-    check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG));
-    check(H5Pset_link_creation_order(creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED));
-    open_->file =
-        Handle(H5Fcreate(open_->temporary.c_str(), H5F_ACC_EXCL, creation, access), H5Fclose);
-    set_attribute(open_->file, "format", kFormat);
-    set_attribute(open_->file, "version", type_of(DType::i64), &kVersion);
-    set_attribute(open_->file, "kind", name_of(kind));
-  });
-}
-
-SealedWriter::~SealedWriter() = default;
-
-void SealedWriter::document(const std::string& name, const json& value) {
-  std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-  open_->add(name, {{"dtype", "json"}, {"shape", json::array()}, {"sha256", sha256(text)}});
-  open_->guarded([&] { open_->write_text(name, text); });
-}
-
-void SealedWriter::array(const std::string& name, const Array& value) {
-  open_->add(
-      name,
-      {{"dtype", name_of(value.dtype())}, {"shape", value.shape()}, {"sha256", digest_of(value)}});
-  open_->guarded([&] {
-    std::vector<hsize_t> extents(value.shape().begin(), value.shape().end());
-    Handle space(extents.empty() ? H5Screate(H5S_SCALAR)
-                                 : H5Screate_simple(value.rank(), extents.data(), nullptr),
-                 H5Sclose);
-    open_->write(name, type_of(value.dtype()), space, value.bytes(), creation_of(value),
-                 [&](hid_t set) {
-                   if (value.dtype() != DType::bf16) return;
-                   set_attribute(set, "dtype", name_of(DType::bf16));
-                   set_attribute(set, "decode", "(x[()].astype('uint32') << 16).view('float32')");
-                 });
-  });
-}
-
-void SealedWriter::commit(Status status) {
-  Open& o = *open_;
-  std::string digests = json{
-      {"format", kFormat},
-      {"version", kVersion},
-      {"kind", name_of(o.kind)},
-      {"status", name_of(status)},
-      {"objects",
-       o.objects}}.dump();
-  o.guarded([&] {
-    o.write_text(kDigests, digests);
-    o.write_text(kRootDigest, sha256(digests));
-    check(H5Fflush(o.file, H5F_SCOPE_LOCAL));
-    o.write_text(kStatus, std::string(name_of(status)));
-    o.file.close();
-    sync(o.temporary, O_RDONLY);
-    if (::rename(o.temporary.c_str(), o.path.c_str()) != 0) disk_refuses(errno, o.path);
-    o.temporary.clear();
-    sync(folder_of(o.path), O_RDONLY | O_DIRECTORY);
-  });
-}
-
-// ---- reading ----
 
 struct SealedFile::Open {
   std::string origin;
@@ -542,7 +143,7 @@ struct SealedFile::Open {
         refuse(std::string(name) + " is missing: the file was not written to its end");
     json table = sealed_table();
     try {
-      if (table.at("format") != kFormat || table.at("version") != kVersion ||
+      if (table.at("format") != kFormat || table.at("version") != kFormatVersion ||
           table.at("kind") != name_of(kind))
         refuse("the attributes of / are not those that were written");
       if (table.at("status") != text(kStatus))
@@ -550,6 +151,7 @@ struct SealedFile::Open {
       status = status_from_name(text(kStatus));
       for (const auto& [name, value] : table.at("objects").items()) {
         Entry entry{.shape = value.at("shape").get<Shape>(), .sha256 = value.at("sha256")};
+        if (value.contains("groups")) entry.groups = value.at("groups");
         if (value.at("dtype") != "json")
           entry.dtype = dtype_from_name(value.at("dtype").get<std::string>());
         entries.emplace(name, std::move(entry));
@@ -558,6 +160,28 @@ struct SealedFile::Open {
       refuse(std::string(kDigests) + " is not a table of this library");
     }
     check_all_of(sets, groups);
+  }
+
+  Array read(const std::string& name, const Entry& entry, std::int64_t begin,
+             std::int64_t n) const {
+    return guarded(name, [&] {
+      Shape shape = entry.shape;
+      if (!shape.empty()) shape[0] = n;
+      MutableArray result(shape, *entry.dtype);
+      Handle set(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose);
+      Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
+      if (!checked) check(H5Pset_edc_check(transfer, H5Z_DISABLE_EDC));
+      if (result.numel() == 0) return std::move(result).freeze();
+      Handle from =
+          shape.empty() ? Handle(H5Dget_space(set), H5Sclose) : rows_of(set, entry.shape, begin, n);
+      check(H5Dread(set, type_of(*entry.dtype), space_of(shape), from, transfer, result.bytes()));
+      return std::move(result).freeze();
+    });
+  }
+
+  void check_digest(const std::string& name, const Array& value, const std::string& digest) const {
+    if (checked && digest_of(value) != digest)
+      refuse(name + " was changed after it was written: its digest does not match");
   }
 
   const Entry& at(const std::string& name, bool document) const {
@@ -593,10 +217,10 @@ std::shared_ptr<SealedFile::Open> SealedFile::opened(const fs::path& path, bool 
       throw std::invalid_argument("[store] " + open->origin +
                                   " is an HDF5 file, but not one that lenscpp saved");
     std::int64_t version = number_attribute(open->file, "version").value_or(0);
-    if (version < 1 || version > kVersion)
+    if (version < 1 || version > kFormatVersion)
       throw std::invalid_argument("[store] " + open->origin + ": version " +
                                   std::to_string(version) + " of the format; this lenscpp reads " +
-                                  std::to_string(kVersion));
+                                  std::to_string(kFormatVersion));
     open->kind = kind_from_name(text_attribute(open->file, "kind").value_or(""), open->origin);
     return open;
   });
@@ -656,26 +280,52 @@ json SealedFile::document(const std::string& name) const {
 
 Array SealedFile::array(const std::string& name) const {
   const Entry& entry = open_->at(name, false);
-  Array value = open_->guarded(name, [&] {
-    MutableArray read(entry.shape, *entry.dtype);
-    Handle set(H5Dopen2(open_->file, name.c_str(), H5P_DEFAULT), H5Dclose);
-    Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
-    if (!open_->checked) check(H5Pset_edc_check(transfer, H5Z_DISABLE_EDC));
-    if (read.numel() > 0)
-      check(H5Dread(set, type_of(*entry.dtype), H5S_ALL, H5S_ALL, transfer, read.bytes()));
-    return std::move(read).freeze();
-  });
-  if (open_->checked && digest_of(value) != entry.sha256)
-    open_->refuse(name + " was changed after it was written: its digest does not match");
+  if (!entry.groups.empty()) return rows(name, 0, entry.shape[0]);
+  Array value = open_->read(name, entry, 0, entry.shape.empty() ? 0 : entry.shape[0]);
+  open_->check_digest(name, value, entry.sha256);
   return value;
 }
 
+Array SealedFile::rows(const std::string& name, std::int64_t begin, std::int64_t end) const {
+  const Entry& entry = open_->at(name, false);
+  std::int64_t n = entry.shape.empty() ? 0 : entry.shape[0];
+  if (begin < 0 || begin > end || end > n)
+    throw std::out_of_range("[store] rows " + std::to_string(begin) + " to " + std::to_string(end) +
+                            " out of range: " + name + " has " + std::to_string(n));
+  if (entry.groups.empty() && open_->checked) return array(name).rows(begin, end);
+  if (entry.groups.empty()) return open_->read(name, entry, begin, end - begin);
+  if (digest_of(entry.groups) != entry.sha256)
+    open_->refuse(name + ": its digest is not that of its groups");
+  Shape shape = entry.shape;
+  shape[0] = end - begin;
+  MutableArray result(shape, *entry.dtype);
+  std::size_t row =
+      static_cast<std::size_t>(numel({shape.begin() + 1, shape.end()})) * size_of(*entry.dtype);
+  std::int64_t first = 0;
+  for (const auto& [size, digest] : entry.groups) {
+    std::int64_t from = std::max(begin, first), to = std::min(end, first + size);
+    if (from < to) {
+      Array group = open_->read(name, entry, first, size);
+      open_->check_digest(name, group, digest);
+      std::memcpy(result.bytes() + row * static_cast<std::size_t>(from - begin),
+                  group.bytes() + row * static_cast<std::size_t>(from - first),
+                  row * static_cast<std::size_t>(to - from));
+    }
+    first += size;
+  }
+  if (first != n) open_->refuse(name + ": its groups are of " + std::to_string(first) + " rows");
+  return std::move(result).freeze();
+}
+
 void SealedFile::verify_all() const {
-  for (const auto& [name, entry] : open_->entries)
-    if (entry.dtype)
-      array(name);
-    else
+  for (const auto& [name, entry] : open_->entries) {
+    std::int64_t first = 0;
+    for (const auto& [size, digest] : entry.groups) rows(name, first, first + size), first += size;
+    if (!entry.dtype)
       document(name);
+    else if (entry.groups.empty())
+      array(name);
+  }
 }
 
 }  // namespace lenscpp

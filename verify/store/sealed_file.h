@@ -2,9 +2,11 @@
 // that what was edited, cut short or damaged is noticed when it is read. Runs and grids are such
 // files (run_file.h); h5py reads them without this library. A guard against accidents, not forgery.
 //
-//   /                 attributes: format "lenscpp", version, kind ("run", "grid", "shard")
+//   /                 attributes: format "lenscpp", version, kind ("run", "grid", "shard", "batch")
 //   /NAME...          documents (UTF-8 JSON) and arrays, as the kind has them
-//   /digests          {format, version, kind, status, objects: path -> {dtype, shape, sha256}}
+//   /digests          {format, version, kind, status, objects: path -> {dtype, shape, sha256}}; of
+//   an
+//                     array that was written by groups of rows also {groups: [[rows, sha256], ...]}
 //   /root_digest      SHA-256 of /digests
 //   /status           "VERIFIED", "INVALID" or "UNVERIFIED"; written last
 //
@@ -16,6 +18,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -25,8 +29,8 @@
 namespace lenscpp {
 
 /// What a file is of.
-enum class FileKind : std::uint8_t { run, grid, shard };
-std::string_view name_of(FileKind kind);  // "run", "grid", "shard"
+enum class FileKind : std::uint8_t { run, grid, shard, batch };
+std::string_view name_of(FileKind kind);  // "run", "grid", "shard", "batch"
 /// Throws std::invalid_argument naming what is allowed.
 Status status_from_name(std::string_view name);
 
@@ -46,7 +50,15 @@ class SealedWriter {
   /// a document's strings becomes U+FFFD.
   void document(const std::string& name, const nlohmann::json& value);
   void array(const std::string& name, const Array& value);
+  /// An array of more than memory holds: [n, ...], written by groups of rows, each with a digest of
+  /// its own, so that rows can be read, and checked, without the others. Throws
+  /// std::invalid_argument for an array without rows.
+  void begin_rows(const std::string& name, DType dtype, const Shape& shape);
+  /// The next rows of the array that was begun last. Throws std::invalid_argument when they are of
+  /// another dtype or shape, or more than are left.
+  void append_rows(const Array& rows);
   /// Digests and status, fsync, rename, fsync of the folder. Nothing can be written afterwards.
+  /// Throws std::invalid_argument when rows of an array are missing.
   void commit(Status status);
 
  private:
@@ -62,6 +74,9 @@ class SealedFile {
     std::optional<DType> dtype;  // none: a document
     Shape shape = {};            // of an array
     std::string sha256;          // of its bytes; empty through the unverified door
+    /// Of an array that was written by rows: how many in each group, and their digests, of which
+    /// `sha256` then is the digest.
+    std::vector<std::pair<std::int64_t, std::string>> groups = {};
   };
 
   /// Opens a file that may be used. Throws NotVerified naming the object when the status is not
@@ -91,6 +106,9 @@ class SealedFile {
   nlohmann::json document(const std::string& name) const;
   /// Reads this array alone.
   Array array(const std::string& name) const;
+  /// Rows [begin, end) of an array that was written by rows; reads, and checks, the groups that
+  /// they are in. Throws std::out_of_range too.
+  Array rows(const std::string& name, std::int64_t begin, std::int64_t end) const;
   /// Reads and checks every object.
   void verify_all() const;
 

@@ -172,5 +172,33 @@ TEST(EditedFile, IsReadThroughTheOtherDoor) {
   EXPECT_NE(file.array("/act/x")[0], 1);
 }
 
+// HDF5 renews its own checksum of the chunk: only the digest of those rows knows.
+TEST(EditedFile, ARowWrittenAnewIsRefusedAndTheOthersAreRead) {
+  TemporaryFolder folder;
+  fs::path path = folder / "a.h5";
+  std::vector<double> values(20);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(i);
+  Array all = Array::of(std::span<const double>(values), {10, 2});
+  {
+    SealedWriter writer(path, FileKind::batch);
+    writer.begin_rows("/values", DType::f64, all.shape());
+    for (auto [begin, end] : {std::pair{0, 4}, {4, 5}, {5, 10}})
+      writer.append_rows(all.rows(begin, end));
+    writer.commit(Status::verified);
+  }
+  edit(path, [&](hid_t file) {
+    values[9] = 99;
+    hid_t set = H5Dopen2(file, "/values", H5P_DEFAULT);
+    H5Dwrite(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data());
+    H5Dclose(set);
+  });
+  SealedFile file = SealedFile::open(path);
+  EXPECT_EQ(file.rows("/values", 0, 4).to_doubles(), all.rows(0, 4).to_doubles());
+  EXPECT_EQ(file.rows("/values", 6, 10).to_doubles(), all.rows(6, 10).to_doubles());
+  EXPECT_THROW(file.rows("/values", 3, 5), NotVerified);
+  EXPECT_THROW(file.array("/values"), NotVerified);
+  EXPECT_THROW(file.verify_all(), NotVerified);
+}
+
 }  // namespace
 }  // namespace lenscpp

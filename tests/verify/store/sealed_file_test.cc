@@ -341,5 +341,50 @@ TEST(SealedFile, IsWrittenAndReadByManyThreads) {
   EXPECT_EQ(wrong, 0);
 }
 
+// Rows 0 to 9 in groups of 4, 1 and 5.
+void write_rows(const fs::path& path) {
+  SealedWriter writer(path, FileKind::batch);
+  Array all = counting({10, 3, 2}, DType::f64);
+  writer.document("/run", kDocument);
+  writer.begin_rows("/values/a", DType::f64, all.shape());
+  for (auto [begin, end] : {std::pair{0, 4}, {4, 5}, {5, 10}})
+    writer.append_rows(all.rows(begin, end));
+  writer.array("/b", counting({3}, DType::f64));
+  writer.commit(Status::verified);
+}
+
+TEST(SealedFile, RowsAreReadByThemselves) {
+  TemporaryFolder folder;
+  write_rows(folder / "a.h5");
+  SealedFile file = SealedFile::open(folder / "a.h5");
+  Array all = counting({10, 3, 2}, DType::f64);
+  EXPECT_TRUE(same(file.array("/values/a"), all));
+  for (std::int64_t begin = 0; begin <= 10; ++begin)
+    for (std::int64_t end = begin; end <= 10; ++end)
+      EXPECT_TRUE(same(file.rows("/values/a", begin, end), all.rows(begin, end)));
+  EXPECT_TRUE(same(file.rows("/b", 1, 3), counting({3}, DType::f64).rows(1, 3)));
+  EXPECT_THROW(file.rows("/values/a", 3, 11), std::out_of_range);
+  EXPECT_THROW(file.rows("/values/a", 4, 3), std::out_of_range);
+  file.verify_all();
+  SealedFile unverified = SealedFile::open_unverified(folder / "a.h5");
+  EXPECT_TRUE(same(unverified.rows("/values/a", 3, 7), all.rows(3, 7)));
+}
+
+TEST(SealedFile, RowsThatDoNotFitAreRefused) {
+  TemporaryFolder folder;
+  SealedWriter writer(folder / "a.h5", FileKind::batch);
+  EXPECT_THROW(writer.append_rows(counting({1, 2}, DType::f64)), std::invalid_argument);
+  EXPECT_THROW(writer.begin_rows("/a", DType::f64, {0, 2}), std::invalid_argument);
+  writer.begin_rows("/a", DType::f64, {3, 2});
+  writer.append_rows(counting({2, 2}, DType::f64));
+  EXPECT_THROW(writer.append_rows(counting({1, 3}, DType::f64)), std::invalid_argument);
+  EXPECT_THROW(writer.append_rows(counting({1, 2}, DType::f32)), std::invalid_argument);
+  EXPECT_THROW(writer.append_rows(counting({2, 2}, DType::f64)), std::invalid_argument);
+  EXPECT_THROW(writer.commit(Status::verified), std::invalid_argument);
+  writer.append_rows(counting({1, 2}, DType::f64));
+  writer.commit(Status::verified);
+  EXPECT_EQ(files_in(folder.path()), 1U);
+}
+
 }  // namespace
 }  // namespace lenscpp
