@@ -66,7 +66,7 @@ PatchRuns::PatchRuns(const HookedTransformer& model, Site site, const VerifiedCa
 std::vector<std::string> PatchRuns::needed(Site site, const Config& config) {
   std::vector<std::string> names;
   for (std::int64_t l = 0; l < config.n_layers; ++l) {
-    for (Site one : {Site::resid_pre, Site::k, Site::v}) names.push_back(hook_name(one, l));
+    for (Site one : {Site::resid_pre, keys_of(config), Site::v}) names.push_back(hook_name(one, l));
     if (info(site).per_layer) names.push_back(hook_name(site, l));
     if (behind_attention(site)) names.push_back(hook_name(Site::z, l));
   }
@@ -290,15 +290,15 @@ Request PatchRuns::request(std::span<const Patch> group) const {
   for (std::int64_t row = 0; row < rows.batch; ++row)
     for (std::int64_t p = first_pos; p < pos_; ++p) {
       rows.positions.push_back(p);
-      if (site_ <= Site::pos_embed)
+      if (is_embedding(site_))
         rows.tokens.push_back(
             base_.record().tokens[static_cast<std::size_t>(row % batch_ * pos_ + p)]);
     }
   if (rows.tokens.empty()) rows.start_residual = residuals(first, first_layer, first_pos);
   for (std::int64_t l = first_layer; l < layers; ++l) {
     if (first_pos > 0)
-      rows.base.push_back(
-          {before(base(Site::k, l), first_pos), before(base(Site::v, l), first_pos)});
+      rows.base.push_back({before(base(keys_of(model_.config()), l), first_pos),
+                           before(base(Site::v, l), first_pos)});
     if (auto here = enter_at(l); l > first_layer && !here.empty()) {
       rows.entering.resize(static_cast<std::size_t>(layers - first_layer - 1));
       rows.entering[static_cast<std::size_t>(l - first_layer - 1)] = residuals(here, l, first_pos);
