@@ -35,6 +35,17 @@ void check_entering(const Rows& rows, const Config& config) {
   }
 }
 
+// Its head is a query's: of keys and values that several share, none says which it is.
+void check_heads(const Request& request, const Config& config) {
+  if (config.n_kv_heads == config.n_heads) return;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer)
+    if (request.touches(Site::attn_in, layer))
+      refuse(hook_name(Site::attn_in, layer) + " is changed, but it has a copy for each of " +
+             std::to_string(config.n_heads) + " heads and keys and values have " +
+             std::to_string(config.n_kv_heads) +
+             ": change hook_q_input, hook_k_input or hook_v_input");
+}
+
 }  // namespace
 
 Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config) {
@@ -150,6 +161,7 @@ bool Rows::reach(Site site, std::int64_t layer) const {
 
 void Request::validate(const Config& config) const {
   rows.validate(config);
+  check_heads(*this, config);
   for (const auto& [site, layer] : on_demand)
     if (!rows.reach(site, layer))
       refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");

@@ -264,8 +264,10 @@ class Pass {
         tap.computes(Site::attn_in, l) ? tap(Site::attn_in, l, over_heads(x, c.n_heads)) : x;
     at::Tensor q_in =
         tap(Site::q_input, l, over_heads(in, c.n_heads));  // [batch, pos, head, d_model]
-    at::Tensor k_in = tap(Site::k_input, l, over_heads(in, c.n_kv_heads));
-    at::Tensor v_in = tap(Site::v_input, l, over_heads(in, c.n_kv_heads));
+    // A grouped model's attn_in is for looking at: Request::validate lets nobody change it.
+    const at::Tensor& kv_in = c.n_kv_heads == c.n_heads ? in : x;
+    at::Tensor k_in = tap(Site::k_input, l, over_heads(kv_in, c.n_kv_heads));
+    at::Tensor v_in = tap(Site::v_input, l, over_heads(kv_in, c.n_kv_heads));
     before({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
            x);  // for looking at
     at::Tensor qn =
