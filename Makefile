@@ -15,7 +15,7 @@ prepare_env = $(if $(shell command -v ninja),export CMAKE_GENERATOR=Ninja;)
 TOOLS := g++:g++ cmake:cmake git:git
 FASTER := ninja:ninja-build ccache:ccache
 LIBRARIES := libeigen3-dev libhdf5-dev libgtest-dev nlohmann-json3-dev libcli11-dev libpcre2-dev \
-             libxxhash-dev libfmt-dev libssl-dev libbenchmark-dev
+             libutf8proc-dev libxxhash-dev libfmt-dev libssl-dev libbenchmark-dev
 
 ##@ Use
 .PHONY: demo
@@ -70,6 +70,7 @@ golden: build/golden/.prepared ## remake the golden data from the peers and comp
 	build/golden/bin/python tests/golden/make_gpt2_golden.py --check
 	build/golden/bin/python tests/golden/make_family_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
+	build/golden/bin/python tests/golden/make_tokenizer_families_golden.py --check
 	build/golden/bin/python tests/golden/make_attribution_golden.py --check
 	build/golden/bin/python tests/golden/make_patching_golden.py --check
 

@@ -101,7 +101,7 @@ Weights prepared(const std::filesystem::path& folder, const LoadOptions& options
   Weights raw = load_weights(folder, master);
   if (options.first_n_layers) raw = first_layers(std::move(raw), *options.first_n_layers);
   if (!options.processing.any()) return raw;
-  Weights processed = process(raw, options.processing);
+  Weights processed = process(raw, options.processing, torch_parallel_for);
   check_processing(raw, processed, torch_parallel_for);
   return options.dtype == master ? processed : cast(processed, options.dtype);
 }
@@ -142,6 +142,14 @@ std::string now_utc() {
   return text.data();
 }
 
+std::optional<Tokenizer> tokenizer_for(const std::filesystem::path& folder,
+                                       const LoadOptions& options) {
+  if (options.tokenizer) return Tokenizer::from_file(*options.tokenizer);
+  if (options.loaded_tokenizer) return options.loaded_tokenizer;
+  const std::filesystem::path file = folder / "tokenizer.json";
+  return std::filesystem::exists(file) ? std::optional(Tokenizer::from_file(file)) : std::nullopt;
+}
+
 }  // namespace
 
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
@@ -150,10 +158,7 @@ HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path
   require_dtype(options.device, options.dtype);
   require_loadable(folder, options);
   auto weights = std::make_shared<const Weights>(prepared(folder, options));
-  std::optional<Tokenizer> tokenizer;
-  std::filesystem::path file = options.tokenizer.value_or(folder / "tokenizer.json");
-  if (options.tokenizer || std::filesystem::exists(file)) tokenizer = Tokenizer::from_file(file);
-  HookedTransformer model(std::move(weights), std::move(tokenizer), options);
+  HookedTransformer model(std::move(weights), tokenizer_for(folder, options), options);
   model.name_ = folder.filename().empty() ? folder.parent_path().filename().string()
                                           : folder.filename().string();
   return model;

@@ -39,7 +39,8 @@ struct LoadOptions {
   bool allow_fallback = true;  // of operators to the CPU where the device has none; always recorded
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
   std::optional<std::filesystem::path> tokenizer =
-      {};                                   // unset: tokenizer.json in the folder, if any
+      {};  // unset: loaded_tokenizer, else tokenizer.json in the folder, if any
+  std::optional<Tokenizer> loaded_tokenizer = {};
   std::optional<DeviceLimits> limits = {};  // unset: what is known of the device
 };
 

@@ -118,7 +118,7 @@ A run with a plan is verified like any other: the reference makes the same edits
 void bind_tokenizer(py::module_& m) {
   auto tokenizer = py::class_<Tokenizer>(
       m, "Tokenizer", py::is_final(),
-      R"(Byte-level BPE: what the package `tokenizers` makes of a tokenizer.json.
+      R"(BPE, WordPiece or Unigram: what the package `tokenizers` makes of a tokenizer.json.
 
 Immutable. Belongs to a model: model.tokenizer.)");
   tokenizer
@@ -127,7 +127,18 @@ Immutable. Belongs to a model: model.tokenizer.)");
           [](Ours<Tokenizer> self, const std::string& text) { return self->encode(text); },
           py::arg("text"),
           "The token ids of a text, special tokens written in it included, none added. ValueError "
-          "for a byte that no token has.")
+          "for what has no token.")
+      .def(
+          "encode_with_special_tokens",
+          [](Ours<Tokenizer> self, const std::string& text,
+             const std::optional<std::string>& text_pair) {
+            auto made = text_pair ? self->encode_with_special(text, *text_pair)
+                                  : self->encode_with_special(text);
+            return std::pair(std::move(made.ids), std::move(made.type_ids));
+          },
+          py::arg("text"), py::arg("text_pair") = py::none(),
+          "Token ids with the special tokens that tokenizer.json puts around a text or two "
+          "(\"[CLS]\", \"<s>\"), and the type ids that tell the two apart.")
       .def(
           "decode",
           [](Ours<Tokenizer> self, const std::vector<std::int64_t>& ids, bool skip_special_tokens) {
@@ -205,6 +216,15 @@ void bind_hooks(py::module_& m) {
       py::arg("name"), py::arg("layer") = py::none(), py::arg("layer_type") = "",
       "The full hook name of a short one.");
   bind_tokenizer(m);
+  m.def(
+      "tokenizer_from_json",
+      [](const std::string& json, const std::string& origin,
+         const std::optional<std::string>& config) {
+        py::gil_scoped_release release;
+        return Tokenizer::from_json(json, origin, config);
+      },
+      py::arg("json"), py::arg("origin"), py::arg("config") = py::none(),
+      "A Tokenizer from the contents of a tokenizer.json and of a tokenizer_config.json.");
   bind_edits(m);
 }
 

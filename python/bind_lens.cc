@@ -221,7 +221,11 @@ LoadOptions load_options(const py::kwargs& call) {
   if (given("first_n_layers")) options.first_n_layers = call["first_n_layers"].cast<std::int64_t>();
   if (given("default_prepend_bos"))
     options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
-  if (given("tokenizer")) options.tokenizer = call["tokenizer"].cast<std::string>();
+  if (given("tokenizer") && py::isinstance<Tokenizer>(call["tokenizer"])) {
+    options.loaded_tokenizer = call["tokenizer"].cast<const Tokenizer&>();
+  } else if (given("tokenizer")) {
+    options.tokenizer = call["tokenizer"].cast<std::string>();
+  }
   return options;
 }
 

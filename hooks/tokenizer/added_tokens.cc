@@ -48,7 +48,7 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens)
       if (is_new) ends_.push_back(nullptr);
       node = child->second;
     }
-    ends_[node] = &token;
+    if (ends_[node] == nullptr) ends_[node] = &token;
     starts_a_token_[static_cast<std::uint8_t>(token.content[0])] = true;
   }
 }

@@ -9,8 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "hooks/tokenizer/bpe.h"
 #include "hooks/tokenizer/split_pattern.h"
+#include "hooks/tokenizer/vocabulary.h"
 
 namespace lenscpp::tokenizing {
 
@@ -21,14 +21,14 @@ struct AddedToken {
   bool single_word = false;  ///< matches only between characters that are no part of a word
   bool lstrip = false;       ///< swallows white space before it
   bool rstrip = false;       ///< swallows white space after it
-  bool normalized = false;   ///< matched in a second pass, on what the first pass left
+  bool normalized = false;   ///< matched in what the others left, after the normalizer
   bool special = false;      ///< left out by decode(..., skip_special)
 };
 
 /// Finds added tokens as `tokenizers` does: leftmost, then longest, never overlapping.
 class AddedTokenMatcher {
  public:
-  /// No content may be empty, and none given twice.
+  /// No content may be empty; of equal ones the first counts.
   explicit AddedTokenMatcher(std::vector<AddedToken> tokens);
   // The trie points into `tokens_`, which a move keeps in place and a copy would not.
   AddedTokenMatcher(AddedTokenMatcher&&) = default;

@@ -8,6 +8,7 @@
 #include <bit>
 
 #include "hooks/tokenizer/refusal.h"
+#include "hooks/tokenizer/utf8.h"
 
 namespace lenscpp::tokenizing {
 namespace {
@@ -23,11 +24,43 @@ std::uint64_t mixed(std::uint64_t x) {
   return x ^ (x >> 31U);
 }
 
-// Longer words are rare and repeat rarely; a bound keeps hostile text from filling memory.
-constexpr std::size_t kCachedWord_bytes = 64;
-constexpr std::size_t kCachedWords = 1U << 16U;
+// The single character that is left of a spelling without prefix and suffix, if it is one.
+std::optional<char32_t> character_within(std::string_view spelling, std::string_view prefix,
+                                         std::string_view suffix) {
+  if (spelling.size() <= prefix.size() + suffix.size() || !spelling.starts_with(prefix) ||
+      !spelling.ends_with(suffix))
+    return std::nullopt;
+  spelling = spelling.substr(prefix.size(), spelling.size() - prefix.size() - suffix.size());
+  const utf8::Step s = utf8::step(spelling, 0);
+  return s.valid && s.length == spelling.size() ? std::optional(s.code_point) : std::nullopt;
+}
 
 }  // namespace
+
+CharacterTokens::CharacterTokens(const Vocabulary& vocabulary, std::string_view prefix,
+                                 std::string_view suffix)
+    : tables_(prefix.empty() && suffix.empty() ? 1 : 4) {
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    const bool is_first = (i & 1U) != 0, is_last = (i & 2U) != 0;
+    for (const auto& [spelling, id] : vocabulary) {
+      const auto c = character_within(spelling, is_first ? "" : prefix, is_last ? suffix : "");
+      if (!c) continue;
+      if (*c < tables_[i].ascii.size()) {
+        tables_[i].ascii[*c] = id;
+      } else {
+        tables_[i].others.emplace(*c, id);
+      }
+    }
+  }
+}
+
+std::optional<TokenId> CharacterTokens::find(char32_t c, bool is_first, bool is_last) const {
+  if (tables_.empty()) return std::nullopt;
+  const std::size_t i = tables_.size() == 1 ? 0 : (is_first ? 1U : 0U) + (is_last ? 2U : 0U);
+  if (c < tables_[i].ascii.size()) return tables_[i].ascii[c];
+  const auto found = tables_[i].others.find(c);
+  return found == tables_[i].others.end() ? std::nullopt : std::optional(found->second);
+}
 
 MergeTable::MergeTable(const std::vector<Merge>& merges, std::string_view where)
     : slots_(std::bit_ceil(std::max<std::size_t>(16, merges.size() * 2))),
@@ -54,39 +87,34 @@ const MergeTable::Entry* MergeTable::find(TokenId left, TokenId right) const {
   return slot.pair == pair ? &slot.entry : nullptr;
 }
 
-void BpeEncoder::append(std::string_view word, std::vector<std::int64_t>& ids) {
-  if (word.size() > kCachedWord_bytes) return encode(word, ids);
-  if (const auto hit = cache_.find(word); hit != cache_.end()) {
-    const auto begin = cached_ids_.begin() + static_cast<std::ptrdiff_t>(hit->second.begin);
-    ids.insert(ids.end(), begin, begin + static_cast<std::ptrdiff_t>(hit->second.size));
-    return;
-  }
-  const std::size_t before = ids.size();
-  encode(word, ids);
-  if (cache_.size() >= kCachedWords) return;
-  cache_.emplace(word, CachedWord{cached_ids_.size(), ids.size() - before});
-  cached_ids_.insert(cached_ids_.end(), ids.begin() + static_cast<std::ptrdiff_t>(before),
-                     ids.end());
-}
-
 void BpeEncoder::encode(std::string_view word, std::vector<std::int64_t>& ids) {
   if (!model_.whole_words.empty()) {
-    const auto whole = model_.whole_words.find(std::string(word));
+    const auto whole = model_.whole_words.find(word);
     if (whole != model_.whole_words.end()) {
       ids.push_back(whole->second);
       return;
     }
   }
-  load(word);
+  symbols_.clear();
+  heap_.clear();
+  if (model_.raw_bytes) {
+    load_bytes(word);
+  } else {
+    load_characters(word);
+  }
+  if (!symbols_.empty()) symbols_.back().next = -1;
   merge_all();
   for (const Symbol& symbol : symbols_) {
     if (symbol.alive) ids.push_back(symbol.id);
   }
 }
 
-void BpeEncoder::load(std::string_view word) {
-  symbols_.clear();
-  heap_.clear();
+void BpeEncoder::add(TokenId id) {
+  const auto at = static_cast<std::int32_t>(symbols_.size());
+  symbols_.push_back({id, at - 1, at + 1, true});
+}
+
+void BpeEncoder::load_bytes(std::string_view word) {
   for (const char c : word) {
     const auto byte = static_cast<std::uint8_t>(c);
     const std::optional<TokenId> id = model_.byte_tokens[byte];
@@ -95,10 +123,39 @@ void BpeEncoder::load(std::string_view word) {
     if (!id)
       refuse("encode", fmt::format("byte 0x{:02X} in {} has no token in the vocabulary", byte,
                                    in_quotes(word)));
-    const auto at = static_cast<std::int32_t>(symbols_.size());
-    symbols_.push_back({*id, at - 1, at + 1, true});
+    add(*id);
   }
-  if (!symbols_.empty()) symbols_.back().next = -1;
+}
+
+// The order is that of `tokenizers`: bytes that stand in for a character overtake an unknown token
+// that waits to be fused.
+void BpeEncoder::load_characters(std::string_view word) {
+  bool unknown_waits = false;
+  for (std::size_t at = 0; at < word.size();) {
+    const utf8::Step s = utf8::step(word, at);
+    const std::string_view character = word.substr(at, s.length);
+    const auto id = model_.characters.find(s.code_point, at == 0, at + s.length == word.size());
+    at += s.length;
+    if (!id && model_.byte_fallback && load_fallback(character)) continue;
+    if (!id && !model_.unknown)
+      refuse("encode", fmt::format("character {} in {} has no token in the vocabulary",
+                                   in_quotes(character), in_quotes(word)));
+    if (unknown_waits && (id || !model_.fuse_unknown)) add(*model_.unknown);
+    if (id) add(*id);
+    unknown_waits = !id;
+  }
+  if (unknown_waits) add(*model_.unknown);
+}
+
+bool BpeEncoder::load_fallback(std::string_view character) {
+  const auto token = [this](char byte) {
+    return model_.fallback_tokens[static_cast<std::uint8_t>(byte)];
+  };
+  if (!std::all_of(character.begin(), character.end(),
+                   [&](char byte) { return token(byte).has_value(); }))
+    return false;
+  for (const char byte : character) add(*token(byte));
+  return true;
 }
 
 void BpeEncoder::consider(std::int32_t left) {

@@ -1,5 +1,5 @@
-// Byte-pair encoding of one word: bytes become symbols, the pair of lowest rank merges first.
-// It knows neither text nor files. Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2.
+// Byte-pair encoding of one word: bytes or characters become symbols, the pair of lowest rank
+// merges first. It knows no files. Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2.
 #pragma once
 
 #include <array>
@@ -10,11 +10,10 @@
 #include <unordered_map>
 #include <vector>
 
-namespace lenscpp::tokenizing {
+#include "hooks/tokenizer/vocabulary.h"
+#include "hooks/tokenizer/word_encoder.h"
 
-using TokenId = std::uint32_t;
-/// Ids lie below this (and so do the ids of a model with 16 million tokens).
-inline constexpr TokenId kTokenIdLimit = 1U << 24U;
+namespace lenscpp::tokenizing {
 
 /// One merge: `left` and `right` become `result`. The rank is the place in the list.
 struct Merge {
@@ -48,22 +47,41 @@ class MergeTable {
   std::uint64_t mask_ = 15;
 };
 
-/// What the encoder needs of a BPE model.
-struct BpeModel {
-  std::array<std::optional<TokenId>, 256> byte_tokens;  ///< the token of each single byte
-  MergeTable merges;
-  /// With ignore_merges: whole words by their raw bytes, tried before merging. Else empty.
-  std::unordered_map<std::string, TokenId> whole_words;
+/// The token that a character is before any merge, by where it stands in its word: first, last.
+class CharacterTokens {
+ public:
+  /// No characters.
+  CharacterTokens() = default;
+  /// `prefix` is on every character but the first of a word, `suffix` on the last.
+  CharacterTokens(const Vocabulary& vocabulary, std::string_view prefix, std::string_view suffix);
+  std::optional<TokenId> find(char32_t c, bool is_first, bool is_last) const;
+
+ private:
+  struct Table {
+    std::array<std::optional<TokenId>, 128> ascii;
+    std::unordered_map<char32_t, TokenId> others;
+  };
+  std::vector<Table> tables_;  // four, or one where there is neither prefix nor suffix
 };
 
-/// Encodes words of one text. Holds the word cache and scratch space: one per call, never shared,
-/// so that a model can be used from many threads. The model and all words must outlive it.
-class BpeEncoder {
+/// What the encoder needs of a BPE model.
+struct BpeModel {
+  bool raw_bytes = true;   ///< words are bytes with the tokens `byte_tokens`, else UTF-8 characters
+  ByteTokens byte_tokens;  ///< of single bytes: "Ġ" and the like
+  CharacterTokens characters;
+  bool byte_fallback = false;      ///< a character without a token becomes its `fallback_tokens`
+  ByteTokens fallback_tokens;      ///< "<0x00>" to "<0xFF>"
+  std::optional<TokenId> unknown;  ///< what a character becomes that has neither
+  bool fuse_unknown = false;       ///< neighbours that are unknown become one token
+  MergeTable merges;
+  /// With ignore_merges: whole words (as bytes where they are), tried before merging. Else empty.
+  Vocabulary whole_words;
+};
+
+/// Encodes words by a BPE model; O(n log n).
+class BpeEncoder : public WordEncoder {
  public:
   explicit BpeEncoder(const BpeModel& model) : model_(model) {}
-  /// Appends the tokens of `word` (raw bytes) to `ids`; O(n log n). Throws std::invalid_argument
-  /// when a byte has no token.
-  void append(std::string_view word, std::vector<std::int64_t>& ids);
 
  private:
   struct Symbol {
@@ -76,19 +94,16 @@ class BpeEncoder {
     std::uint64_t rank_then_position = 0;
     TokenId result = 0;
   };
-  void encode(std::string_view word, std::vector<std::int64_t>& ids);
-  void load(std::string_view word);
+  void encode(std::string_view word, std::vector<std::int64_t>& ids) override;
+  void load_bytes(std::string_view word);
+  void load_characters(std::string_view word);
+  bool load_fallback(std::string_view character);
+  void add(TokenId id);
   void consider(std::int32_t left);
   void merge_all();
   void merge(std::int32_t left);
 
-  struct CachedWord {
-    std::size_t begin = 0;
-    std::size_t size = 0;
-  };
   const BpeModel& model_;
-  std::unordered_map<std::string_view, CachedWord> cache_;
-  std::vector<std::int64_t> cached_ids_;
   std::vector<Symbol> symbols_;
   std::vector<Candidate> heap_;
 };

@@ -15,10 +15,6 @@
 namespace lenscpp::tokenizing {
 namespace {
 
-// Unicode's White_Space: PCRE2's own \s also holds U+180E.
-constexpr std::string_view kSpace =
-    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
-
 struct Category {
   std::string_view name;
   std::string_view extras;  // what a later Unicode than PCRE2's put into it
@@ -154,13 +150,26 @@ class Translator {
     if (sees("]")) no("an empty class");
     while (!sees("]")) {
       if (at_end()) no("an unclosed class");
-      class_item();
+      class_item(0);
     }
     at_ += 1;
     out_ += ']';
   }
 
-  void class_item() {
+  // A class inside a class is a union: its members are as good as the outer one's.
+  void class_item(int depth) {
+    if (eat("[")) {
+      if (depth > 8) no("classes nested more than 8 deep");
+      if (sees("^")) no("a negated class inside a class");
+      if (sees(":")) no("a POSIX class");
+      if (sees("]")) no("an empty class");
+      while (!eat("]")) {
+        if (at_end()) no("an unclosed class");
+        class_item(depth + 1);
+      }
+      if (sees("-") && !sees("-]")) no("a range that starts with a class");
+      return;
+    }
     const Escape low = class_atom();
     out_ += low.members;
     if (!sees("-") || sees("-]")) return;
@@ -181,7 +190,7 @@ class Translator {
 
   Escape class_atom() {
     if (at_end()) no("an unclosed class");
-    if (sees("[")) no("a class inside a class");
+    if (sees("[")) no("a range that ends with a class");
     if (sees("&&")) no("an intersection of classes");
     if (!eat("\\")) return one(code_point());
     const Escape e = escape();
@@ -196,9 +205,9 @@ class Translator {
     const char c = pattern_[at_++];
     switch (c) {
       case 's':
-        return {std::string(kSpace)};
+        return {std::string(kWhiteSpaceClass)};
       case 'S':
-        return {std::string(kSpace), true};
+        return {std::string(kWhiteSpaceClass), true};
       case 'd':
         return property("Nd", false);
       case 'p':

@@ -13,6 +13,7 @@
 #include <new>
 #include <utility>
 
+#include "hooks/tokenizer/code_points.h"
 #include "hooks/tokenizer/refusal.h"
 #include "hooks/tokenizer/unicode_extras.h"
 
@@ -42,6 +43,11 @@ std::string message_of(int error) {
 // A bound on backtracking: a hostile pattern must end in an exception, not in hours.
 constexpr std::uint32_t kMatchLimit = 20'000'000;
 constexpr std::uint32_t kHeapLimit_kib = 256 * 1024;
+
+std::string word_class() {
+  return fmt::format("\\p{{Alphabetic}}\\p{{M}}\\p{{Nd}}\\p{{Pc}}\\p{{Join_Control}}{}",
+                     unicode_extras::kWord);
+}
 
 PCRE2_SPTR units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
 
@@ -197,9 +203,19 @@ SplitPattern SplitPattern::one_digit() {
 }
 
 SplitPattern SplitPattern::one_word_character() {
-  return compile(fmt::format("[\\p{{Alphabetic}}\\p{{M}}\\p{{Nd}}\\p{{Pc}}\\p{{Join_Control}}{}]",
-                             unicode_extras::kWord),
-                 "single_word");
+  return compile(fmt::format("[{}]", word_class()), "single_word");
+}
+
+SplitPattern SplitPattern::one_punctuation() {
+  return compile(fmt::format("[{}]", punctuation_class()), "Punctuation");
+}
+
+SplitPattern SplitPattern::one_white_space() {
+  return compile(fmt::format("[{}]", kWhiteSpaceClass), "WhitespaceSplit");
+}
+
+SplitPattern SplitPattern::words_and_symbols() {
+  return compile(fmt::format("[{0}]+|[^{0}{1}]+", word_class(), kWhiteSpaceClass), "Whitespace");
 }
 
 std::vector<SplitPattern::Span> SplitPattern::spans(std::string_view text) const {

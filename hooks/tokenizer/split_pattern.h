@@ -12,6 +12,11 @@ namespace lenscpp::tokenizing {
 /// What becomes of the matches of a split pattern (SplitDelimiterBehavior of `tokenizers`).
 enum class SplitBehavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
 
+/// Unicode's White_Space as the members of a PCRE2 class, whose own \s also holds U+180E.
+inline constexpr std::string_view kWhiteSpaceClass =
+    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029})"
+    R"(\x{202f}\x{205f}\x{3000})";
+
 /// GPT-2's pattern, which a ByteLevel pre-tokenizer with use_regex stands for.
 extern const std::string_view kGpt2Pattern;
 
@@ -31,6 +36,13 @@ class SplitPattern {
   static SplitPattern from_literal(std::string_view text, std::string_view where);
   /// Matches one numeric character (Rust's char::is_numeric), for the Digits pre-tokenizer.
   static SplitPattern one_digit();
+  /// Matches one character of punctuation as Punctuation and BertPreTokenizer understand it.
+  static SplitPattern one_punctuation();
+  /// Matches one character of white space.
+  static SplitPattern one_white_space();
+  /// Matches a word or a run of other symbols, for the Whitespace pre-tokenizer: \w+|[^\w\s]+ of
+  /// Rust's regex.
+  static SplitPattern words_and_symbols();
   /// Matches one character of a word (\w of Rust's regex), for added tokens that are single words.
   static SplitPattern one_word_character();
 

@@ -1,4 +1,5 @@
-// The pipeline: added tokens are cut out, the rest is split into words, words are merged.
+// The pipeline: added tokens are cut out, the rest is normalized and split into words, words become
+// tokens.
 #include "hooks/tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
@@ -10,10 +11,10 @@
 #include <iterator>
 #include <limits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "hooks/tokenizer/added_tokens.h"
-#include "hooks/tokenizer/bpe.h"
 #include "hooks/tokenizer/byte_alphabet.h"
 #include "hooks/tokenizer/refusal.h"
 #include "hooks/tokenizer/tokenizer_file.h"
@@ -22,6 +23,7 @@
 namespace lenscpp {
 
 using tokenizing::AddedToken;
+using tokenizing::Piece;
 using tokenizing::refuse;
 using tokenizing::TokenId;
 
@@ -34,19 +36,42 @@ struct TokenText {
   bool special = false;
 };
 
+// An added token as it is looked for: before the normalizer, or after it, and then normalized.
+std::string sought(const tokenizing::Normalizer& normalizer, const AddedToken& token,
+                   const std::string& origin) {
+  if (!token.normalized) return token.content;
+  tokenizing::Text text{token.content, 0};
+  normalizer.apply(text);
+  if (text.bytes.empty())
+    refuse(origin, fmt::format("the normalizer leaves nothing of the added token {}",
+                               tokenizing::in_quotes(token.content)));
+  return std::move(text.bytes);
+}
+
+// The tokens that are looked for in one pass. Of equal ones a special one counts.
 std::vector<AddedToken> tokens_of_pass(const std::vector<AddedToken>& tokens, bool normalized) {
   std::vector<AddedToken> chosen;
   std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(chosen),
                [&](const AddedToken& token) { return token.normalized == normalized; });
+  std::stable_partition(chosen.begin(), chosen.end(),
+                        [](const AddedToken& token) { return token.special; });
   return chosen;
 }
 
-std::unordered_map<TokenId, TokenText> texts_of(const tokenizing::TokenizerFile& file) {
+// `tokens` as they are sought: that is how `tokenizers` gives them back, and a special token that
+// the normalizer changed is then special no more.
+std::unordered_map<TokenId, TokenText> texts_of(const tokenizing::TokenizerFile& file,
+                                                const std::vector<AddedToken>& tokens) {
+  std::unordered_set<std::string_view> specials;
+  for (const AddedToken& token : file.added_tokens) {
+    if (token.special) specials.insert(token.content);
+  }
   std::unordered_map<TokenId, TokenText> texts;
   for (const auto& [spelling, id] : file.vocabulary)
     texts[id] = {spelling, byte_alphabet::unspell(spelling), false};
-  for (const AddedToken& token : file.added_tokens)
-    texts[token.id] = {token.content, byte_alphabet::unspell(token.content), token.special};
+  for (const AddedToken& token : tokens)
+    texts[token.id] = {token.content, byte_alphabet::unspell(token.content),
+                       specials.contains(token.content)};
   return texts;
 }
 
@@ -64,49 +89,6 @@ std::string read_bytes(const std::filesystem::path& path) {
   return bytes;
 }
 
-// Text on its way through the pre-tokenizer: words as views into the text, or into copies that
-// start with a space, which live as long as this does.
-class WordSplitter {
- public:
-  explicit WordSplitter(const tokenizing::PreTokenizer& steps) : steps_(steps) {}
-
-  std::vector<std::string_view> words(std::string_view text) {
-    std::vector<std::string_view> parts{text};
-    for (const tokenizing::SplitStep& step : steps_.splits) {
-      parts = each(parts, [&](std::string_view part) {
-        return step.pattern.split(part, step.behavior, step.invert);
-      });
-    }
-    if (steps_.add_prefix_space) {
-      for (std::string_view& part : parts) part = with_prefix_space(part);
-    }
-    if (!steps_.last_split) return parts;
-    return each(parts, [&](std::string_view part) {
-      return steps_.last_split->split(part, tokenizing::SplitBehavior::isolated, false);
-    });
-  }
-
- private:
-  template <class Split>
-  static std::vector<std::string_view> each(const std::vector<std::string_view>& parts,
-                                            const Split& split) {
-    if (parts.size() == 1) return split(parts.front());
-    std::vector<std::string_view> out;
-    for (const std::string_view part : parts) {
-      const auto pieces = split(part);
-      out.insert(out.end(), pieces.begin(), pieces.end());
-    }
-    return out;
-  }
-  std::string_view with_prefix_space(std::string_view part) {
-    if (part.starts_with(' ')) return part;
-    return prefixed_.emplace_back(fmt::format(" {}", part));
-  }
-
-  const tokenizing::PreTokenizer& steps_;
-  std::deque<std::string> prefixed_;
-};
-
 }  // namespace
 
 struct Tokenizer::Tables {
@@ -116,9 +98,15 @@ struct Tokenizer::Tables {
   tokenizing::AddedTokenMatcher raw_tokens;
   tokenizing::AddedTokenMatcher normalized_tokens;
   std::unordered_map<TokenId, TokenText> texts;
-  std::unordered_map<std::string_view, TokenId> ids;  // by spelling, into `texts`
+  std::unordered_map<std::string_view, TokenId> ids;  // by spelling, into `file`
   std::int64_t id_limit = 0;
 
+  Piece normalized(Piece stretch, std::deque<std::string>& changed) const {
+    if (file.normalizer.empty()) return stretch;
+    tokenizing::Text text{std::string(stretch.text), stretch.n_first};
+    file.normalizer.apply(text);
+    return {changed.emplace_back(std::move(text.bytes)), text.n_first};
+  }
   const TokenText& text(std::int64_t id) const {
     const TokenText* found = find(id);
     if (found == nullptr)
@@ -150,9 +138,11 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view origin,
   const auto special = config_json
                            ? tokenizing::read_tokenizer_config(*config_json, config_name, file)
                            : tokenizing::default_special_tokens(file);
-  auto raw_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(file.added_tokens, false));
-  auto normalized_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(file.added_tokens, true));
-  auto texts = texts_of(file);
+  std::vector<AddedToken> tokens = file.added_tokens;
+  for (AddedToken& token : tokens) token.content = sought(file.normalizer, token, name);
+  auto raw_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(tokens, false));
+  auto normalized_tokens = tokenizing::AddedTokenMatcher(tokens_of_pass(tokens, true));
+  auto texts = texts_of(file, tokens);
   auto tables = std::make_shared<Tables>(Tables{xxh3_128(json),
                                                 std::move(file),
                                                 special,
@@ -161,10 +151,11 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view origin,
                                                 std::move(texts),
                                                 {},
                                                 0});
-  for (const auto& [id, text] : tables->texts) {
-    tables->ids.emplace(text.spelling, id);
+  for (const auto& [spelling, id] : tables->file.vocabulary) tables->ids.emplace(spelling, id);
+  for (const AddedToken& token : tables->file.added_tokens)
+    tables->ids.insert_or_assign(token.content, token.id);
+  for (const auto& [id, text] : tables->texts)
     tables->id_limit = std::max(tables->id_limit, std::int64_t{id} + 1);
-  }
   return Tokenizer(std::move(tables));
 }
 
@@ -173,37 +164,58 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view utf8) const {
     refuse("encode", fmt::format("{} bytes; allowed: below 2^31", utf8.size()));
   if (const auto at = utf8::first_invalid(utf8))
     refuse("encode", fmt::format("the text is not UTF-8 at byte {}", *at));
-  WordSplitter splitter(tables_->file.pre_tokenizer);
-  tokenizing::BpeEncoder encoder(tables_->file.model);
+  const auto encoder = tokenizing::make_encoder(tables_->file.model);
+  std::deque<std::string> changed;  // words that are no part of the text, as long as the encoder
   std::vector<std::int64_t> ids;
   for (const auto& outer : tables_->raw_tokens.split(utf8)) {
     if (outer.id) {
       ids.push_back(*outer.id);
       continue;
     }
-    for (const auto& piece : tables_->normalized_tokens.split(outer.text)) {
-      if (piece.id) {
-        ids.push_back(*piece.id);
+    const bool starts = outer.text.data() == utf8.data();
+    Piece stretch{outer.text, starts ? utf8::step(utf8, 0).length : 0};
+    stretch = tables_->normalized(stretch, changed);
+    for (const auto& inner : tables_->normalized_tokens.split(stretch.text)) {
+      if (inner.id) {
+        ids.push_back(*inner.id);
         continue;
       }
-      for (const std::string_view word : splitter.words(piece.text)) encoder.append(word, ids);
+      const auto before = static_cast<std::size_t>(inner.text.data() - stretch.text.data());
+      const std::size_t n_first = stretch.n_first > before ? stretch.n_first - before : 0;
+      for (const Piece& word : tables_->file.pre_tokenizer.words({inner.text, n_first}, changed))
+        encoder->append(word.text, ids);
     }
   }
   return ids;
 }
 
-std::string Tokenizer::decode(std::span<const std::int64_t> ids, bool skip_special) const {
-  std::string bytes;
-  for (const std::int64_t id : ids) {
-    const TokenText& text = tables_->text(id);
-    if (!skip_special || !text.special) bytes += text.bytes;
-  }
-  return utf8::replace_invalid(bytes);
+SpecialEncoding Tokenizer::encode_with_special(std::string_view utf8) const {
+  return tables_->file.post_processor.apply(encode(utf8));
 }
 
-std::string Tokenizer::token(std::int64_t id) const {
-  return utf8::replace_invalid(tables_->text(id).bytes);
+SpecialEncoding Tokenizer::encode_with_special(std::string_view first,
+                                               std::string_view second) const {
+  return tables_->file.post_processor.apply(encode(first), encode(second));
 }
+
+std::string Tokenizer::decode(std::span<const std::int64_t> ids, bool skip_special) const {
+  const bool bytes_suffice = tables_->file.decoder.is_byte_level();
+  std::string bytes;
+  std::vector<std::string> spellings;
+  for (const std::int64_t id : ids) {
+    const TokenText& text = tables_->text(id);
+    if (skip_special && text.special) continue;
+    if (bytes_suffice) {
+      bytes += text.bytes;
+    } else {
+      spellings.push_back(text.spelling);
+    }
+  }
+  if (bytes_suffice) return utf8::replace_invalid(bytes);
+  return tables_->file.decoder.decode(std::move(spellings));
+}
+
+std::string Tokenizer::token(std::int64_t id) const { return decode(std::span(&id, 1)); }
 
 std::optional<std::int64_t> Tokenizer::id(std::string_view spelling) const {
   const auto found = tables_->ids.find(spelling);

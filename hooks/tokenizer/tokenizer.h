@@ -1,6 +1,5 @@
-// Text to tokens and back: byte-level BPE from Hugging Face's tokenizer.json, token for token what
-// the Python package `tokenizers` gives. Not here: special tokens around a text, padding,
-// truncation, offsets.
+// Text to tokens and back: BPE, WordPiece and Unigram from Hugging Face's tokenizer.json, token for
+// token what the Python package `tokenizers` gives. Not here: padding, truncation, offsets.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "hooks/tokenizer/special_encoding.h"
+
 namespace lenscpp {
 
-/// A byte-level BPE tokenizer. Immutable; copies share their tables; safe to use from many threads.
+/// A tokenizer. Immutable; copies share their tables; safe to use from many threads.
 class Tokenizer {
  public:
   /// Reads a tokenizer.json and, when it lies in the same folder, tokenizer_config.json (bos, eos).
@@ -27,12 +28,18 @@ class Tokenizer {
 
   /// The tokens of a text, special tokens written in it included, none added
   /// (add_special_tokens=False). Throws std::invalid_argument when the text is not UTF-8 (naming
-  /// the byte) or longer than 2^31 - 1 bytes, and for a byte that has no token, which `tokenizers`
-  /// would drop.
+  /// the byte) or longer than 2^31 - 1 bytes, and for what has no token, which `tokenizers` would
+  /// drop.
   std::vector<std::int64_t> encode(std::string_view utf8) const;
+  /// The same with the special tokens that the file's post-processor puts around a text ("[CLS]",
+  /// "<s>"), add_special_tokens=True, and with type ids. Throws as encode does.
+  SpecialEncoding encode_with_special(std::string_view utf8) const;
+  /// Of two texts that belong together.
+  SpecialEncoding encode_with_special(std::string_view first, std::string_view second) const;
 
-  /// The text of tokens, invalid UTF-8 replaced by U+FFFD, not cleaned up; with `skip_special`
-  /// without special tokens. Throws std::invalid_argument for an id that no token has.
+  /// The text of tokens by the file's decoder, invalid UTF-8 replaced by U+FFFD; with
+  /// `skip_special` without special tokens. Throws std::invalid_argument for an id that no token
+  /// has.
   std::string decode(std::span<const std::int64_t> ids, bool skip_special = false) const;
   /// The text of one token alone: decode({id}).
   std::string token(std::int64_t id) const;

@@ -46,11 +46,11 @@ std::optional<TokenId> named_token(const json& config, const std::string& origin
 // `transformers` adds these tokens to the tokenizer and overrides add_prefix_space.
 void check_agreement(const json& config, const std::string& origin, const TokenizerFile& file) {
   const auto prefix = config.find("add_prefix_space");
-  if (prefix != config.end() && prefix->is_boolean() &&
-      prefix->get<bool>() != file.pre_tokenizer.add_prefix_space)
+  const std::optional<bool> in_file = file.pre_tokenizer.add_prefix_space();
+  if (in_file && prefix != config.end() && prefix->is_boolean() && prefix->get<bool>() != *in_file)
     refuse(origin,
            fmt::format("\"add_prefix_space\" is {}, in tokenizer.json it is {}; allowed: the same",
-                       describe(*prefix), file.pre_tokenizer.add_prefix_space));
+                       describe(*prefix), *in_file));
   const auto added = config.find("added_tokens_decoder");
   if (added == config.end() || !added->is_object()) return;
   for (const auto& [id, token] : added->items()) {

@@ -4,35 +4,26 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "hooks/tokenizer/added_tokens.h"
-#include "hooks/tokenizer/bpe.h"
-#include "hooks/tokenizer/split_pattern.h"
+#include "hooks/tokenizer/decoders.h"
+#include "hooks/tokenizer/models.h"
+#include "hooks/tokenizer/normalizers.h"
+#include "hooks/tokenizer/post_processors.h"
+#include "hooks/tokenizer/pre_tokenizers.h"
 
 namespace lenscpp::tokenizing {
 
-/// One Split or Digits pre-tokenizer.
-struct SplitStep {
-  SplitPattern pattern;
-  SplitBehavior behavior = SplitBehavior::isolated;
-  bool invert = false;
-};
-
-/// The steps before merging, in the order in which they are applied to a piece of text.
-struct PreTokenizer {
-  std::vector<SplitStep> splits;
-  bool add_prefix_space = false;           ///< of ByteLevel: every part starts with a space
-  std::optional<SplitPattern> last_split;  ///< of ByteLevel: GPT-2's pattern when use_regex
-};
-
 /// The parts of a tokenizer.json.
 struct TokenizerFile {
-  std::unordered_map<std::string, TokenId> vocabulary;  ///< spelling -> id, without added tokens
-  BpeModel model;
-  std::vector<AddedToken> added_tokens;
+  Normalizer normalizer;
   PreTokenizer pre_tokenizer;
+  Vocabulary vocabulary;  ///< spelling -> id, without added tokens
+  Model model;
+  std::vector<AddedToken> added_tokens;
+  PostProcessor post_processor;
+  Decoder decoder;
 };
 
 /// Reads a tokenizer.json; `origin` names it in messages. Throws std::invalid_argument for

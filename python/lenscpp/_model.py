@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class HookedTransformer:
         allow_fallback: bool = True,
         adapter: Any = None,
         first_n_layers: int | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
+        tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
     ) -> HookedTransformer:
         """Loads a Hugging Face folder as it lies there, or a model that ships ("tiny-ioi"). Downloads nothing.
@@ -61,8 +62,9 @@ class HookedTransformer:
         "float64" "bfloat16" "float16", or torch's. verify: "exact", "checksum" or "off". matmul_precision: "ieee", or
         "tf32" to let a device round the operands of float32 products to 11 bits, with bounds that allow just that.
         allow_fallback: False refuses (DeviceError) a run in which operators ran on the CPU because the device has
-        none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json; None takes the
-        folder's, if any. default_prepend_bos: None means yes where the tokenizer has a BOS token.
+        none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json, or a loaded one
+        (tokenizers.Tokenizer, a fast tokenizer of transformers, another model's); None takes the folder's, if any.
+        default_prepend_bos: None means yes where the tokenizer has a BOS token.
 
         Raises FileNotFoundError (no such model or file), ValueError naming file and field (what is malformed
         or not understood), IndexError (first_n_layers), DeviceError (unknown or missing device), TypeError,
@@ -609,16 +611,31 @@ def _matmul_precision(precision: Any) -> str:
     return precision
 
 
-def _tokenizer(tokenizer: Any) -> str | None:
-    if tokenizer is None:
-        return None
+def _tokenizer(tokenizer: Any) -> str | _lenscpp.Tokenizer | None:
+    if tokenizer is None or isinstance(tokenizer, _lenscpp.Tokenizer):
+        return tokenizer
     if not isinstance(tokenizer, (str, os.PathLike)):
-        raise TypeError(
-            f"[tokenizer] needed: the path of a tokenizer.json; found: {_inputs.kind(tokenizer)} (loaded tokenizers are not taken yet)"
-        )
+        return _loaded_tokenizer(tokenizer)
     if not Path(tokenizer).is_file():
         raise FileNotFoundError(f"[tokenizer] no file {os.fspath(tokenizer)!r}: give the path of a tokenizer.json")
     return str(os.fspath(tokenizer))
+
+
+def _loaded_tokenizer(tokenizer: Any) -> _lenscpp.Tokenizer:
+    """What `tokenizers` or `transformers` has loaded, read by our own reader; neither package is imported for it."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if isinstance(tokenizer, type) or not callable(getattr(backend, "to_str", None)):
+        raise TypeError(
+            "[tokenizer] needed: the path of a tokenizer.json, a tokenizers.Tokenizer, or a fast tokenizer of transformers; "
+            f"found: {_inputs.kind(tokenizer)}"
+        )
+    made = json.loads(backend.to_str())
+    made["truncation"] = made["padding"] = None  # how it was last used, which its digest is not to depend on
+    config = None
+    if backend is not tokenizer:
+        names = ("bos_token", "eos_token")
+        config = json.dumps({name: None if getattr(tokenizer, name) is None else str(getattr(tokenizer, name)) for name in names})
+    return _lenscpp.tokenizer_from_json(json.dumps(made, ensure_ascii=False), _inputs.kind(tokenizer), config)
 
 
 def _residual_shape(residual: Any, d_model: int) -> tuple[int, int]:

@@ -28,6 +28,8 @@ void use(const Tokenizer& tokenizer) {
     if (!tokenizer.contains(id) || id >= tokenizer.id_limit()) std::abort();
   }
   if (lenscpp::utf8::first_invalid(tokenizer.decode(ids))) std::abort();
+  const auto pair = tokenizer.encode_with_special(kText, kText);
+  if (pair.ids.size() != pair.type_ids.size() || pair.ids.size() < 2 * ids.size()) std::abort();
 }
 
 void read_file(std::string_view bytes) {

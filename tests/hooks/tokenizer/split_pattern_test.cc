@@ -122,7 +122,13 @@ TEST(SplitPattern, ConstructsThatCouldDifferAreRefused) {
       {"a)", "unmatched )"},
       {"[a", "unclosed class"},
       {"[]a]", "empty class"},
-      {"[a[b]]", "class inside a class"},
+      {"[a[^b]]", "negated class inside a class"},
+      {"[a[[:alpha:]]]", "a POSIX class"},
+      {"[[a]-z]", "a range that starts with a class"},
+      {"[a-[z]]", "a range that ends with a class"},
+      {"[a[]]", "an empty class"},
+      {"[a[b", "an unclosed class"},
+      {"[" + std::string(20, '[') + "a", "nested more than 8"},
       {"[a&&b]", "intersection"},
       {"[\\S]", "negated class inside a class"},
       {"[\\P{L}]", "negated class inside a class"},
@@ -160,6 +166,14 @@ TEST(SplitPattern, ConstructsThatCouldDifferAreRefused) {
     SCOPED_TRACE(pattern.substr(0, 40));
     expect_refusal([&] { translate_pattern(pattern, "here"); }, {"here: ", reason});
   }
+}
+
+TEST(SplitPattern, AClassInsideAClassIsAUnion) {
+  const auto pattern = SplitPattern::from_regex("[^(\\s|[.,[x-z]])]+", "here");
+  std::string matches;
+  for (const auto& span : pattern.spans("ab(c|d.e,f yg)h-"))
+    if (span.is_match) matches += std::to_string(span.begin) + "-" + std::to_string(span.end) + " ";
+  EXPECT_EQ(matches, "0-2 3-4 5-6 7-8 9-10 12-13 14-16 ");
 }
 
 TEST(SplitPattern, EmptyMatchesAreRefused) {

@@ -31,35 +31,55 @@ void allowed(const std::function<void(json&)>& edit) {
 
 TEST(TokenizerFile, TopLevelSections) {
   allowed([](json&) {});
-  for (const char* key :
-       {"version", "truncation", "padding", "normalizer", "post_processor", "added_tokens"})
+  for (const char* key : {"version", "truncation", "padding", "normalizer", "post_processor",
+                          "pre_tokenizer", "decoder", "added_tokens"}) {
     allowed([&](json& file) { file.erase(key); });
-  for (const char* key : {"model", "pre_tokenizer", "decoder"})
-    refused([&](json& file) { file.erase(key); },
-            {"tokenizer.json", "\"" + std::string(key) + "\" is missing"});
+    allowed([&](json& file) { file[key] = nullptr; });
+  }
+  refused([](json& file) { file.erase("model"); }, {"tokenizer.json", "\"model\" is missing"});
   refused([](json& file) { file["version"] = "2.0"; }, {"\"version\" is the string \"2.0\""});
   refused([](json& file) { file["trunction"] = 1; },
           {"unknown key \"trunction\"; allowed: added_tokens"});
-  refused(
-      [](json& file) {
-        file["truncation"] = {{"max_length", 8}};
-      },
-      {"tokenizer.json: truncation: an object is not supported; allowed: null"});
-  refused([](json& file) { file["padding"] = {{"strategy", "BatchLongest"}}; }, {"padding"});
-  refused(
-      [](json& file) {
-        file["normalizer"] = {{"type", "NFC"}};
-      },
-      {"normalizer: type the string \"NFC\" is not supported; allowed: null"});
+}
+
+TEST(TokenizerFile, HowItWasLastUsedIsNoMatter) {
+  json file = small_tokenizer();
+  file["truncation"] = {{"max_length", 1}};
+  file["padding"] = {{"strategy", {{"Fixed", 9}}}, {"pad_id", 0}};
+  EXPECT_EQ(Tokenizer::from_json(file.dump(), "used").encode("the q").size(), 3U);
+  for (const char* key : {"truncation", "padding"})
+    refused([&](json& changed) { changed[key] = 8; },
+            {"tokenizer.json: " + std::string(key) + ": found 8; allowed: null, an object"});
+}
+
+TEST(TokenizerFile, Normalizers) {
+  const auto with = [](const json& normalizer) {
+    return [=](json& file) { file["normalizer"] = normalizer; };
+  };
+  allowed(with({{"type", "NFC"}}));
+  refused(with({{"type", "ByteLevel"}}),
+          {"[tokenizer] tokenizer.json: normalizer: type \"ByteLevel\" is not supported; allowed: "
+           "BertNormalizer, Lowercase, NFC"});
+  const json inner = {{"type", "Precompiled"}, {"precompiled_charsmap", "AA"}};
+  refused(with({{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}, inner}}}),
+          {"normalizer: normalizers 1: type \"Precompiled\" is not supported"});
+  refused(with({{"type", "Sequence"}, {"normalizers", 1}}), {"\"normalizers\" is 1"});
+  refused(with({{"type", "NFC"}, {"form", 1}}), {"normalizer: unknown key \"form\""});
+  refused(with({{"type", "Strip"}, {"strip_left", true}}), {"\"strip_right\" is missing"});
+  refused(with({{"type", "Replace"}, {"pattern", {{"Regex", "a*"}}}, {"content", ""}}),
+          {"normalizer: pattern", "empty string"});
+  refused(with({{"type", "Prepend"}, {"prepend", 1}}), {"\"prepend\" is 1"});
+  refused(with({{"type", "BertNormalizer"}, {"clean_text", true}}), {"is missing"});
+  refused(with(3), {"normalizer: found 3; allowed: an object"});
 }
 
 TEST(TokenizerFile, PreTokenizers) {
   refused(
       [](json& file) {
-        file["pre_tokenizer"] = {{"type", "Metaspace"}};
+        file["pre_tokenizer"] = {{"type", "UnicodeScripts"}};
       },
-      {"[tokenizer] tokenizer.json: pre_tokenizer: type \"Metaspace\" is not supported; allowed: "
-       "ByteLevel, Sequence, Split, Digits"});
+      {"[tokenizer] tokenizer.json: pre_tokenizer: type \"UnicodeScripts\" is not supported; "
+       "allowed: BertPreTokenizer, ByteLevel, CharDelimiterSplit, Digits, Metaspace"});
   refused([](json& file) { file["pre_tokenizer"] = 3; },
           {"pre_tokenizer: found 3; allowed: an object"});
   refused([](json& file) { file["pre_tokenizer"].erase("type"); }, {"\"type\" is missing"});
@@ -73,6 +93,23 @@ TEST(TokenizerFile, PreTokenizers) {
   });
 }
 
+TEST(TokenizerFile, MetaspaceSaysWhereItsMarkGoes) {
+  const auto with = [](const json& fields) {
+    return [=](json& file) {
+      file["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "\u2581"}};
+      file["pre_tokenizer"].update(fields);
+    };
+  };
+  allowed(with({{"add_prefix_space", true}, {"str_rep", "\u2581"}}));
+  allowed(with({{"prepend_scheme", "never"}, {"add_prefix_space", false}, {"split", false}}));
+  refused(with({{"prepend_scheme", "last"}}),
+          {"\"prepend_scheme\" is the string \"last\"; allowed: \"first\", \"never\", \"always\""});
+  refused(with({{"add_prefix_space", false}}), {"\"add_prefix_space\" is false"});
+  refused(with({{"prepend_scheme", "first"}, {"add_prefix_space", false}}), {"is false"});
+  for (const char* replacement : {"", "ab", "\u2581\u2581"})
+    refused(with({{"replacement", replacement}}), {"\"replacement\" is", "one character"});
+}
+
 json sequence(const std::vector<json>& parts) {
   return {{"type", "Sequence"}, {"pretokenizers", parts}};
 }
@@ -81,25 +118,18 @@ json split(const json& pattern) {
   return {{"type", "Split"}, {"pattern", pattern}, {"behavior", "Isolated"}, {"invert", false}};
 }
 
-TEST(TokenizerFile, SequencesEndInOneByteLevel) {
+TEST(TokenizerFile, SequencesHoldOneByteLevel) {
   const json bytes = small_tokenizer()["pre_tokenizer"];
   const json digits = {{"type", "Digits"}, {"individual_digits", true}};
   const json space = split({{"String", " "}});
-  allowed([&](json& file) {
-    file["pre_tokenizer"] = sequence({space, digits, sequence({space}), bytes});
-  });
-  refused([&](json& file) { file["pre_tokenizer"] = sequence({space}); }, {"no ByteLevel"});
-  refused([&](json& file) { file["pre_tokenizer"] = sequence({}); }, {"no ByteLevel"});
-  refused(
-      [&](json& file) {
-        file["pre_tokenizer"] = sequence({bytes, space});
-      },
-      {"pretokenizers 1", "\"Split\" after ByteLevel"});
+  for (const auto& parts :
+       {std::vector<json>{space, digits, sequence({space}), bytes}, {bytes, space}, {space}, {}})
+    allowed([&](json& file) { file["pre_tokenizer"] = sequence(parts); });
   refused(
       [&](json& file) {
         file["pre_tokenizer"] = sequence({bytes, bytes});
       },
-      {"after ByteLevel"});
+      {"pretokenizers 1: a second ByteLevel"});
   refused(
       [&](json& file) {
         file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", 1}};
@@ -107,9 +137,9 @@ TEST(TokenizerFile, SequencesEndInOneByteLevel) {
       {"\"pretokenizers\" is 1; allowed: an array"});
   refused(
       [&](json& file) {
-        file["pre_tokenizer"] = sequence({{{"type", "Whitespace"}}, bytes});
+        file["pre_tokenizer"] = sequence({{{"type", "Nothing"}}, bytes});
       },
-      {"pretokenizers 0", "\"Whitespace\""});
+      {"pretokenizers 0", "\"Nothing\""});
 }
 
 TEST(TokenizerFile, SplitsAreComplete) {
@@ -134,37 +164,68 @@ TEST(TokenizerFile, SplitsAreComplete) {
   refused(with({{"type", "Digits"}}), {"\"individual_digits\" is missing"});
 }
 
-TEST(TokenizerFile, PostProcessorsThatOnlyAddOrTrim) {
-  const json template_processing = {{"type", "TemplateProcessing"}, {"single", json::array()}};
-  allowed([&](json& file) { file["post_processor"] = template_processing; });
-  allowed([&](json& file) {
-    file["post_processor"] = {{"type", "Sequence"}, {"processors", {template_processing}}};
-  });
-  refused(
-      [](json& file) {
-        file["post_processor"] = {{"type", "BertProcessing"}};
-      },
-      {"post_processor: type \"BertProcessing\" is not supported; allowed: ByteLevel, Template"});
-  refused(
-      [](json& file) {
-        file["post_processor"] = {{"type", "Sequence"}, {"processors", {{{"type", "X"}}}}};
-      },
-      {"type \"X\""});
-  refused(
-      [](json& file) {
-        file["post_processor"] = {{"type", "Sequence"}, {"processors", 1}};
-      },
-      {"\"processors\" is 1"});
+json template_of(const json& single, const json& pair) {
+  return {{"type", "TemplateProcessing"},
+          {"single", single},
+          {"pair", pair},
+          {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {257}}, {"tokens", {"<s>"}}}}}}};
 }
 
-TEST(TokenizerFile, TheDecoderIsByteLevel) {
-  refused(
-      [](json& file) {
-        file["decoder"] = {{"type", "WordPiece"}};
-      },
-      {"decoder: type \"WordPiece\" is not supported; allowed: ByteLevel"});
-  refused([](json& file) { file["decoder"] = nullptr; }, {"\"decoder\" is missing"});
+TEST(TokenizerFile, PostProcessors) {
+  const auto with = [](const json& post) {
+    return [=](json& file) { file["post_processor"] = post; };
+  };
+  const json a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const json b = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
+  const json s = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
+  const json bert = {{"type", "BertProcessing"}, {"sep", {"x", 1}}, {"cls", {"y", 2}}};
+  const auto both = [](const json& first, const json& second) {
+    return json{{"type", "Sequence"}, {"processors", {first, second}}};
+  };
+  allowed(with(template_of(json::array({s, a}), json::array({s, a, s, b}))));
+  allowed(with(both(template_of(json::array({a}), json::array({a, b})), {{"type", "ByteLevel"}})));
+  refused(with(both(template_of(json::array({a}), json::array({a, b})), bert)),
+          {"processors 1: \"BertProcessing\" after another that adds tokens"});
+  refused(with(template_of(json::array({s}), json::array({a, b}))),
+          {"\"single\" does not hold sequence A once"});
+  refused(with(template_of(json::array({a}), json::array({a, a}))),
+          {"\"pair\" does not hold sequences A and B once each"});
+  refused(with(template_of(json::array({a, {{"SpecialToken", {{"id", "<t>"}, {"type_id", 0}}}}}),
+                           json::array({a, b}))),
+          {"post_processor: single 1: \"<t>\" is not among \"special_tokens\""});
+  refused(with(template_of(json::array({{{"Sequence", {{"id", "C"}, {"type_id", 0}}}}}),
+                           json::array({a, b}))),
+          {"single 0: \"id\" is \"C\"; allowed: \"A\", \"B\""});
+  refused(with(template_of(json::array({{{"Sequence", {{"id", "A"}, {"type_id", -1}}}}}),
+                           json::array({a, b}))),
+          {"\"type_id\" is -1"});
+  refused(with(template_of(json::array({json::object()}), json::array({a, b}))),
+          {"single 0: allowed: one of"});
+  refused(with({{"type", "BertProcessing"}, {"sep", {"x", 999}}, {"cls", {"y", 2}}}),
+          {"post_processor: sep: id 999 is that of no token"});
+  refused(with({{"type", "BertProcessing"}, {"sep", "x"}, {"cls", {"y", 2}}}),
+          {"\"sep\" is the string \"x\"; allowed: [\"spelling\", id]"});
+  refused(with({{"type", "X"}}),
+          {"post_processor: type \"X\" is not supported; allowed: BertProcessing, ByteLevel"});
+  refused(with({{"type", "Sequence"}, {"processors", {{{"type", "X"}}}}}), {"processors 0: type"});
+  refused(with({{"type", "Sequence"}, {"processors", 1}}), {"\"processors\" is 1"});
+}
+
+TEST(TokenizerFile, Decoders) {
+  const auto with = [](const json& decoder) {
+    return [=](json& file) { file["decoder"] = decoder; };
+  };
+  refused(with({{"type", "CTC"}}),
+          {"decoder: type \"CTC\" is not supported; allowed: BPEDecoder, ByteFallback, ByteLevel"});
+  refused(with({{"type", "Sequence"}, {"decoders", {{{"type", "Fuse"}}, {{"type", "X"}}}}}),
+          {"decoder: decoders 1: type \"X\""});
   refused([](json& file) { file["decoder"]["x"] = 1; }, {"decoder: unknown key \"x\""});
+  refused(with({{"type", "WordPiece"}, {"prefix", "##"}}), {"\"cleanup\" is missing"});
+  refused(with({{"type", "BPEDecoder"}, {"suffix", ""}}), {"\"suffix\" is empty"});
+  refused(with({{"type", "Strip"}, {"content", "ab"}, {"start", 0}, {"stop", 0}}),
+          {"\"content\" is \"ab\"; allowed: one character"});
+  refused(with({{"type", "Strip"}, {"content", "a"}, {"start", -1}, {"stop", 0}}),
+          {"\"start\" is -1"});
 }
 
 TEST(TokenizerFile, ModelOptions) {
@@ -172,15 +233,24 @@ TEST(TokenizerFile, ModelOptions) {
     return [=](json& file) { file["model"][key] = value; };
   };
   allowed([](json& file) { file["model"].erase("type"); });
-  refused(model("type", "Unigram"), {"model: type is the string \"Unigram\"", "allowed: \"BPE\""});
+  refused(model("type", "WordLevel"), {"model: type is the string \"WordLevel\"",
+                                       "allowed: \"BPE\", \"Unigram\", \"WordPiece\""});
   allowed(model("dropout", 0.0));
   refused(model("dropout", 0.1),
           {"model: \"dropout\" is 0.1, which is not supported; allowed: null, 0.0"});
   allowed(model("continuing_subword_prefix", ""));
-  refused(model("continuing_subword_prefix", "##"), {"continuing_subword_prefix", "\"##\""});
+  refused(model("continuing_subword_prefix", "##"),
+          {"merges: merge 0: \"h\" does not start with \"continuing_subword_prefix\""});
   allowed(model("end_of_word_suffix", ""));
-  refused(model("end_of_word_suffix", "</w>"), {"end_of_word_suffix", "\"</w>\""});
-  refused(model("byte_fallback", true), {"byte_fallback", "true"});
+  allowed(model("end_of_word_suffix", "</w>"));
+  refused(model("end_of_word_suffix", 1), {"\"end_of_word_suffix\" is 1; allowed: a string"});
+  allowed(model("byte_fallback", true));
+  refused(
+      [](json& file) {
+        file["model"]["byte_fallback"] = true;
+        file["model"]["end_of_word_suffix"] = "</w>";
+      },
+      {"\"byte_fallback\" is true beside a prefix or suffix"});
   refused(model("ignore_merges", 1), {"ignore_merges", "1"});
   refused(model("fuse_unk", "x"), {"fuse_unk"});
   refused(model("cache_capacity", 1), {"unknown key \"cache_capacity\""});
@@ -188,11 +258,56 @@ TEST(TokenizerFile, ModelOptions) {
   refused(model("unk_token", 1), {"unk_token"});
   refused(
       [](json& file) {
-        file["model"]["unk_token"] = "th";
+        file["model"]["unk_token"] = "<none>";
         file["model"]["vocab"].erase("q");
-        file["added_tokens"][0]["id"] = 258;
       },
-      {"\"unk_token\" is the string \"th\", but not every byte has a token"});
+      {"\"unk_token\" is \"<none>\", which is not in the vocabulary"});
+}
+
+json wordpiece() {
+  return {{"type", "WordPiece"},
+          {"unk_token", "[UNK]"},
+          {"continuing_subword_prefix", "##"},
+          {"max_input_chars_per_word", 100},
+          {"vocab", {{"[UNK]", 0}, {"a", 1}}}};
+}
+
+TEST(TokenizerFile, WordPieceModels) {
+  const auto with = [](const char* key, const json& value) {
+    return [=](json& file) {
+      file = {{"model", wordpiece()}};
+      file["model"][key] = value;
+    };
+  };
+  allowed(with("type", "WordPiece"));
+  refused(with("unk_token", "[X]"), {"model: \"unk_token\" is \"[X]\", which is not in the voc"});
+  refused(with("unk_token", nullptr), {"\"unk_token\" is missing"});
+  refused(with("max_input_chars_per_word", -1), {"\"max_input_chars_per_word\" is -1"});
+  refused(with("continuing_subword_prefix", 1), {"\"continuing_subword_prefix\" is 1"});
+  refused(with("merges", json::array()), {"unknown key \"merges\""});
+  refused(with("vocab", {{"a", 0}, {"b", 0}}), {"model: vocab: id 0 is given to"});
+}
+
+TEST(TokenizerFile, UnigramModels) {
+  const auto with = [](const char* key, const json& value) {
+    return [=](json& file) {
+      file = json::parse(
+          R"({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -1.5]]}})");
+      file["model"][key] = value;
+    };
+  };
+  allowed(with("type", "Unigram"));
+  allowed(with("unk_id", nullptr));
+  allowed(with("byte_fallback", true));
+  refused(with("unk_id", 2), {"\"unk_id\" is 2; allowed: below 2"});
+  refused(with("unk_id", -1), {"model: unk_id: id is -1"});
+  refused(with("vocab", json::array()), {"vocab: found an array; allowed: an array with at least"});
+  refused(with("vocab", {{"a", 0, 0}}),
+          {"vocab: 0: found an array; allowed: [\"spelling\", score]"});
+  refused(with("vocab", json::parse(R"([["a", 0], ["", 0]])")), {"vocab: 1: found"});
+  refused(with("vocab", json::parse(R"([["a", 0], ["a", -1]])")),
+          {"vocab: token \"a\" is given twice"});
+  refused(with("unk_token", "a"), {"unknown key \"unk_token\""});
 }
 
 TEST(TokenizerFile, Vocabulary) {

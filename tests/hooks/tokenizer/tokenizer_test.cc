@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "tests/hooks/tokenizer/expect_refusal.h"
+#include "tests/hooks/tokenizer/golden_lines.h"
 #include "tests/hooks/tokenizer/small_tokenizer.h"
 
 namespace lenscpp {
@@ -19,6 +20,7 @@ namespace {
 using nlohmann::json;
 using testing::added_token;
 using testing::expect_refusal;
+using testing::lines_of;
 using testing::small_tokenizer;
 using Ids = std::vector<std::int64_t>;
 
@@ -203,13 +205,6 @@ TEST_F(TokenizerFromFile, WhatIsNoFileIsRefused) {
 
 const std::filesystem::path kGolden = LENSCPP_SOURCE_DIR "/tests/golden/tokenizer";
 
-std::vector<json> lines_of(const std::filesystem::path& path) {
-  std::ifstream stream(path);
-  std::vector<json> lines;
-  for (std::string line; std::getline(stream, line);) lines.push_back(json::parse(line));
-  return lines;
-}
-
 // Long texts are stored as a formula: pieces picked by a linear congruential generator.
 std::string text_of(const json& entry) {
   if (entry.contains("text")) return entry["text"];
@@ -224,21 +219,13 @@ std::string text_of(const json& entry) {
   return text;
 }
 
-std::string fnv1a64(std::string_view bytes) {
-  std::uint64_t hash = 0xCBF29CE484222325U;
-  for (const char c : bytes) hash = (hash ^ static_cast<std::uint8_t>(c)) * 0x100000001B3U;
-  std::string digits(16, '0');
-  for (std::size_t i = 16; i-- > 0; hash >>= 4U) digits[i] = "0123456789abcdef"[hash & 15U];
-  return digits;
-}
-
 std::string fnv1a64(const Ids& ids) {
   std::string bytes;
   for (const std::int64_t id : ids) {
     for (unsigned shift = 0; shift < 32; shift += 8)
       bytes += static_cast<char>((id >> shift) & 0xFF);
   }
-  return fnv1a64(bytes);
+  return testing::fnv1a64(bytes);
 }
 
 void expect_line(const Tokenizer& tokenizer, const std::string& text, const json& expected) {
@@ -250,7 +237,7 @@ void expect_line(const Tokenizer& tokenizer, const std::string& text, const json
   }
   EXPECT_EQ(ids.size(), expected["n_ids"].get<std::size_t>());
   EXPECT_EQ(fnv1a64(ids), expected["ids_fnv1a64"]);
-  EXPECT_EQ(fnv1a64(tokenizer.decode(ids)), expected["decoded_fnv1a64"]);
+  EXPECT_EQ(testing::fnv1a64(tokenizer.decode(ids)), expected["decoded_fnv1a64"]);
 }
 
 TEST(TokenizerGolden, EveryVariantGivesTheIdsOfTokenizers) {
