@@ -183,14 +183,14 @@ void process_unembedding(Weights& weights, const Processing& steps, const Parall
   std::vector<double> w(d_model, 1), means(d_model), row_means(b_U.size());
   if (steps.fold_ln) {
     NormWeights norm(weights.ln_final_w, weights.ln_final_b, weights.config);
-    w = norm.w;
+    w = std::move(norm.w);
     const std::vector<double>& b = norm.b;
-    bool centres = weights.config.norms_centre();
+    bool centre = weights.config.norms_centre();
     parallel(rows_of(weights.W_U), [&](std::int64_t begin, std::int64_t end) {
       visit_rows(weights.W_U, begin, end, [&](std::int64_t v, Row row) {
         for (std::size_t m = 0; m < d_model; ++m) b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
         for (std::size_t m = 0; m < d_model; ++m) row[m] *= w[m];
-        if (centres) row_means[static_cast<std::size_t>(v)] = mean(row);
+        if (centre) row_means[static_cast<std::size_t>(v)] = mean(row);
       });
     });
   }
