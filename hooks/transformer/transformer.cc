@@ -117,7 +117,7 @@ class Pass {
   };
   // Rotary positions are those of the first prompt; Rows::validate has seen that all are the same.
   void turn_by_positions() {
-    if (!c.rotary || rows.first_layer == rows.end_layer) return;
+    if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
     std::vector<std::int64_t> positions(rows.positions.begin(), rows.positions.begin() + pos);
     auto place = [&](Site cos, Site sin, const Rope& rope) {
       TurnTables tables = turn_tables(*c.rotary, rope, positions, to_dtype(wide));
@@ -270,8 +270,10 @@ class Pass {
         tap.computes(Site::attn_in, l) ? tap(Site::attn_in, l, over_heads(x, c.n_heads)) : x;
     at::Tensor q_in =
         tap(Site::q_input, l, over_heads(in, c.n_heads));  // [batch, pos, head, d_model]
-    at::Tensor k_in = tap(Site::k_input, l, over_heads(in, c.n_kv_heads));
-    at::Tensor v_in = tap(Site::v_input, l, over_heads(in, c.n_kv_heads));
+    // A grouped model's attn_in is for looking at: Request::validate lets nobody change it.
+    const at::Tensor& kv_in = c.n_kv_heads == c.n_heads ? in : x;
+    at::Tensor k_in = tap(Site::k_input, l, over_heads(kv_in, c.n_kv_heads));
+    at::Tensor v_in = tap(Site::v_input, l, over_heads(kv_in, c.n_kv_heads));
     before({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
            x);  // for looking at
     at::Tensor qn =

@@ -99,7 +99,13 @@ def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site):
     assert grids[1].flatten().unique().numel() > 2
 
 
-@pytest.mark.parametrize("site", ["hook_attn_in", "hook_k_input", "attn.hook_result", "hook_mlp_in", "attn.hook_q", "attn.hook_pattern"])
+def test_the_input_of_all_heads_cannot_be_changed_where_keys_are_shared():
+    model = load("llama_grouped", "float32")
+    with pytest.raises(ValueError, match="6 heads and keys and values have 2"):
+        model(torch.arange(5), plan=lens.Plan([lens.Ablate("blocks.1.hook_attn_in")]))
+
+
+@pytest.mark.parametrize("site", ["hook_q_input", "hook_k_input", "attn.hook_result", "hook_mlp_in", "attn.hook_q", "attn.hook_pattern"])
 @pytest.mark.parametrize("case", KINDS)
 def test_edited_runs_are_verified(case, site):
     model = load(case, "bfloat16", processed=True)

@@ -244,8 +244,9 @@ class Block {
   QKV split_qkv(TensorId x) {
     TensorId in = request.computes(Site::attn_in, l) ? g.copy(at(Site::attn_in), x) : x;
     TensorId q_in = g.copy(at(Site::q_input), in);
-    TensorId k_in = g.copy(at(Site::k_input), in);
-    TensorId v_in = g.copy(at(Site::v_input), in);
+    TensorId kv_in = w.config.n_kv_heads == w.config.n_heads ? in : x;
+    TensorId k_in = g.copy(at(Site::k_input), kv_in);
+    TensorId v_in = g.copy(at(Site::v_input), kv_in);
     auto norm = [&](Site scale, Site normalized, Site out, TensorId input) {
       return before(scale, normalized, out, layer.ln1_w, layer.ln1_b, input);
     };
@@ -317,7 +318,7 @@ class Block {
 
 // What the positions of this run turn queries and keys by.
 void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
-  if (!c.rotary || rows.first_layer == rows.end_layer) return;
+  if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
   auto positions = std::span(rows.positions)
                        .subspan(0, std::min<std::size_t>(rows.positions.size(),
                                                          static_cast<std::size_t>(rows.pos)));
