@@ -68,6 +68,7 @@ drill: build ## every fault at every site of both models: harmful, refused, loca
 .PHONY: golden
 golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
 	build/golden/bin/python tests/golden/make_gpt2_golden.py --check
+	build/golden/bin/python tests/golden/make_family_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_families_golden.py --check
 	build/golden/bin/python tests/golden/make_attribution_golden.py --check

@@ -27,6 +27,8 @@ constexpr Axis kAllKeys[] = {batch, key, kv_head, d_head};
 constexpr Axis kScores[] = {batch, head, query, key};
 constexpr Axis kMlp[] = {batch, pos, d_mlp};
 constexpr Axis kLogits[] = {batch, pos, d_vocab};
+constexpr Axis kTurns[] = {pos, pair};
+constexpr Axis kBias[] = {head, query, key};
 
 constexpr auto kAlways = Presence::always;
 constexpr auto kDemand = Presence::on_demand;
@@ -38,6 +40,12 @@ constexpr SiteInfo kSites[] = {
     {Site::tokens, "hook_tokens", false, kDemand, Stored::ids, kIds},
     {Site::embed, "hook_embed", false, kAlways, kModel, kResidual},
     {Site::pos_embed, "hook_pos_embed", false, kAlways, kModel, kResidual},
+    {Site::embed_ln_scale, "embed.ln.hook_scale", false, kAlways, kWide, kScale},
+    {Site::embed_ln_normalized, "embed.ln.hook_normalized", false, kAlways, kModel, kResidual},
+    {Site::rotary_cos, "rotary.cos", false, kInternal, kWide, kTurns},
+    {Site::rotary_sin, "rotary.sin", false, kInternal, kWide, kTurns},
+    {Site::windowed_cos, "rotary.windowed_cos", false, kInternal, kWide, kTurns},
+    {Site::windowed_sin, "rotary.windowed_sin", false, kInternal, kWide, kTurns},
     {Site::resid_pre, "hook_resid_pre", true, kAlways, kModel, kResidual},
     {Site::attn_in, "hook_attn_in", true, kDemand, kModel, kHeadResidual},
     {Site::q_input, "hook_q_input", true, kDemand, kModel, kHeadResidual},
@@ -58,14 +66,27 @@ constexpr SiteInfo kSites[] = {
     {Site::q, "attn.hook_q", true, kAlways, kModel, kHead},
     {Site::k, "attn.hook_k", true, kAlways, kModel, kKvHead},
     {Site::v, "attn.hook_v", true, kAlways, kModel, kKvHead},
+    {Site::q_norm_scale, "attn.q_norm.hook_scale", true, kAlways, kWide, kHeadScale},
+    {Site::q_norm_normalized, "attn.q_norm.hook_normalized", true, kAlways, kModel, kHead},
+    {Site::q_norm_out, "attn.q_norm.out", true, kInternal, kModel, kHead},
+    {Site::k_norm_scale, "attn.k_norm.hook_scale", true, kAlways, kWide, kKvScale},
+    {Site::k_norm_normalized, "attn.k_norm.hook_normalized", true, kAlways, kModel, kKvHead},
+    {Site::k_norm_out, "attn.k_norm.out", true, kInternal, kModel, kKvHead},
+    {Site::rot_q, "attn.hook_rot_q", true, kAlways, kModel, kHead},
+    {Site::rot_k, "attn.hook_rot_k", true, kAlways, kModel, kKvHead},
     {Site::keys, "attn.keys", true, kInternal, kModel, kAllKeys},
     {Site::values, "attn.values", true, kInternal, kModel, kAllKeys},
     {Site::queries, "attn.queries", true, kInternal, kModel, kHead},
     {Site::attn_resid, "attn.resid", true, kInternal, kModel, kResidual},
+    {Site::position_bias, "attn.position_bias", true, kInternal, kModel, kBias},
+    {Site::raw_scores, "attn.raw_scores", true, kInternal, kModel, kScores},
     {Site::attn_scores, "attn.hook_attn_scores", true, kAlways, kModel, kScores},
     {Site::pattern, "attn.hook_pattern", true, kAlways, kModel, kScores},
     {Site::z, "attn.hook_z", true, kAlways, kModel, kHead},
     {Site::result, "attn.hook_result", true, kDemand, kModel, kHeadResidual},
+    {Site::attn_sum, "attn.sum", true, kInternal, kModel, kResidual},
+    {Site::ln1_post_scale, "ln1_post.hook_scale", true, kAlways, kWide, kScale},
+    {Site::ln1_post_normalized, "ln1_post.hook_normalized", true, kAlways, kModel, kResidual},
     {Site::attn_out, "hook_attn_out", true, kAlways, kModel, kResidual},
     {Site::resid_mid, "hook_resid_mid", true, kAlways, kModel, kResidual},
     {Site::mlp_in, "hook_mlp_in", true, kDemand, kModel, kResidual},
@@ -73,13 +94,19 @@ constexpr SiteInfo kSites[] = {
     {Site::ln2_normalized, "ln2.hook_normalized", true, kAlways, kModel, kResidual},
     {Site::ln2_out, "ln2.out", true, kInternal, kModel, kResidual},
     {Site::mlp_pre, "mlp.hook_pre", true, kAlways, kModel, kMlp},
+    {Site::mlp_pre_linear, "mlp.hook_pre_linear", true, kAlways, kModel, kMlp},
+    {Site::mlp_act, "mlp.act", true, kInternal, kModel, kMlp},
     {Site::mlp_post, "mlp.hook_post", true, kAlways, kModel, kMlp},
+    {Site::mlp_sum, "mlp.sum", true, kInternal, kModel, kResidual},
+    {Site::ln2_post_scale, "ln2_post.hook_scale", true, kAlways, kWide, kScale},
+    {Site::ln2_post_normalized, "ln2_post.hook_normalized", true, kAlways, kModel, kResidual},
     {Site::mlp_out, "hook_mlp_out", true, kAlways, kModel, kResidual},
     {Site::resid_post, "hook_resid_post", true, kAlways, kModel, kResidual},
     {Site::ln_final_scale, "ln_final.hook_scale", false, kAlways, kWide, kScale},
     {Site::ln_final_normalized, "ln_final.hook_normalized", false, kAlways, kModel, kResidual},
     {Site::unembed_in, "unembed.hook_in", false, kAlways, kModel, kResidual},
     {Site::unembed_out, "unembed.hook_out", false, kAlways, kModel, kLogits},
+    {Site::logits, "logits", false, kInternal, kModel, kLogits},
 };
 
 constexpr bool rows_follow_the_enum() {
@@ -162,6 +189,8 @@ std::string_view name_of(Axis axis) {
       return "d_mlp";
     case d_vocab:
       return "d_vocab";
+    case pair:
+      return "pair";
     case one:
       return "1";
     case layer:
@@ -227,21 +256,76 @@ TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
                               "\"; nearest: " + nearest_names(full, suggestions(config)));
 }
 
-bool exists(Site site, const Config& config) {
-  bool affine = config.norm == NormKind::layer_norm;
+bool exists(Site site, const Config& c) {
+  bool before = c.norm_placement != NormPlacement::after;
+  bool behind = c.norm_placement != NormPlacement::before;
+  bool turned = c.positions == PositionKind::rotary;
   switch (site) {
+    case Site::pos_embed:
+      return c.positions == PositionKind::learned;
+    case Site::embed_ln_scale:
+    case Site::embed_ln_normalized:
+      return c.embed_norm;
+    case Site::rotary_cos:
+    case Site::rotary_sin:
+    case Site::rot_q:
+    case Site::rot_k:
+      return turned;
+    case Site::windowed_cos:
+    case Site::windowed_sin:
+      return turned && c.rotary->windowed_rope;
+    case Site::position_bias:
+      return c.positions == PositionKind::alibi;
+    case Site::ln1_scale:
+    case Site::ln1_normalized:
+    case Site::ln2_scale:
+    case Site::ln2_normalized:
+    case Site::q_scale:
+    case Site::q_normalized:
+    case Site::k_scale:
+    case Site::k_normalized:
+    case Site::v_scale:
+    case Site::v_normalized:
+      return before;
     case Site::ln1_out:
     case Site::ln2_out:
     case Site::q_ln_out:
     case Site::k_ln_out:
     case Site::v_ln_out:
-      return affine;
-    case Site::pos_embed:
-      return config.positions == PositionKind::learned;
+      return before && c.norms_affine();
+    case Site::q_norm_scale:
+    case Site::q_norm_normalized:
+    case Site::q_norm_out:
+    case Site::k_norm_scale:
+    case Site::k_norm_normalized:
+    case Site::k_norm_out:
+      return c.qk_norm != QkNorm::none;
+    case Site::raw_scores:
+      return c.scores_softcap || c.positions == PositionKind::alibi;
+    case Site::attn_sum:
+    case Site::ln1_post_scale:
+    case Site::ln1_post_normalized:
+    case Site::mlp_sum:
+    case Site::ln2_post_scale:
+    case Site::ln2_post_normalized:
+      return behind;
+    case Site::resid_mid:
+      return c.topology == Topology::sequential;
+    case Site::mlp_pre_linear:
+    case Site::mlp_act:
+      return c.gated_mlp;
+    case Site::logits:
+      return c.logits_softcap.has_value();
     default:
       return true;
   }
 }
+
+Site logits_of(const Config& config) {
+  return exists(Site::logits, config) ? Site::logits : Site::unembed_out;
+}
+
+Site keys_of(const Config& config) { return exists(Site::rot_k, config) ? Site::rot_k : Site::k; }
 
 std::vector<std::string> hook_names(const Config& config, bool on_demand) {
   std::vector<std::string> names;
@@ -262,6 +346,9 @@ std::vector<std::string> hook_names(const Config& config, bool on_demand) {
 
 Shape shape_of(Site site, const Config& config, const Extents& extents) {
   Shape shape;
+  // One scale for all heads together.
+  bool whole =
+      config.qk_norm == QkNorm::whole && (site == Site::q_norm_scale || site == Site::k_norm_scale);
   for (Axis axis : info(site).axes) {
     switch (axis) {
       case batch:
@@ -275,10 +362,10 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
         shape.push_back(extents.key);
         break;
       case head:
-        shape.push_back(config.n_heads);
+        shape.push_back(whole ? 1 : config.n_heads);
         break;
       case kv_head:
-        shape.push_back(config.n_kv_heads);
+        shape.push_back(whole ? 1 : config.n_kv_heads);
         break;
       case d_model:
         shape.push_back(config.d_model);
@@ -291,6 +378,9 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
         break;
       case d_vocab:
         shape.push_back(extents.logits > 0 ? extents.logits : config.d_vocab);
+        break;
+      case pair:
+        shape.push_back(config.rotary ? config.rotary->dimensions / 2 : 0);
         break;
       case one:
         shape.push_back(1);

@@ -4,7 +4,8 @@
 //
 // Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value
 // heads), query and key (positions, as rows and columns of attention), d_model (residual stream),
-// d_head (one head), d_mlp (neurons), d_vocab (tokens), one (a kept dimension of extent 1).
+// d_head (one head), d_mlp (neurons), d_vocab (tokens), pair (elements of a head turned together),
+// one (a kept dimension of extent 1).
 #pragma once
 
 #include <compare>
@@ -24,6 +25,12 @@ enum class Site : std::uint8_t {
   tokens,
   embed,
   pos_embed,
+  embed_ln_scale,
+  embed_ln_normalized,
+  rotary_cos,
+  rotary_sin,
+  windowed_cos,
+  windowed_sin,
   resid_pre,
   attn_in,
   q_input,
@@ -44,14 +51,27 @@ enum class Site : std::uint8_t {
   q,
   k,
   v,
+  q_norm_scale,
+  q_norm_normalized,
+  q_norm_out,
+  k_norm_scale,
+  k_norm_normalized,
+  k_norm_out,
+  rot_q,
+  rot_k,
   keys,
   values,
   queries,
   attn_resid,
+  position_bias,
+  raw_scores,
   attn_scores,
   pattern,
   z,
   result,
+  attn_sum,
+  ln1_post_scale,
+  ln1_post_normalized,
   attn_out,
   resid_mid,
   mlp_in,
@@ -59,13 +79,19 @@ enum class Site : std::uint8_t {
   ln2_normalized,
   ln2_out,
   mlp_pre,
+  mlp_pre_linear,
+  mlp_act,
   mlp_post,
+  mlp_sum,
+  ln2_post_scale,
+  ln2_post_normalized,
   mlp_out,
   resid_post,
   ln_final_scale,
   ln_final_normalized,
   unembed_in,
   unembed_out,
+  logits,
 };
 
 enum class Axis : std::uint8_t {
@@ -79,6 +105,7 @@ enum class Axis : std::uint8_t {
   d_head,
   d_mlp,
   d_vocab,
+  pair,
   one,
   layer,
 };
@@ -133,6 +160,16 @@ std::vector<std::string> hook_names(const Config& config, bool on_demand = false
 
 /// Whether this model has the site at all (a folded norm has no affine output).
 bool exists(Site site, const Config& config);
+/// Whether the site is computed from the tokens before the first block.
+constexpr bool is_embedding(Site site) { return site < Site::rotary_cos; }
+/// Whether the site is a table that follows from the positions of a run alone.
+constexpr bool is_table(Site site) {
+  return site >= Site::rotary_cos && site <= Site::windowed_sin;
+}
+/// Where the logits of a model are: behind their softcap where it has one.
+Site logits_of(const Config& config);
+/// Where the keys are that scores read, as those before a run's first position are given.
+Site keys_of(const Config& config);
 
 /// Extents of a run that shapes depend on. `pos` positions are computed, `key` can be attended to;
 /// `logits`: of how many tokens, all where 0.

@@ -62,6 +62,11 @@ void Rows::validate(const Config& config) const {
       throw std::out_of_range(
           "[run] position " + std::to_string(p) + " is beyond the model's context: n_ctx is " +
           std::to_string(config.n_ctx) + " (0.." + std::to_string(config.n_ctx - 1) + ")");
+  if (config.positions != PositionKind::learned)
+    for (std::size_t i = static_cast<std::size_t>(pos); i < count; ++i)
+      if (positions[i] != positions[i % static_cast<std::size_t>(pos)])
+        refuse("prompts stand at different positions, which are " +
+               std::string(name_of(config.positions)) + " in this model; needed: the same in all");
   if (first_layer < 0 || end_layer > config.n_layers || first_layer > end_layer)
     throw std::out_of_range("[run] layers " + std::to_string(first_layer) + " to " +
                             std::to_string(end_layer) + " of " + std::to_string(config.n_layers));
@@ -136,7 +141,8 @@ Extents Rows::extents() const {
 }
 
 bool Rows::reach(Site site, std::int64_t layer) const {
-  if (site <= Site::pos_embed) return !start_residual;
+  if (is_embedding(site)) return !start_residual;
+  if (is_table(site)) return first_layer < end_layer;
   if (site >= Site::ln_final_scale) return unembeds;
   bool first_residual = site == Site::resid_pre && layer == first_layer && !unembeds;
   return layer >= first_layer && (layer < end_layer || first_residual);

@@ -461,7 +461,7 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
   }
   Array output = snapshot(computed.pass.output);
   std::int64_t end = request.rows.end_layer;
-  TensorId last = request.rows.unembeds     ? TensorId{Site::unembed_out}
+  TensorId last = request.rows.unembeds     ? TensorId{logits_of(config())}
                   : end < config().n_layers ? TensorId{Site::resid_pre, end}
                                             : TensorId{Site::resid_post, end - 1};
   std::string digest = output.digest();

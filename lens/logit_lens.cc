@@ -20,10 +20,15 @@ class Reader {
   // Through the final norm with its scale recomputed, as TransformerLens's accumulated_resid does.
   Array residual(const Array& x, bool apply_ln) const {
     if (!apply_ln) return unembed(x, true);
-    Array scale =
-        run({.op = Op::norm_scale, .output = {Site::ln_final_scale}, .scalar = w_.config.norm_eps},
-            {x}, {x.size(0), x.size(1), 1});
-    return unembed(affine(divide(x, scale), true), true);
+    Array scale = run({.op = Op::norm_scale,
+                       .output = {Site::ln_final_scale},
+                       .scalar = w_.config.norm_eps,
+                       .centres = w_.config.norms_centre()},
+                      {x}, {x.size(0), x.size(1), 1});
+    Array logits = unembed(affine(divide(x, scale), true), true);
+    if (!w_.config.logits_softcap) return logits;
+    return run({.op = Op::softcap, .output = {Site::logits}, .scalar = *w_.config.logits_softcap},
+               {logits}, logits.shape());
   }
   // A contribution to the final residual: the norm is linear once its scale is frozen, biases
   // belong to none.
@@ -36,16 +41,21 @@ class Reader {
     return compute(link, inputs, shape, torch_parallel_for);
   }
   Array divide(const Array& x, const Array& scale) const {
-    return run({.op = Op::normalize, .output = {Site::ln_final_normalized}}, {x, scale}, x.shape());
+    return run({.op = Op::normalize,
+                .output = {Site::ln_final_normalized},
+                .centres = w_.config.norms_centre()},
+               {x, scale}, x.shape());
   }
   Array affine(const Array& x, bool with_bias) const {
     if (w_.ln_final_w.empty()) return x;
     std::int64_t d = w_.config.d_model;
-    Array bias = with_bias ? w_.ln_final_b : MutableArray({d}, w_.dtype).freeze();
+    Array bias =
+        with_bias && !w_.ln_final_b.empty() ? w_.ln_final_b : MutableArray({d}, w_.dtype).freeze();
     return run({.op = Op::affine,
                 .output = {Site::unembed_in},
                 .weight = Matrix{.storage = w_.ln_final_w, .in = 1, .out = d},
-                .bias = Vector{.storage = bias, .size = d}},
+                .bias = Vector{.storage = bias, .size = d},
+                .offset = w_.config.norm_adds_one ? 1.0 : 0.0},
                {x}, x.shape());
   }
   Array unembed(const Array& x, bool with_bias) const {

@@ -166,6 +166,9 @@ Mat centred(Mat x, NormKind kind) {
     case NormKind::layer_norm_pre:
       x.colwise() -= x.rowwise().mean().eval();
       return x;
+    case NormKind::rms_norm:
+    case NormKind::rms_norm_pre:
+      return x;
   }
   throw std::logic_error("[lens] a norm of no known kind");
 }
@@ -177,8 +180,9 @@ Mat through_final_norm(Mat x, const Weights& weights) {
           .sqrt();
   x.array().colwise() /= scale.array();
   if (weights.ln_final_w.empty()) return x;
-  x.array().rowwise() *= row(weights.ln_final_w).row(0).array();
-  x.rowwise() += row(weights.ln_final_b).row(0);
+  double offset = weights.config.norm_adds_one ? 1 : 0;
+  x.array().rowwise() *= row(weights.ln_final_w).row(0).array() + offset;
+  if (!weights.ln_final_b.empty()) x.rowwise() += row(weights.ln_final_b).row(0);
   return x;
 }
 

@@ -94,6 +94,11 @@ constexpr View kViews[] = {
     {"b_K", [](const Weights& w) { return biases(w, &Weights::b_K, w.config.n_kv_heads); }},
     {"b_V", [](const Weights& w) { return biases(w, &Weights::b_V, w.config.n_kv_heads); }},
     {"b_O", [](const Weights& w) { return whole(w, &LayerWeights::b_O, {w.config.d_model}); }},
+    {"W_gate",
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_gate, {w.config.d_model, w.config.d_mlp});
+     }},
+    {"b_gate", [](const Weights& w) { return whole(w, &LayerWeights::b_gate, {w.config.d_mlp}); }},
     {"W_in",
      [](const Weights& w) {
        return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp});
@@ -110,7 +115,15 @@ constexpr View kViews[] = {
 
 Array weight_view(const Weights& weights, std::string_view name) {
   for (const View& view : kViews)
-    if (view.name == name) return view.make(weights);
+    if (view.name == name) {
+      if (name.ends_with("_gate") && !weights.config.gated_mlp)
+        throw std::invalid_argument("[weights] " + std::string(name) +
+                                    ": the MLPs of this model are not gated");
+      if (name == "W_pos" && weights.W_pos.empty())
+        throw std::invalid_argument("[weights] W_pos: the positions of this model are " +
+                                    std::string(name_of(weights.config.positions)));
+      return view.make(weights);
+    }
   auto names = weight_names();
   throw std::invalid_argument("[weights] no weight " + in_quotes(name) +
                               "; nearest: " + nearest_names(name, names));

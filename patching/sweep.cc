@@ -50,7 +50,7 @@ PatchRuns::PatchRuns(const HookedTransformer& model, Site site, const VerifiedCa
 std::vector<std::string> PatchRuns::needed(Site site, const Config& config) {
   std::vector<std::string> names;
   for (std::int64_t l = 0; l < config.n_layers; ++l) {
-    for (Site one : {Site::resid_pre, Site::k, Site::v}) names.push_back(hook_name(one, l));
+    for (Site one : {Site::resid_pre, keys_of(config), Site::v}) names.push_back(hook_name(one, l));
     if (info(site).per_layer) names.push_back(hook_name(site, l));
   }
   if (!info(site).per_layer) names.push_back(hook_name(site, 0));
@@ -202,7 +202,7 @@ Request PatchRuns::request(std::span<const Patch> group) const {
   for (std::int64_t row = 0; row < rows.batch; ++row)
     for (std::int64_t p = first_pos; p < pos_; ++p) {
       rows.positions.push_back(p);
-      if (site_ <= Site::pos_embed)
+      if (is_embedding(site_))
         rows.tokens.push_back(
             base_.record().tokens[static_cast<std::size_t>(row % batch_ * pos_ + p)]);
     }
@@ -210,8 +210,8 @@ Request PatchRuns::request(std::span<const Patch> group) const {
     rows.start_residual = copies(base(Site::resid_pre, first_layer), first_pos, first);
   for (std::int64_t l = first_layer; l < layers; ++l) {
     if (first_pos > 0)
-      rows.base.push_back(
-          {before(base(Site::k, l), first_pos), before(base(Site::v, l), first_pos)});
+      rows.base.push_back({before(base(keys_of(model_.config()), l), first_pos),
+                           before(base(Site::v, l), first_pos)});
     if (std::int64_t n = l > first_layer ? enter_at(l) : 0; n > 0) {
       rows.entering.resize(static_cast<std::size_t>(layers - first_layer - 1));
       rows.entering[static_cast<std::size_t>(l - first_layer - 1)] =

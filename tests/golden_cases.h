@@ -20,13 +20,20 @@ inline std::filesystem::path folder(const std::string& name) {
   return std::filesystem::path(LENSCPP_SOURCE_DIR) / "tests/golden/gpt2" / name;
 }
 
-inline std::vector<std::string> case_names() {
+inline std::vector<std::string> folders_in(const std::filesystem::path& top) {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(folder("")))
+  for (const auto& entry : std::filesystem::directory_iterator(top))
     if (entry.is_directory()) names.push_back(entry.path().filename());
   std::ranges::sort(names);
   return names;
 }
+inline std::vector<std::string> case_names() { return folders_in(folder("")); }
+
+/// Checkpoints of tests/golden/families.
+inline std::filesystem::path family_folder(const std::string& name) {
+  return std::filesystem::path(LENSCPP_SOURCE_DIR) / "tests/golden/families" / name;
+}
+inline std::vector<std::string> family_names() { return folders_in(family_folder("")); }
 
 inline std::vector<std::int64_t> ids(const Array& tokens) {
   auto values = tokens.as<std::int64_t>();

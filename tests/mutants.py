@@ -24,9 +24,9 @@ BOUNDS, EXACT, OPS = "verify/reference/bounds.cc", "verify/reference/exact.cc", 
 MULTIPLY, ERFC = "verify/reference/multiply.cc", "verify/reference/erfc.cc"
 WIRING, VERIFIER, CACHE = "verify/reference/wiring.cc", "verify/verifier.cc", "verify/verified_cache.cc"
 SEALED, RUN_FILE = "verify/store/sealed_file.cc", "verify/store/run_file.cc"
+CALLBACK, POSITIONS = "hooks/callback.cc", "verify/reference/positions.cc"
 WRITER, BATCH, FOLDER = "verify/store/sealed_writer.cc", "patching/batch.cc", "patching/batch_folder.cc"
 SHARD, MERGED, STATISTICS = "patching/shard_file.cc", "patching/merged_file.cc", "patching/statistics.cc"
-CALLBACK = "hooks/callback.cc"
 TAP, CHECK, SPANS = "hooks/transformer/tap.cc", "verify/processing_check.cc", "verify/reference/spans.cc"
 GRID, SWEEP = "patching/patch_grid.cc", "patching/sweep.cc"
 LIMITS, PREFLIGHT, MEMORY = "verify/device/limits.cc", "verify/device/preflight.cc", "verify/device/memory_plan.cc"
@@ -115,6 +115,22 @@ MUTANTS = [
     (BOUNDS, "c.u_x > 0 ? square / 9 : 0", "0", "the RMS test of declared TF32"),
     (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "true", "TF32 that nobody declared"),
     (BOUNDS, "model == DType::f32 && precision == MatmulPrecision::tf32", "precision == MatmulPrecision::tf32", "declared TF32 of other dtypes"),
+    (BOUNDS, "return c.reference * 3 * c.u_a * magnitude;", "return 0 * magnitude;", "slack of rotary positions"),
+    (BOUNDS, "return c.reference * 3 * c.u_a * magnitude;", "return c.reference * 30 * c.u_a * magnitude;", "tightness of rotary positions"),
+    (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "0 * (x + y)", "slack of softcaps"),
+    (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "c.u_a * (80 * std::abs(y) + 20 * std::abs(x))", "tightness of softcaps"),
+    # kinds of the reference: each wrong switch is caught by transformers' numbers
+    (OPS, "apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1)", "apart_(1)", "halves of rotary heads"),
+    (OPS, "first = x * c - y * s;", "first = x * c + y * s;", "the sense of rotary positions"),
+    (OPS, "for (double& w : w_) w += link.offset;", "", "norms that add one to their weight"),
+    (OPS, "i + first + first_query_ + 1 - *window_", "i + first + first_query_ - *window_", "a window that is one too wide"),
+    (OPS, "double mean = centres_ ? x.mean() : 0, mean_abs = centres_ ? x.abs().mean() : 0; e.value(r, 0)", "double mean = x.mean(), mean_abs = x.abs().mean(); e.value(r, 0)", "RMSNorm's scale does not centre"),
+    (WIRING, "if (c.scores_softcap) return g.softcap(at(Site::attn_scores), raw, *c.scores_softcap);", "if (c.scores_softcap) return g.copy(at(Site::attn_scores), raw);", "softcap of scores"),
+    (WIRING, "if (w.config.logits_softcap) g.softcap({Site::logits}, out, *w.config.logits_softcap);", "if (w.config.logits_softcap) g.copy({Site::logits}, out);", "softcap of logits"),
+    (WIRING, "bool windowed = c.turns_by_windowed_rope(l);", "bool windowed = false;", "angles of layers with a window"),
+    (POSITIONS, "if (turned > rope.high_freq) return frequency;", "", "short wavelengths of llama3"),
+    (POSITIONS, "std::cos(angle) * rope.attention_factor", "std::cos(angle)", "yarn's attention factor"),
+    (POSITIONS, "static_cast<double>(h - power) + 0.5", "static_cast<double>(h - power) + 1", "ALiBi of heads beyond a power of two"),
     # comparisons
     (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
     (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
@@ -182,11 +198,11 @@ MUTANTS = [
     (CACHE, "if (entry.value.digest() != entry.digest)", "if (false)", "the digest of a cached buffer"),
     (CHECK, "if (!(d.nats <= limit))", "if (false)", "the check of processed weights"),
     (SPANS, "e.middleCols(h * in, in) * w.cwiseAbs()", "0 * e.middleCols(h * in, in) * w.cwiseAbs()", "size of the propagation through products"),
-    (SPANS, "return array_of(e + second(cols), out);", "return array_of(e, out);", "propagation of the second summand"),
-    (SPANS, "return array_of(norm_scale(e), out);", "return {};", "propagation through a norm's scale"),
+    (SPANS, "sum.row(r) += other.row(r % other.rows());", ";", "propagation of the second summand"),
+    (SPANS, "return array_of(norm_scale(error_matrix(errors[0], in[0], d)), out);", "return {};", "propagation through a norm's scale"),
     (SPANS, "mean_e[r] + y(r, j) * e_s(r, 0)", "mean_e[r]", "propagation of a scale's error"),
     (SPANS, "(e(r, j) + mean_e[r] + y(r, j)", "(e(r, j) + y(r, j)", "propagation of a mean's error"),
-    (SPANS, "row(0).cwiseAbs().asDiagonal()", "row(0).cwiseAbs().cwiseMin(0).asDiagonal()", "propagation through an affine map"),
+    (SPANS, "w.cwiseAbs().asDiagonal()", "w.cwiseAbs().cwiseMin(0).asDiagonal()", "propagation through an affine map"),
     (SPANS, "aq * bk.transpose() + bq * (ak + bk).transpose()", "aq * bk.transpose()", "propagation of queries' errors"),
     (SPANS, "aq * bk.transpose() + bq * (ak + bk).transpose()", "bq * (ak + bk).transpose()", "propagation of keys' errors"),
     (SPANS, "std::expm1(e(i, j) + worst)", "std::expm1(e(i, j))", "propagation through a softmax's sum"),
@@ -218,7 +234,7 @@ MUTANTS = [
     (SWEEP, "std::ranges::stable_sort(group, {}, [this](const Patch& p) { return start_layer(p); });", "", "the order in which patches enter"),
     (SWEEP, "row * static_cast<std::size_t>(i % batch_ * pos_ + first_pos)", "row * static_cast<std::size_t>(i % batch_ * pos_)", "the positions of a residual"),
     (SWEEP, "row * static_cast<std::size_t>(b * pos_ + first_pos)", "row * static_cast<std::size_t>(b * pos_)", "base logits before the computed ones"),
-    (WIRING, ".first_query = rows.first_pos + skipped", ".first_query = rows.first_pos", "the mask of the position that is read"),
+    (WIRING, "(rows.reads_one(out.site, out.layer) ? *rows.read_pos : 0)", "0", "the mask of the position that is read"),
     (OPS, "(prompt * in_.size(1) + at_) * cols_", "prompt * in_.size(1) * cols_", "the position that is read"),
     (OPS, "return {given_, at - in_.numel()};", "return {given_, 0};", "prompts that enter"),
     (OPS, "prompt % base_.size(0) * base + key", "key", "shared base keys"),
@@ -288,7 +304,7 @@ MUTANTS = [
     (DRILL, "if (!run.fired() || run.ended()) return;", "if (!run.fired()) return;", "runs that the device ended"),
     ("verify/device/faults.cc", "found->minimum && value < *found->minimum", "false", "least values of parameters"),
     (REORDERING, "case Axis::d_mlp: return gathered(value, value.rank() - 1, inverse(layers_.at(layer).mlp));", "case Axis::d_mlp: return value;", "neurons back in order"),
-    (REORDERING, "heads_undone(scored ? own.queries_keys : own.values, value)", "heads_undone(own.values, value)", "queries and keys back in order"),
+    (REORDERING, "heads_undone(of_values ? own.values : own.queries_keys, value)", "heads_undone(own.values, value)", "queries and keys back in order"),
     (DRILL, "return refused && judgement.first.has_value() && named == to_string(*judgement.first);", "return refused;", "whether the first wrong tensor was named"),
     (DRILL, "if (run.harmful() && !run.refused) missed.push_back(&run);", "", "harmful runs that were not refused"),
     (DRILL, "part == whole ? \"100 %\" : fmt::format(\"{:.1f} %\", share)", "fmt::format(\"{:.0f} %\", share + 0.1)", "a share that is not all of them"),

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -13,19 +15,62 @@
 
 namespace lenscpp {
 
-/// `layer_norm_pre` is LayerNorm without weight and bias: what remains once they are folded.
-enum class NormKind { layer_norm, layer_norm_pre };
+/// RMSNorm divides by the root mean square and has no bias (arXiv 1910.07467). `_pre`: without
+/// weight and bias, what remains once they are folded.
+enum class NormKind { layer_norm, layer_norm_pre, rms_norm, rms_norm_pre };
+/// Which norms a block has: of what attention and MLP read, also of what they return, only of that.
+enum class NormPlacement { before, around, after };
+/// RMSNorm of queries and keys before positions: none, each head by itself, or all heads as one.
+enum class QkNorm { none, per_head, whole };
 /// gelu_tanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) ("gelu_new"); gelu_erf: x Phi(x)
 /// ("gelu").
 enum class Activation { gelu_tanh, gelu_erf, relu, silu };
-enum class PositionKind { learned };
-/// How attention and MLP stand in a block.
-enum class Topology { sequential };
+/// Rotary: queries and keys are turned by their position (arXiv 2104.09864); alibi: scores fall
+/// with distance, each head by its own slope (arXiv 2108.12409).
+enum class PositionKind { learned, rotary, alibi };
+/// Which elements of a head are turned together: i and i + half, or 2 i and 2 i + 1.
+enum class RotaryPairs { halves, adjacent };
+/// How the angles are changed for contexts longer than the model was first trained on.
+enum class RopeScaling { none, linear, dynamic, llama3, yarn };
+/// How attention and MLP stand in a block: parallel ones read the same residual.
+enum class Topology { sequential, parallel };
 
 std::string_view name_of(NormKind kind);
+std::string_view name_of(NormPlacement kind);
+std::string_view name_of(QkNorm kind);
+std::string_view name_of(RotaryPairs kind);
+std::string_view name_of(RopeScaling kind);
 std::string_view name_of(Activation kind);
 std::string_view name_of(PositionKind kind);
 std::string_view name_of(Topology kind);
+
+/// Angles of rotary positions: position times base^(-2 i / dimensions) for pair i, scaled as
+/// transformers' modeling_rope_utils.py says. Fields that `scaling` does not need are zero.
+struct Rope {
+  double base;
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1;                    // linear, dynamic, llama3, yarn
+  std::int64_t trained_context = 0;     // dynamic, llama3, yarn
+  double low_freq = 0, high_freq = 0;   // llama3
+  double beta_fast = 0, beta_slow = 0;  // yarn
+  bool truncates = true;                // yarn: the ramp begins and ends at whole pairs
+  double attention_factor = 1;          // yarn: of cosines and sines
+  bool operator==(const Rope&) const = default;
+};
+/// Rotary positions of a model.
+struct Rotary {
+  std::int64_t dimensions;  // of each head the first ones are turned, an even number
+  RotaryPairs pairs;
+  Rope rope;
+  std::optional<Rope> windowed_rope = {};  // of layers with a window; unset: rope
+  bool operator==(const Rotary&) const = default;
+};
+
+/// Which biases a checkpoint has; the others are zeros. Those of norms follow from their kind.
+struct Biases {
+  bool qkv = true, attn_out = true, mlp = true, unembedding = false;
+  bool operator==(const Biases&) const = default;
+};
 
 /// Dimensions and kinds of a transformer. No dimension has a default.
 struct Config {
@@ -40,10 +85,31 @@ struct Config {
   bool scale_attn_by_inverse_layer;       // scores are divided by (layer + 1) as well
   bool tied_unembedding;                  // W_U is W_E transposed in the checkpoint
   DType stored_dtype;  // as config.json says; after load_weights: the widest in the files
+  NormPlacement norm_placement = NormPlacement::before;
+  bool norm_adds_one = false;  // norms multiply by 1 + weight
+  bool embed_norm = false;     // a norm of its own behind the embedding
+  QkNorm qk_norm = QkNorm::none;
+  std::optional<Rotary> rotary = {};  // where positions are rotary
+  bool gated_mlp = false;             // act(x W_gate + b_gate) (x W_in + b_in), then W_out
+  Biases biases = {};
+  double embed_scale = 1;                     // what W_E was multiplied by at loading
+  std::optional<double> scores_divisor = {};  // instead of sqrt(d_head)
+  std::optional<double> scores_softcap = {};  // c tanh(s / c) of scores
+  std::optional<double> logits_softcap = {};  // and of logits
+  std::optional<std::int64_t> window = {};    // keys that a query sees, itself among them
+  std::vector<bool> windowed_layers = {};     // which layers have it; empty: none
 
   /// What attention scores are divided by in `layer`: sqrt(d_head) and layer + 1, each where asked
-  /// for.
+  /// for, or scores_divisor.
   double attn_divisor(std::int64_t layer) const;
+  /// The window of one layer, where it has one.
+  std::optional<std::int64_t> window_of(std::int64_t layer) const;
+  /// Whether `layer` turns by windowed_rope.
+  bool turns_by_windowed_rope(std::int64_t layer) const;
+  /// Whether norms subtract the mean.
+  bool norms_centre() const;
+  /// Whether norms still have their weights.
+  bool norms_affine() const;
   bool operator==(const Config&) const = default;
 };
 

@@ -1,6 +1,7 @@
 // Field readers with their error messages.
 #include "hooks/checkpoint/fields.h"
 
+#include <cmath>
 #include <stdexcept>
 #include <utility>
 
@@ -69,6 +70,23 @@ double Fields::small_number(Names spellings, double absent) {
     refuse(found->name,
            "is " + show(*found->value) + ", a number above 0 and at most 1 is allowed");
   return value;
+}
+
+std::optional<double> Fields::number(Names spellings) {
+  auto found = find(spellings);
+  if (!found) return std::nullopt;
+  double value = found->value->is_number() ? found->value->get<double>() : NAN;
+  if (!std::isfinite(value))
+    refuse(found->name, "is " + show(*found->value) + ", a number is allowed");
+  return value;
+}
+
+const json* Fields::object(Names spellings) {
+  auto found = find(spellings);
+  if (!found) return nullptr;
+  if (!found->value->is_object())
+    refuse(found->name, "is " + show(*found->value) + ", an object is allowed");
+  return found->value;
 }
 
 bool Fields::flag(Names spellings, bool absent) {

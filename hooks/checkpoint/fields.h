@@ -29,6 +29,10 @@ class Fields {
   std::optional<std::int64_t> optional_dimension(Names spellings, std::int64_t largest);
   /// A number in (0, 1].
   double small_number(Names spellings, double absent);
+  /// A finite number, nothing where absent.
+  std::optional<double> number(Names spellings);
+  /// An object, null where absent.
+  const nlohmann::json* object(Names spellings);
   bool flag(Names spellings, bool absent);
   std::optional<std::string> text(Names spellings);
   std::vector<std::string> texts(Names spellings);
@@ -40,6 +44,7 @@ class Fields {
   /// Refuses every field that no call above named. A null is let pass: it stands for "not set".
   void finish() const;
 
+  const std::string& origin() const { return origin_; }
   [[noreturn]] void refuse(const std::string& field, const std::string& reason) const;
 
  private:

@@ -63,15 +63,27 @@ Array narrowed(std::span<const double> values, const Array& like) {
   return std::move(result).freeze();
 }
 
-// A LayerNorm's w and b into the matrix [in, out] and bias [out] that read it: y = (x w + b) W + c
-// = x (w W) + (b W + c). x has mean zero, so W may lose its mean over the inputs.
-void fold_norm(const Array& norm_w, const Array& norm_b, Array& matrix, std::vector<double>& bias) {
-  std::vector<double> w = norm_w.to_doubles(), b = norm_b.to_doubles();
+// What a norm multiplies by and adds.
+struct NormWeights {
+  std::vector<double> w, b;
+  NormWeights(const Array& weight, const Array& bias, const Config& config)
+      : w(weight.to_doubles()),
+        b(bias.empty() ? std::vector<double>(w.size()) : bias.to_doubles()) {
+    if (config.norm_adds_one)
+      for (double& value : w) value += 1;
+  }
+};
+
+// A norm's w and b into the matrix [in, out] and bias [out] that read it: y = (x w + b) W + c
+// = x (w W) + (b W + c). The x of a LayerNorm has mean zero, so W may lose its mean over the
+// inputs.
+void fold_norm(const NormWeights& norm, bool centres, Array& matrix, std::vector<double>& bias) {
+  const std::vector<double>&w = norm.w, &b = norm.b;
   std::vector<double> means(bias.size());
   for_each_row(matrix, [&](std::int64_t m, Row row) {
     for (std::size_t j = 0; j < row.size(); ++j) {
       bias[j] += b[m] * row[j];  // with the matrix as it was
-      means[j] += w[m] * row[j];
+      if (centres) means[j] += w[m] * row[j];
     }
   });
   for (double& value : means) value /= static_cast<double>(w.size());
@@ -85,8 +97,15 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
   std::vector<double> b_O = layer.b_O.to_doubles();
   std::vector<double> b_in = layer.b_in.to_doubles();
   if (steps.fold_ln) {
-    fold_norm(layer.ln1_w, layer.ln1_b, layer.W_QKV, b_QKV);
-    fold_norm(layer.ln2_w, layer.ln2_b, layer.W_in, b_in);
+    bool centres = config.norms_centre();
+    NormWeights ln1(layer.ln1_w, layer.ln1_b, config), ln2(layer.ln2_w, layer.ln2_b, config);
+    fold_norm(ln1, centres, layer.W_QKV, b_QKV);
+    fold_norm(ln2, centres, layer.W_in, b_in);
+    if (config.gated_mlp) {
+      std::vector<double> b_gate = layer.b_gate.to_doubles();
+      fold_norm(ln2, centres, layer.W_gate, b_gate);
+      layer.b_gate = narrowed(b_gate, layer.b_gate);
+    }
     layer.ln1_w = layer.ln1_b = layer.ln2_w = layer.ln2_b = Array();
     layer.b_in = narrowed(b_in, layer.b_in);
   }
@@ -126,13 +145,14 @@ void process_unembedding(Weights& weights, const Processing& steps) {
   std::vector<double> b_U = weights.b_U.to_doubles();
   std::vector<double> w, b;
   if (steps.fold_ln) {
-    w = weights.ln_final_w.to_doubles();
-    b = weights.ln_final_b.to_doubles();
+    NormWeights norm(weights.ln_final_w, weights.ln_final_b, weights.config);
+    w = std::move(norm.w);
+    b = std::move(norm.b);
   }
   auto fold = [&](Row row) {
     if (!steps.fold_ln) return;
     for (std::size_t m = 0; m < row.size(); ++m) row[m] *= w[m];
-    subtract_mean(row);
+    if (weights.config.norms_centre()) subtract_mean(row);
   };
   std::vector<double> means(static_cast<std::size_t>(weights.config.d_model));
   for_each_row(weights.W_U, [&](std::int64_t v, Row row) {
@@ -155,22 +175,44 @@ void process_unembedding(Weights& weights, const Processing& steps) {
 
 }  // namespace
 
-Weights process(const Weights& weights, const Processing& processing) {
-  if (processing.fold_ln && weights.config.norm != NormKind::layer_norm)
+Processing applicable(Processing steps, const Config& config) {
+  // What an RMSNorm reads may not lose its mean, nor a capped logit: they are not seen relative to
+  // it. A norm behind attention or MLP scales what they return: it stays.
+  steps.center_writing_weights &= config.norms_centre();
+  steps.center_unembed &= !config.logits_softcap;
+  steps.fold_ln &= config.norm_placement != NormPlacement::after;
+  return steps;
+}
+
+NormKind folded(NormKind norm) {
+  switch (norm) {
+    case NormKind::layer_norm:
+    case NormKind::layer_norm_pre:
+      return NormKind::layer_norm_pre;
+    case NormKind::rms_norm:
+    case NormKind::rms_norm_pre:
+      return NormKind::rms_norm_pre;
+  }
+  throw std::logic_error("[processing] not a NormKind");
+}
+
+Weights process(const Weights& weights, const Processing& asked_for) {
+  if (asked_for.fold_ln && !weights.config.norms_affine())
     throw std::invalid_argument("[processing] fold_ln: these weights are " +
                                 std::string(name_of(weights.config.norm)) +
-                                ", the norms of raw weights (layer_norm) can be folded");
+                                ", the norms of raw weights (layer_norm, rms_norm) can be folded");
+  Processing processing = applicable(asked_for, weights.config);
   Weights result = weights;
   process_unembedding(result, processing);
   for (LayerWeights& layer : result.layers) process_layer(layer, result.config, processing);
   if (processing.center_writing_weights) {
     auto center = [](std::int64_t, Row row) { subtract_mean(row); };
     result.W_E = with_rows(result.W_E, center);
-    result.W_pos = with_rows(result.W_pos, center);
+    if (!result.W_pos.empty()) result.W_pos = with_rows(result.W_pos, center);
   }
   if (processing.fold_ln) {
     result.ln_final_w = result.ln_final_b = Array();
-    result.config.norm = NormKind::layer_norm_pre;
+    result.config.norm = folded(result.config.norm);
   }
   if (processing.any())
     result.for_each([](const std::string& name, const Array& array) {

@@ -22,10 +22,17 @@ struct Processing {
   bool operator==(const Processing&) const = default;
 };
 
-/// Processed weights: computed in float64, rounded once to weights.dtype. The input is not changed.
-/// After fold_ln, config.norm is layer_norm_pre and the norms' arrays are empty. To round once in
-/// all, load in the stored dtype or wider, process, then cast. Throws std::invalid_argument for
-/// fold_ln of folded weights, and for a result that overflows the dtype.
+/// The steps that leave a model's log-probabilities as they are: no centring of what RMSNorms read,
+/// nor of logits with a softcap; no folding where norms stand behind attention and MLP.
+Processing applicable(Processing steps, const Config& config);
+/// The kind of a norm whose weight and bias have been folded.
+NormKind folded(NormKind norm);
+
+/// Weights processed by those of the steps that are applicable: computed in float64, rounded once
+/// to weights.dtype. The input is not changed. After fold_ln, config.norm is a _pre kind and the
+/// norms' arrays are empty. To round once in all, load in the stored dtype or wider, process, then
+/// cast. Throws std::invalid_argument for fold_ln of folded weights, and for a result that
+/// overflows the dtype.
 Weights process(const Weights& weights, const Processing& processing);
 
 }  // namespace lenscpp

@@ -63,6 +63,8 @@ template <class WeightsT, class Visit>
 void visit_all(WeightsT& w, const Visit& visit) {
   visit("embed.W_E", w.W_E);
   visit("pos_embed.W_pos", w.W_pos);
+  visit("embed.ln.w", w.embed_ln_w);
+  visit("embed.ln.b", w.embed_ln_b);
   for (std::size_t l = 0; l < w.layers.size(); ++l) {
     const std::string block = "blocks." + std::to_string(l) + ".";
     auto& layer = w.layers[l];
@@ -70,14 +72,20 @@ void visit_all(WeightsT& w, const Visit& visit) {
     visit(block + "ln1.b", layer.ln1_b);
     visit(block + "attn.W_QKV", layer.W_QKV);
     visit(block + "attn.b_QKV", layer.b_QKV);
+    visit(block + "attn.q_norm.w", layer.q_norm_w);
+    visit(block + "attn.k_norm.w", layer.k_norm_w);
     visit(block + "attn.W_O", layer.W_O);
     visit(block + "attn.b_O", layer.b_O);
+    visit(block + "ln1_post.w", layer.ln1_post_w);
     visit(block + "ln2.w", layer.ln2_w);
     visit(block + "ln2.b", layer.ln2_b);
+    visit(block + "mlp.W_gate", layer.W_gate);
+    visit(block + "mlp.b_gate", layer.b_gate);
     visit(block + "mlp.W_in", layer.W_in);
     visit(block + "mlp.b_in", layer.b_in);
     visit(block + "mlp.W_out", layer.W_out);
     visit(block + "mlp.b_out", layer.b_out);
+    visit(block + "ln2_post.w", layer.ln2_post_w);
   }
   visit("ln_final.w", w.ln_final_w);
   visit("ln_final.b", w.ln_final_b);
@@ -108,6 +116,9 @@ Vector Weights::b_V(std::int64_t layer) const {
 }
 Matrix Weights::W_O(std::int64_t layer) const {
   return {layer_at(*this, layer).W_O, width_Q(config), config.d_model};
+}
+Matrix Weights::W_gate(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_gate, config.d_model, config.d_mlp};
 }
 Matrix Weights::W_in(std::int64_t layer) const {
   return {layer_at(*this, layer).W_in, config.d_model, config.d_mlp};
@@ -161,26 +172,42 @@ Weights load_weights(const std::filesystem::path& folder, DType dtype) {
 
 Weights outline(const Config& c, DType dtype) {
   auto of = [dtype](Shape shape) { return Array::wrap(nullptr, std::move(shape), dtype, nullptr); };
-  auto norm = [&] { return c.norm == NormKind::layer_norm ? of({c.d_model}) : Array(); };
+  auto where = [](bool there, Array array) { return there ? array : Array(); };
+  bool before = c.norm_placement != NormPlacement::after,
+       behind = c.norm_placement != NormPlacement::before;
+  auto norm = [&] { return where(c.norms_affine(), of({c.d_model})); };
+  auto bias = [&] { return where(c.norm == NormKind::layer_norm, of({c.d_model})); };
+  auto qk_norm = [&](std::int64_t heads) {
+    return where(c.qk_norm != QkNorm::none,
+                 of({c.qk_norm == QkNorm::whole ? heads * c.d_head : c.d_head}));
+  };
   Weights w{.config = c, .dtype = dtype};
   w.W_E = of({c.d_vocab, c.d_model});
-  w.W_pos = of({c.n_ctx, c.d_model});
+  w.W_pos = where(c.positions == PositionKind::learned, of({c.n_ctx, c.d_model}));
+  w.embed_ln_w = where(c.embed_norm, of({c.d_model}));
+  w.embed_ln_b = where(c.embed_norm && c.norms_centre(), of({c.d_model}));
   std::int64_t qkv = width_Q(c) + 2 * width_KV(c);
-  LayerWeights layer{.ln1_w = norm(),
-                     .ln1_b = norm(),
+  LayerWeights layer{.ln1_w = where(before, norm()),
+                     .ln1_b = where(before, bias()),
+                     .q_norm_w = qk_norm(c.n_heads),
+                     .k_norm_w = qk_norm(c.n_kv_heads),
+                     .ln1_post_w = where(behind, of({c.d_model})),
                      .W_QKV = of({c.d_model, qkv}),
                      .b_QKV = of({qkv}),
                      .W_O = of({width_Q(c), c.d_model}),
                      .b_O = of({c.d_model}),
-                     .ln2_w = norm(),
-                     .ln2_b = norm(),
+                     .ln2_w = where(before, norm()),
+                     .ln2_b = where(before, bias()),
+                     .W_gate = where(c.gated_mlp, of({c.d_model, c.d_mlp})),
+                     .b_gate = where(c.gated_mlp, of({c.d_mlp})),
                      .W_in = of({c.d_model, c.d_mlp}),
                      .b_in = of({c.d_mlp}),
                      .W_out = of({c.d_mlp, c.d_model}),
-                     .b_out = of({c.d_model})};
+                     .b_out = of({c.d_model}),
+                     .ln2_post_w = where(behind, of({c.d_model}))};
   w.layers.assign(static_cast<std::size_t>(c.n_layers), layer);
   w.ln_final_w = norm();
-  w.ln_final_b = norm();
+  w.ln_final_b = bias();
   w.W_U = of({c.d_vocab, c.d_model});
   w.b_U = of({c.d_vocab});
   return w;

@@ -26,26 +26,32 @@ struct Vector {
   std::int64_t first = 0;
 };
 
-/// Weights of one block. Empty arrays: a norm's weight and bias once folded.
+/// Weights of one block. Empty arrays: a norm's weight and bias once folded, the bias of an
+/// RMSNorm. Biases that a checkpoint lacks are zeros.
 struct LayerWeights {
-  Array ln1_w, ln1_b;  // [d_model]
+  Array ln1_w, ln1_b;        // [d_model]
+  Array q_norm_w, k_norm_w;  // [d_head], or of all heads together; empty without such norms
+  Array ln1_post_w;          // [d_model], of what attention returns; empty without
   Array W_QKV;  // [d_model, (n_heads + 2 n_kv_heads) d_head]: queries, keys, values, head-major
   Array b_QKV;  // [(n_heads + 2 n_kv_heads) d_head]
   Array W_O;    // [n_heads d_head, d_model]
   Array b_O;    // [d_model]
-  Array ln2_w, ln2_b;  // [d_model]
-  Array W_in;          // [d_model, d_mlp]
-  Array b_in;          // [d_mlp]
-  Array W_out;         // [d_mlp, d_model]
-  Array b_out;         // [d_model]
+  Array ln2_w, ln2_b;    // [d_model]
+  Array W_gate, b_gate;  // [d_model, d_mlp], [d_mlp]; empty unless gated
+  Array W_in;            // [d_model, d_mlp]
+  Array b_in;            // [d_mlp]
+  Array W_out;           // [d_mlp, d_model]
+  Array b_out;           // [d_model]
+  Array ln2_post_w;      // [d_model], of what the MLP returns; empty without
 };
 
 /// All weights of a model, all of one dtype.
 struct Weights {
   Config config;
   DType dtype;
-  Array W_E;    // [d_vocab, d_model]
-  Array W_pos;  // [n_ctx, d_model]
+  Array W_E;                     // [d_vocab, d_model]
+  Array W_pos;                   // [n_ctx, d_model]; empty unless positions are learned
+  Array embed_ln_w, embed_ln_b;  // [d_model]; empty without a norm behind the embedding
   std::vector<LayerWeights> layers;
   Array ln_final_w, ln_final_b;  // [d_model]; empty once folded
   Array W_U;  // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
@@ -59,6 +65,7 @@ struct Weights {
   Vector b_K(std::int64_t layer) const;
   Vector b_V(std::int64_t layer) const;
   Matrix W_O(std::int64_t layer) const;
+  Matrix W_gate(std::int64_t layer) const;
   Matrix W_in(std::int64_t layer) const;
   Matrix W_out(std::int64_t layer) const;
   Matrix unembedding() const;

@@ -13,13 +13,20 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/sqrt.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
 
 #include <limits>
@@ -28,6 +35,7 @@
 
 #include "hooks/transformer/ambient.h"
 #include "hooks/transformer/fallbacks.h"
+#include "hooks/transformer/positions.h"
 #include "hooks/transformer/torch_array.h"
 
 namespace lenscpp {
@@ -71,13 +79,17 @@ class Pass {
     // 0 where key <= query, -inf elsewhere: added to the scores inside their product.
     at::Tensor masked =
         at::full({pos, key}, -std::numeric_limits<double>::infinity(), at::dtype(dtype));
-    mask = at::triu(masked, rows.first_pos + 1).to(m.device_);  // [query, key]
+    at::Tensor future = at::triu(masked, rows.first_pos + 1);
+    mask = future.to(m.device_);  // [query, key]
+    if (c.window)
+      windowed_mask = at::add(future, at::tril(masked, rows.first_pos - *c.window)).to(m.device_);
   }
 
   at::Tensor run() {
     at::Tensor x = rows.start_residual ? tap(Site::resid_pre, rows.first_layer,
                                              upload(*rows.start_residual, m.device_))
                                        : embed();  // [batch, pos, d_model]
+    turn_by_positions();
     for (l = rows.first_layer; l < rows.end_layer; ++l) {
       if (l > rows.first_layer) x = tap(Site::resid_pre, l, with_entering(x));
       switch (c.topology) {
@@ -88,12 +100,36 @@ class Pass {
           x = tap(Site::resid_post, l, at::add(x, mlp_out));
           break;
         }
+        case Topology::parallel: {
+          at::Tensor attn_out = attention(x), mlp_out = mlp(x);
+          at::Tensor sum = at::add(at::add(x.to(wide), attn_out), mlp_out);
+          x = tap(Site::resid_post, l, sum.to(dtype));
+          break;
+        }
       }
     }
     return rows.unembeds ? unembed(x) : x;
   }
 
  private:
+  struct Turning {
+    at::Tensor cos, sin;  // [pos, 1, pair]
+  };
+  // Rotary positions are those of the first prompt; Rows::validate has seen that all are the same.
+  void turn_by_positions() {
+    if (!c.rotary || rows.first_layer == rows.end_layer) return;
+    std::vector<std::int64_t> positions(rows.positions.begin(), rows.positions.begin() + pos);
+    auto place = [&](Site cos, Site sin, const Rope& rope) {
+      TurnTables tables = turn_tables(*c.rotary, rope, positions, to_dtype(wide));
+      at::Tensor x = tap(cos, 0, upload(tables.cos, m.device_)),
+                 y = tap(sin, 0, upload(tables.sin, m.device_));
+      return Turning{x.unsqueeze(1), y.unsqueeze(1)};
+    };
+    turning = place(Site::rotary_cos, Site::rotary_sin, c.rotary->rope);
+    if (c.rotary->windowed_rope)
+      windowed_turning = place(Site::windowed_cos, Site::windowed_sin, *c.rotary->windowed_rope);
+  }
+
   at::Tensor embed() {
     if (tap.computes(Site::tokens, 0)) tap(Site::tokens, 0, ids(rows.tokens).view({batch, pos}));
     at::Tensor x = tap(Site::embed, 0, lookup(m.W_E_, rows.tokens));  // [batch, pos, d_model]
@@ -101,6 +137,12 @@ class Pass {
       case PositionKind::learned:
         return tap(Site::resid_pre, 0,
                    at::add(x, tap(Site::pos_embed, 0, lookup(m.W_pos_, rows.positions))));
+      case PositionKind::rotary:
+      case PositionKind::alibi:
+        return c.embed_norm
+                   ? norm({Site::embed_ln_scale, Site::embed_ln_normalized, Site::resid_pre},
+                          m.embed_ln_w_, m.embed_ln_b_, x)
+                   : tap(Site::resid_pre, 0, x);
     }
     throw std::logic_error("[transformer] not a PositionKind");
   }
@@ -122,24 +164,24 @@ class Pass {
   // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
   at::Tensor attention(at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
-    auto [q, k, v] = tap.request().splits_qkv(l) ? split_qkv(x) : fused_qkv(x);
+    auto [q, k, v] = positioned(tap.request().splits_qkv(l) ? split_qkv(x) : fused_qkv(x));
     if (rows.first_pos > 0) {
       const BaseKeysValues& base = rows.base[l - rows.first_layer];
       k = tap(Site::keys, l, behind(base.keys, k));  // [batch, key, kv_head, d_head]
       v = tap(Site::values, l, behind(base.values, v));
     }
-    at::Tensor causal = mask;  // [query, key]
+    at::Tensor seen = c.window_of(l) ? windowed_mask : mask;  // [query, key]
     if (rows.reads_one(Site::queries, l)) {
       q = tap(Site::queries, l, position_read(q));
       x = tap(Site::attn_resid, l, position_read(x));
-      causal = mask.narrow(0, *rows.read_pos, 1);
+      seen = seen.narrow(0, *rows.read_pos, 1);
       pos = 1;
       tokens = batch;
     }
-    at::Tensor scores = at::baddbmm(causal.expand({batch * c.n_heads, pos, key}), by_head(q),
+    at::Tensor scores = at::baddbmm(seen.expand({batch * c.n_heads, pos, key}), by_head(q),
                                     by_head(k).transpose(1, 2), 1,
                                     1 / c.attn_divisor(l));  // [batch * head, query, key]
-    scores = tap(Site::attn_scores, l, scores.view({batch, c.n_heads, pos, key}));
+    scores = capped_and_biased(scores.view({batch, c.n_heads, pos, key}), seen);
     at::Tensor pattern = tap(Site::pattern, l, at::_softmax(scores, -1, false));
     at::Tensor z = at::bmm(pattern.view({batch * c.n_heads, pos, key}), by_head(v));
     z = z.view({batch, c.n_heads, pos, c.d_head}).transpose(1, 2).contiguous();
@@ -150,7 +192,35 @@ class Pass {
     at::Tensor out = tap.touches(Site::result, l)
                          ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
                          : linear(z, w.W_O, w.b_O);
-    return tap(Site::attn_out, l, out.view({batch, pos, c.d_model}));
+    return behind({Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out}, Site::attn_sum,
+                  w.ln1_post_w, out.view({batch, pos, c.d_model}));
+  }
+
+  at::Tensor capped_and_biased(const at::Tensor& scores, const at::Tensor& seen) {
+    bool biased = c.positions == PositionKind::alibi;
+    if (!c.scores_softcap && !biased) return tap(Site::attn_scores, l, scores);
+    at::Tensor raw = tap(Site::raw_scores, l, scores);
+    if (c.scores_softcap)
+      return tap(Site::attn_scores, l, at::add(softcap(raw, *c.scores_softcap), seen));
+    // Beyond the first computed position, and behind what is left out where one position is read.
+    std::int64_t first =
+        rows.first_pos + (tap.request().rows.reads_one(Site::attn_scores, l) ? *rows.read_pos : 0);
+    if (!bias.defined() || bias.size(1) != pos)  // the same in every layer
+      bias = upload(alibi_table(c.n_heads, pos, key, first, m.weights_->dtype), m.device_);
+    return tap(Site::attn_scores, l, at::add(raw, tap(Site::position_bias, l, bias)));
+  }
+
+  // c tanh(x / c), rounded once.
+  at::Tensor softcap(const at::Tensor& x, double cap) {
+    return at::mul(at::tanh(at::div(x.to(wide), cap)), cap).to(dtype);
+  }
+
+  // The norm of what attention or MLP returns, where the model has one.
+  struct NormSites;
+  at::Tensor behind(const NormSites& sites, Site sum, const at::Tensor& weight,
+                    const at::Tensor& x) {
+    if (c.norm_placement == NormPlacement::before) return tap(sites.out, l, x);
+    return norm(sites, weight, {}, tap(sum, l, x));
   }
 
   // Keys or values of the base run, each of its prompts as often as it has copies, then those of
@@ -175,7 +245,7 @@ class Pass {
     if (tap.computes(Site::k_input, l)) tap(Site::k_input, l, over_heads(x, c.n_kv_heads));
     if (tap.computes(Site::v_input, l)) tap(Site::v_input, l, over_heads(x, c.n_kv_heads));
     at::Tensor n =
-        norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b, x);
+        before({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b, x);
     at::Tensor qkv = linear(n, w.W_QKV, w.b_QKV);  // [batch * pos, (head + 2 kv_head) d_head]
     auto part = [&](Site site, std::int64_t first, std::int64_t heads) {
       at::Tensor columns = qkv.narrow(1, first * c.d_head, heads * c.d_head).contiguous();
@@ -196,14 +266,14 @@ class Pass {
         tap(Site::q_input, l, over_heads(in, c.n_heads));  // [batch, pos, head, d_model]
     at::Tensor k_in = tap(Site::k_input, l, over_heads(in, c.n_kv_heads));
     at::Tensor v_in = tap(Site::v_input, l, over_heads(in, c.n_kv_heads));
-    norm({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
-         x);  // for looking at
+    before({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
+           x);  // for looking at
     at::Tensor qn =
-        norm({Site::q_scale, Site::q_normalized, Site::q_ln_out}, w.ln1_w, w.ln1_b, q_in);
+        before({Site::q_scale, Site::q_normalized, Site::q_ln_out}, w.ln1_w, w.ln1_b, q_in);
     at::Tensor kn =
-        norm({Site::k_scale, Site::k_normalized, Site::k_ln_out}, w.ln1_w, w.ln1_b, k_in);
+        before({Site::k_scale, Site::k_normalized, Site::k_ln_out}, w.ln1_w, w.ln1_b, k_in);
     at::Tensor vn =
-        norm({Site::v_scale, Site::v_normalized, Site::v_ln_out}, w.ln1_w, w.ln1_b, v_in);
+        before({Site::v_scale, Site::v_normalized, Site::v_ln_out}, w.ln1_w, w.ln1_b, v_in);
     auto per_head = [&](Site site, const at::Tensor& n, std::int64_t first, std::int64_t heads) {
       at::Tensor columns =
           w.W_QKV.plain().narrow(1, first * c.d_head, heads * c.d_head).contiguous();
@@ -220,14 +290,75 @@ class Pass {
     return {q, k, v};
   }
 
+  // Queries and keys normed and turned, where the model does that.
+  QKV positioned(QKV in) {
+    const DeviceLayer& w = m.layers_[l];
+    if (c.qk_norm != QkNorm::none) {
+      in.q = norm({Site::q_norm_scale, Site::q_norm_normalized, Site::q_norm_out}, w.q_norm_w, {},
+                  in.q);
+      in.k = norm({Site::k_norm_scale, Site::k_norm_normalized, Site::k_norm_out}, w.k_norm_w, {},
+                  in.k);
+    }
+    if (!c.rotary) return in;
+    const Turning& by = c.turns_by_windowed_rope(l) ? windowed_turning : turning;
+    in.q = tap(Site::rot_q, l, turned(in.q, by));
+    in.k = tap(Site::rot_k, l, turned(in.k, by));
+    return in;
+  }
+
+  // Each pair (x, y) of elements becomes (x cos - y sin, y cos + x sin), rounded once.
+  at::Tensor turned(const at::Tensor& heads, const Turning& by) {
+    std::int64_t dimensions = c.rotary->dimensions, pairs = dimensions / 2;
+    at::Tensor in = heads.narrow(3, 0, dimensions).to(wide).contiguous(), x, y, out;
+    auto turn = [&] {
+      x = x.contiguous(), y = y.contiguous();
+      at::Tensor first = at::sub(at::mul(x, by.cos), at::mul(y, by.sin)),
+                 second = at::add(at::mul(y, by.cos), at::mul(x, by.sin));
+      x = first, y = second;
+    };
+    switch (c.rotary->pairs) {
+      case RotaryPairs::halves:
+        x = in.narrow(3, 0, pairs), y = in.narrow(3, pairs, pairs);
+        turn();
+        out = at::cat({x, y}, 3);
+        break;
+      case RotaryPairs::adjacent:
+        in = in.view({batch, pos, -1, pairs, 2});
+        x = in.select(4, 0), y = in.select(4, 1);
+        turn();
+        out = at::stack({x, y}, 4).view({batch, pos, -1, dimensions});
+        break;
+    }
+    out = out.to(dtype);
+    if (dimensions == c.d_head) return out;
+    return at::cat({out, heads.narrow(3, dimensions, c.d_head - dimensions)}, 3);
+  }
+
   at::Tensor mlp(const at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
     at::Tensor in = tap.computes(Site::mlp_in, l) ? tap(Site::mlp_in, l, x) : x;
     at::Tensor n =
-        norm({Site::ln2_scale, Site::ln2_normalized, Site::ln2_out}, w.ln2_w, w.ln2_b, in);
+        before({Site::ln2_scale, Site::ln2_normalized, Site::ln2_out}, w.ln2_w, w.ln2_b, in);
+    at::Tensor post = c.gated_mlp ? gated(n) : plain(n);  // [batch, pos, d_mlp]
+    return behind({Site::ln2_post_scale, Site::ln2_post_normalized, Site::mlp_out}, Site::mlp_sum,
+                  w.ln2_post_w, linear(post, w.W_out, w.b_out).view({batch, pos, c.d_model}));
+  }
+
+  at::Tensor plain(const at::Tensor& n) {
+    const DeviceLayer& w = m.layers_[l];
     at::Tensor pre = tap(Site::mlp_pre, l, linear(n, w.W_in, w.b_in).view({batch, pos, c.d_mlp}));
-    at::Tensor post = tap(Site::mlp_post, l, activate(c.activation, pre));  // [batch, pos, d_mlp]
-    return tap(Site::mlp_out, l, linear(post, w.W_out, w.b_out).view({batch, pos, c.d_model}));
+    return tap(Site::mlp_post, l, activate(c.activation, pre));
+  }
+
+  at::Tensor gated(const at::Tensor& n) {
+    const DeviceLayer& w = m.layers_[l];
+    auto neurons = [&](Site site, const LinearWeight& weight, const at::Tensor& bias) {
+      return tap(site, l, linear(n, weight, bias).view({batch, pos, c.d_mlp}));
+    };
+    at::Tensor pre = neurons(Site::mlp_pre, w.W_gate, w.b_gate);
+    at::Tensor up = neurons(Site::mlp_pre_linear, w.W_in, w.b_in);
+    at::Tensor act = tap(Site::mlp_act, l, activate(c.activation, pre));
+    return tap(Site::mlp_post, l, at::mul(act, up));
   }
 
   at::Tensor unembed(const at::Tensor& x) {
@@ -236,7 +367,8 @@ class Pass {
                         m.ln_final_w_, m.ln_final_b_, x);
     if (!m.ln_final_w_.defined()) n = tap(Site::unembed_in, 0, n);
     at::Tensor logits = rows.read_tokens.empty() ? linear(n, m.W_U_, m.b_U_) : some_logits(n);
-    return tap(Site::unembed_out, 0, logits.view({batch, pos, -1}));
+    logits = tap(Site::unembed_out, 0, logits.view({batch, pos, -1}));
+    return c.logits_softcap ? tap(Site::logits, 0, softcap(logits, *c.logits_softcap)) : logits;
   }
 
   at::Tensor some_logits(const at::Tensor& n) {
@@ -250,16 +382,38 @@ class Pass {
   struct NormSites {
     Site scale, normalized, out;
   };
-  // LayerNorm over the last axis, in the accumulation dtype; a changed scale is the one that is
-  // used.
+  // The norm of what attention or MLP reads, where the model has one.
+  at::Tensor before(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
+                    const at::Tensor& x) {
+    return c.norm_placement == NormPlacement::after ? x : norm(sites, weight, bias, x);
+  }
+  // In the accumulation dtype; a changed scale is the one that is used.
   at::Tensor norm(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
                   const at::Tensor& x) {
+    at::Tensor n = c.norms_centre() ? layer_norm(sites, x) : rms_norm(sites, x, weight);
+    if (!weight.defined()) return n;
+    at::Tensor w = weight.numel() == n.size(-1) ? weight : weight.view({n.size(2), n.size(3)});
+    return tap(sites.out, l,
+               bias.defined()    ? at::addcmul(bias, n, w)
+               : c.norm_adds_one ? at::addcmul(n, n, w)
+                                 : at::mul(n, w));
+  }
+  // Over the last axis.
+  at::Tensor layer_norm(const NormSites& sites, const at::Tensor& x) {
     at::Tensor in = x.to(wide);
     auto [normed, mean, inverse] = at::native_layer_norm(in, {c.d_model}, {}, {}, c.norm_eps);
     at::Tensor scale = tap(sites.scale, l, at::reciprocal(inverse));  // [..., 1]
     if (tap.changed(sites.scale, l)) normed = at::div(at::sub(in, mean), scale);
-    at::Tensor n = tap(sites.normalized, l, normed.to(dtype));
-    return weight.defined() ? tap(sites.out, l, at::addcmul(bias, n, weight)) : n;
+    return tap(sites.normalized, l, normed.to(dtype));
+  }
+  // Over the last axis, or over all heads where `weight` is of all of them.
+  at::Tensor rms_norm(const NormSites& sites, const at::Tensor& x, const at::Tensor& weight) {
+    at::Tensor in = x.to(wide);
+    bool whole = weight.defined() && weight.numel() != x.size(-1);
+    at::Tensor over = whole ? in.view({batch, pos, 1, weight.numel()}) : in;
+    at::Tensor mean_square = at::mean(at::square(over), at::IntArrayRef{-1}, true);
+    at::Tensor scale = tap(sites.scale, l, at::sqrt(at::add(mean_square, c.norm_eps)));
+    return tap(sites.normalized, l, at::div(in, scale).to(dtype));
   }
 
   at::Tensor linear(const at::Tensor& x, const LinearWeight& weight, const at::Tensor& bias) {
@@ -297,7 +451,8 @@ class Pass {
   const Rows& rows;
   std::int64_t batch, pos, key, tokens, l = 0;
   c10::ScalarType dtype, wide;
-  at::Tensor mask;
+  at::Tensor mask, windowed_mask, bias;
+  Turning turning, windowed_turning;
 };
 
 Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device device,
@@ -307,23 +462,32 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
   auto place = [&](const Array& array) { return placed(array, device_); };
   W_E_ = place(w.W_E);
   W_pos_ = place(w.W_pos);
+  embed_ln_w_ = place(w.embed_ln_w);
+  embed_ln_b_ = place(w.embed_ln_b);
   ln_final_w_ = place(w.ln_final_w);
   ln_final_b_ = place(w.ln_final_b);
   W_U_ = LinearWeight(place(w.W_U), /*outputs_are_rows=*/true);
   b_U_ = place(w.b_U);
   for (const LayerWeights& layer : w.layers)
-    layers_.push_back({.ln1_w = place(layer.ln1_w),
-                       .ln1_b = place(layer.ln1_b),
-                       .b_QKV = place(layer.b_QKV),
-                       .b_O = place(layer.b_O),
-                       .ln2_w = place(layer.ln2_w),
-                       .ln2_b = place(layer.ln2_b),
-                       .b_in = place(layer.b_in),
-                       .b_out = place(layer.b_out),
-                       .W_QKV = LinearWeight(place(layer.W_QKV)),
-                       .W_O = LinearWeight(place(layer.W_O)),
-                       .W_in = LinearWeight(place(layer.W_in)),
-                       .W_out = LinearWeight(place(layer.W_out))});
+    layers_.push_back(
+        {.ln1_w = place(layer.ln1_w),
+         .ln1_b = place(layer.ln1_b),
+         .b_QKV = place(layer.b_QKV),
+         .q_norm_w = place(layer.q_norm_w),
+         .k_norm_w = place(layer.k_norm_w),
+         .b_O = place(layer.b_O),
+         .ln1_post_w = place(layer.ln1_post_w),
+         .ln2_w = place(layer.ln2_w),
+         .ln2_b = place(layer.ln2_b),
+         .b_gate = place(layer.b_gate),
+         .b_in = place(layer.b_in),
+         .b_out = place(layer.b_out),
+         .ln2_post_w = place(layer.ln2_post_w),
+         .W_QKV = LinearWeight(place(layer.W_QKV)),
+         .W_O = LinearWeight(place(layer.W_O)),
+         .W_gate = w.config.gated_mlp ? LinearWeight(place(layer.W_gate)) : LinearWeight(),
+         .W_in = LinearWeight(place(layer.W_in)),
+         .W_out = LinearWeight(place(layer.W_out))});
 }
 
 PassResult Transformer::run(const Request& request, Sink* sink,

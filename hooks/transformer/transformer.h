@@ -18,8 +18,9 @@ namespace lenscpp {
 
 /// Weights as the device holds them.
 struct DeviceLayer {
-  at::Tensor ln1_w, ln1_b, b_QKV, b_O, ln2_w, ln2_b, b_in, b_out;
-  LinearWeight W_QKV, W_O, W_in, W_out;
+  at::Tensor ln1_w, ln1_b, b_QKV, q_norm_w, k_norm_w, b_O, ln1_post_w, ln2_w, ln2_b, b_gate, b_in,
+      b_out, ln2_post_w;
+  LinearWeight W_QKV, W_O, W_gate, W_in, W_out;
 };
 
 /// What a run of the device pass leaves beside the tensors that its taps saw.
@@ -52,7 +53,7 @@ class Transformer {
   std::shared_ptr<const Weights> weights_;
   c10::Device device_;
   MatmulPrecision precision_;
-  at::Tensor W_E_, W_pos_, ln_final_w_, ln_final_b_, b_U_;
+  at::Tensor W_E_, W_pos_, embed_ln_w_, embed_ln_b_, ln_final_w_, ln_final_b_, b_U_;
   LinearWeight W_U_;
   std::vector<DeviceLayer> layers_;
 };

@@ -112,7 +112,7 @@ Interference Patching::interference() const {
   };
   return [inner, now = std::make_shared<Counter>(), wanted = o_.inject_run](const TensorId& id,
                                                                             const at::Tensor& x) {
-    bool logits = id.site == Site::unembed_out;
+    bool logits = id.site >= Site::unembed_out;
     if (now->ended && !logits) ++now->run;
     now->ended = logits;
     return now->run == wanted ? inner(id, x) : x;

@@ -8,18 +8,27 @@ from typing import Any
 import torch
 
 _ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "silu": "silu"}
-_NORMS = {"layer_norm": "LN", "layer_norm_pre": "LNPre"}
-_POSITIONS = {"learned": "standard"}
-_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel"}
+_NORMS = {"layer_norm": "LN", "layer_norm_pre": "LNPre", "rms_norm": "RMS", "rms_norm_pre": "RMSPre"}
+_POSITIONS = {"learned": "standard", "rotary": "rotary", "alibi": "alibi"}
+_ARCHITECTURES = {
+    "bloom": "BloomForCausalLM", "falcon": "FalconForCausalLM", "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gpt2": "GPT2LMHeadModel",
+    "gpt_neo": "GPTNeoForCausalLM", "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM",
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM",
+    "opt": "OPTForCausalLM", "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "stablelm": "StableLmForCausalLM",
+}  # fmt: skip
 
 
 class HookedTransformerConfig(Mapping[str, Any]):
     """Dimensions and kinds of a model, by attribute or by key; read only.
 
     n_layers n_heads n_key_value_heads (None where every head has its own) d_model d_head d_mlp d_vocab
-    d_vocab_out n_ctx eps act_fn normalization_type ("LN", or "LNPre" once folded) positional_embedding_type
+    d_vocab_out n_ctx eps act_fn normalization_type ("LN", "RMS", or with "Pre" once folded) positional_embedding_type
     original_architecture use_attn_scale attn_scale scale_attn_by_inverse_layer_idx tied_unembedding device dtype
-    default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts).
+    default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts) gated_mlp
+    parallel_attn_mlp rotary_dim rotary_base rotary_adjacent_pairs window_size use_local_attn attn_types
+    attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm use_normalization_before_and_after.
     """
 
     _values: dict[str, Any]
@@ -65,7 +74,7 @@ class HookedTransformerConfig(Mapping[str, Any]):
 def config_of(model: Any) -> HookedTransformerConfig:
     """The config of a _lenscpp.Model."""
     c = model.config()
-    heads, kv_heads = c["n_heads"], c["n_kv_heads"]
+    heads, kv_heads, gated = c["n_heads"], c["n_kv_heads"], c.get("gated_mlp", False)
     return HookedTransformerConfig(
         {
             "model_name": model.name,
@@ -84,15 +93,34 @@ def config_of(model: Any) -> HookedTransformerConfig:
             "normalization_type": _NORMS[c["norm"]],
             "positional_embedding_type": _POSITIONS[c["positions"]],
             "attn_only": False,
-            "gated_mlp": False,
+            "gated_mlp": gated,
             "parallel_attn_mlp": c["topology"] != "sequential",
             "use_attn_scale": c["scale_attn_by_sqrt_d_head"],
-            "attn_scale": c["d_head"] ** 0.5 if c["scale_attn_by_sqrt_d_head"] else 1.0,
+            "attn_scale": c.get("scores_divisor", c["d_head"] ** 0.5 if c["scale_attn_by_sqrt_d_head"] else 1.0),
             "scale_attn_by_inverse_layer_idx": c["scale_attn_by_inverse_layer"],
             "tied_unembedding": c["tied_unembedding"],
             "default_prepend_bos": model.default_prepend_bos,
             "device": model.device,
             "dtype": getattr(torch, model.dtype),
-            "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + 2 * c["d_mlp"]),
+            "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + (3 if gated else 2) * c["d_mlp"]),
         }
+        | _optional_kinds(c)
     )
+
+
+def _optional_kinds(c: Mapping[str, Any]) -> dict[str, Any]:
+    """What only some models have; transformer-lens writes -1 and None for what a model has not."""
+    rotary, windowed = c.get("rotary"), c.get("windowed_layers") or []
+    return {
+        "rotary_dim": rotary and rotary["dimensions"],
+        "rotary_base": rotary["rope"]["base"] if rotary else 10000,
+        "rotary_adjacent_pairs": bool(rotary) and rotary["pairs"] == "adjacent",
+        "window_size": c.get("window") if any(windowed) else None,
+        "use_local_attn": any(windowed),
+        "attn_types": ["local" if w else "global" for w in windowed] if any(windowed) else None,
+        "attn_scores_soft_cap": c.get("scores_softcap", -1.0),
+        "output_logits_soft_cap": c.get("logits_softcap", -1.0),
+        "use_qk_norm": "qk_norm" in c,
+        "use_normalization_before_and_after": c.get("norm_placement") == "around",
+        "post_embedding_ln": c.get("embed_norm", False),
+    }

@@ -20,6 +20,7 @@ bool has_axis(Site site, Axis axis) {
   return std::ranges::find(info(site).axes, axis) != info(site).axes.end();
 }
 bool anywhere(Site) { return true; }
+bool of_prompts(Site site) { return has_axis(site, Axis::batch); }
 bool in_numbers(Site site) { return !is_ids(site); }
 bool in_heads(Site site) { return has_axis(site, Axis::head) || has_axis(site, Axis::kv_head); }
 bool in_scores(Site site) { return site == Site::attn_scores; }
@@ -399,7 +400,7 @@ constexpr FaultInfo kFaults[] = {
      "the first two prompts have changed places",
      "pytorch 189495 (batch taken modulo its limit)",
      {},
-     anywhere,
+     of_prompts,
      swap_prompts},
     {"mask_ignored", "queries from some point on see the future",
      "pytorch 143486 (triu of large matrices)", kMaskIgnored, in_scores, mask_ignored},

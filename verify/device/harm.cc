@@ -88,7 +88,7 @@ double times_honest(const Array& found, const Array& clean, double spread, bool 
 
 // [prompt, vocabulary]: logits at the last position; empty when the run has none.
 std::vector<std::vector<double>> last_logits(const std::vector<std::pair<TensorId, Array>>& run) {
-  if (run.empty() || run.back().first.site != Site::unembed_out) return {};
+  if (run.empty() || run.back().first.site < Site::unembed_out) return {};
   const Array& logits = run.back().second;
   std::vector<std::vector<double>> rows;
   std::int64_t pos = logits.size(1), vocab = logits.size(2);

@@ -34,7 +34,7 @@ std::int64_t elements_of(const Weights& weights, const Counts& counts) {
 bool rewritten(const std::string& name, const Processing& p) {
   auto ends = [&](std::string_view end) { return name.ends_with(end); };
   if (ends(".W_U") || ends(".b_U")) return p.fold_ln || p.center_unembed;
-  if (ends(".W_QKV") || ends(".W_in") || ends(".b_in")) return p.fold_ln;
+  if (ends(".W_QKV") || ends(".W_in") || ends(".b_in") || ends("_gate")) return p.fold_ln;
   if (ends(".b_QKV")) return p.fold_ln || p.fold_value_biases;
   if (ends(".b_O")) return p.center_writing_weights || p.fold_value_biases;
   if (ends(".w") || ends(".b")) return false;
@@ -304,10 +304,11 @@ MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
   DType master = load.dtype == DType::f64 ? DType::f64 : DType::f32;
   if (!load.processing.any()) master = load.dtype;
   Config processed = config;
-  if (load.processing.fold_ln) processed.norm = NormKind::layer_norm_pre;
+  if (applicable(load.processing, config).fold_ln) processed.norm = folded(processed.norm);
   Weights raw = outline(config, master), used = outline(processed, load.dtype);
   auto in_file = [&](const std::string& name) {
-    return !name.ends_with(".b_U") && (!config.tied_unembedding || !name.ends_with(".W_U"));
+    return !name.ends_with(".b_U") &&
+           (!config.tied_unembedding || config.embed_scale != 1 || !name.ends_with(".W_U"));
   };
   auto all = [](const std::string&) { return true; };
   if (load.loaded) return plan_move(elements_of(used, all), load);

@@ -68,6 +68,18 @@ class Sizes {
           add("over the changed scale", shape_, wide_);
         }
         return;
+      case Op::turn:
+        if (narrow_) add("input in float32", shape_, wide_);
+        add("pairs", shape_, wide_);
+        add("products with cosines", shape_, wide_);
+        add("products with sines", shape_, wide_);
+        add("turned", shape_, wide_);
+        return;
+      case Op::softcap:
+        add("input over its cap", shape_, wide_);
+        add("hyperbolic tangent", shape_, wide_);
+        add("times its cap", shape_, wide_);
+        return;
       case Op::linear:
         return linear(l);
       case Op::head_linear:
@@ -90,12 +102,20 @@ class Sizes {
         return;
       case Op::edit:
         return edit(*l.edit);
+      case Op::add:
+        if (l.inputs.size() == 3) {
+          add("first sum", shape_, wide_);
+          if (narrow_) add("both sums", shape_, wide_);
+        }
+        return;
       case Op::enter:
         return add("uploaded residual", l.given.shape(), model_);
       case Op::select:
       case Op::callback:
       case Op::given:
-      case Op::add:
+      case Op::table:
+      case Op::distances:
+      case Op::multiply:
       case Op::softmax:
       case Op::affine:
       case Op::activation:

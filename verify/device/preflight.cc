@@ -249,7 +249,7 @@ const PlannedTensor* Preflight::largest() const {
 
 Preflight preflight(const Config& config, const Request& request, const PreflightQuestion& q) {
   Config processed = config;
-  if (q.load.processing.fold_ln) processed.norm = NormKind::layer_norm_pre;
+  if (applicable(q.load.processing, processed).fold_ln) processed.norm = folded(processed.norm);
   Weights weights = outline(processed, q.load.dtype);
   Preflight p{.model = q.model,
               .device = q.device,

@@ -55,7 +55,10 @@ Reordering::Reordering(const Config& config, std::uint64_t seed) : config_(confi
   for (std::int64_t l = 0; l < config.n_layers; ++l) {
     Layer layer{.mlp = drawn(config.d_mlp, random), .queries_keys = {}, .values = {}};
     for (std::int64_t h = 0; h < config.n_kv_heads; ++h) {
-      layer.queries_keys.push_back(drawn(config.d_head, random));
+      // Rotary positions and norms of a head know its elements by their places.
+      Order order = drawn(config.d_head, random);
+      if (config.rotary || config.qk_norm != QkNorm::none) std::ranges::sort(order);
+      layer.queries_keys.push_back(std::move(order));
       layer.values.push_back(drawn(config.d_head, random));
     }
     layers_.push_back(std::move(layer));
@@ -76,6 +79,8 @@ Weights Reordering::apply(const Weights& weights) const {
   Weights w = weights;
   w.W_E = gathered(w.W_E, 1, model_);
   w.W_pos = gathered(w.W_pos, 1, model_);
+  w.embed_ln_w = gathered(w.embed_ln_w, 0, model_);
+  w.embed_ln_b = gathered(w.embed_ln_b, 0, model_);
   w.ln_final_w = gathered(w.ln_final_w, 0, model_);
   w.ln_final_b = gathered(w.ln_final_b, 0, model_);
   w.W_U = gathered(w.W_U, 1, model_);
@@ -88,12 +93,15 @@ Weights Reordering::apply(const Weights& weights) const {
       auto first = static_cast<std::int64_t>(columns.size());
       for (std::int64_t i : end_to_end(*part, config_.n_kv_heads)) columns.push_back(first + i);
     }
-    for (Array* of_model : {&layer.ln1_w, &layer.ln1_b, &layer.b_O, &layer.ln2_w, &layer.ln2_b,
-                            &layer.W_QKV, &layer.W_in, &layer.b_out})
+    for (Array* of_model :
+         {&layer.ln1_w, &layer.ln1_b, &layer.b_O, &layer.ln2_w, &layer.ln2_b, &layer.ln1_post_w,
+          &layer.ln2_post_w, &layer.W_QKV, &layer.W_gate, &layer.W_in, &layer.b_out})
       *of_model = gathered(*of_model, 0, model_);
     layer.W_QKV = gathered(layer.W_QKV, 1, columns);
     layer.b_QKV = gathered(layer.b_QKV, 0, columns);
     layer.W_O = gathered(gathered(layer.W_O, 0, values), 1, model_);
+    layer.W_gate = gathered(layer.W_gate, 1, own.mlp);
+    layer.b_gate = gathered(layer.b_gate, 0, own.mlp);
     layer.W_in = gathered(layer.W_in, 1, own.mlp);
     layer.b_in = gathered(layer.b_in, 0, own.mlp);
     layer.W_out = gathered(gathered(layer.W_out, 0, own.mlp), 1, model_);
@@ -118,8 +126,8 @@ Array Reordering::undo(const TensorId& id, const Array& value) const {
       return gathered(value, value.rank() - 1, inverse(layers_.at(layer).mlp));
     case Axis::d_head: {
       const Layer& own = layers_.at(layer);
-      bool scored = id.site == Site::q || id.site == Site::k || id.site == Site::keys;
-      return heads_undone(scored ? own.queries_keys : own.values, value);
+      bool of_values = id.site == Site::v || id.site == Site::values || id.site == Site::z;
+      return heads_undone(of_values ? own.values : own.queries_keys, value);
     }
     default:
       return value;

@@ -73,6 +73,13 @@ double gelu_slack(const Contract& c, double x) { return c.reference * 8 * c.u_a 
 double silu_slack(const Contract& c, double x, double y) {
   return c.reference * c.u_a * (8 * std::abs(x) + std::abs(x * y));
 }
+double turn_slack(const Contract& c, double magnitude) {
+  return c.reference * 3 * c.u_a * magnitude;
+}
+double softcap_slack(const Contract& c, double x, double y) {
+  return c.reference * c.u_a * (8 * std::abs(y) + 2 * std::abs(x));
+}
+double table_slack(double largest_argument) { return 0x1p-50 * (1 + std::abs(largest_argument)); }
 double sum_slack(const Contract& c, std::int64_t terms, double magnitude) {
   return c.reference * static_cast<double>(terms) * c.u_a * magnitude;
 }

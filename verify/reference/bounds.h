@@ -84,6 +84,13 @@ void softmax_slacks(const Contract& c, std::span<const double> p, std::span<cons
 /// GELU: 8 u_a |x|, absolute since 1 + tanh cancels; SiLU: + u_a |x y|.
 double gelu_slack(const Contract& c, double x);
 double silu_slack(const Contract& c, double x, double y);
+/// Rotary positions, x c -+ y s: 3 u_a (|x c| + |y s|), two products and their sum.
+double turn_slack(const Contract& c, double magnitude);
+/// c tanh(x / c): 8 u_a |y| of tanh and the last product, 2 u_a |x| of the division (tanh moves by
+/// less than its argument).
+double softcap_slack(const Contract& c, double x, double y);
+/// Cosines and sines of angles that both sides multiply out in float64: 2^-50 (1 + largest angle).
+double table_slack(double largest_argument);
 /// A sum of `terms` numbers in any order: K u_a sum|x|.
 double sum_slack(const Contract& c, std::int64_t terms, double magnitude);
 /// A multiplication by a constant that the device rounds first: 2 u_a |y|.

@@ -17,17 +17,22 @@ namespace lenscpp {
 enum class Op : std::uint8_t {
   given,        // uploaded from the host: a start residual, base keys or values, token ids
   gather,       // rows of a table
-  add,          // the sum of two tensors
+  table,        // what follows from positions alone, uploaded: cosines and sines of angles
+  distances,    // ALiBi, uploaded: minus a slope a head times how far a key lies behind
+  add,          // the sum of two or three tensors, the second perhaps the same for all prompts
+  multiply,     // the product of two tensors, element by element
   copy,         // the same values under another name, perhaps repeated over heads
   concat,       // base keys or values, then those computed here
   enter,        // prompts that enter, behind those already there
   select,       // one position
-  norm_scale,   // sqrt(mean((x - mean x)^2) + eps)
-  normalize,    // (x - mean x) / scale
-  affine,       // x * weight + bias
+  norm_scale,   // sqrt(mean((x - mean x)^2) + eps), of RMSNorm without the mean
+  normalize,    // (x - mean x) / scale, of RMSNorm without the mean
+  affine,       // x * (weight + offset) + bias
+  turn,         // rotary positions: pairs of elements turned by an angle
   linear,       // x W + b
   head_linear,  // per head: x_h W_h + b_h, from inputs of its own
-  scores,       // q k / divisor where key <= query, -inf elsewhere
+  scores,       // q k / divisor where key <= query and in the window, -inf elsewhere
+  softcap,      // c tanh(x / c), -inf staying what it is
   softmax,      // over keys
   mix,          // pattern times values
   head_result,  // per head: z_h W_O,h
@@ -46,9 +51,14 @@ struct Link {
   std::optional<Matrix> weight =
       {};  // linear, head_linear, head_result, gather (the table), affine ([1, d])
   std::optional<Vector> bias = {};
-  Array given = {};   // given, callback, enter: the values; gather: row indices; concat: the base
-  double scalar = 0;  // norm_scale: eps; scores: divisor
-  std::int64_t first_query = 0;  // scores: the position of query 0 among the keys
+  Array given = {};  // given, callback, enter, table: the values; gather: row indices; concat: the
+                     // base; distances: slopes
+  double scalar = 0;    // norm_scale: eps; scores: divisor; softcap: c; table: the largest argument
+  double offset = 0;    // affine: added to the weight
+  bool centres = true;  // norm_scale, normalize: LayerNorm, not RMSNorm
+  RotaryPairs pairs = RotaryPairs::halves;  // turn: which elements
+  std::optional<std::int64_t> window = {};  // scores: keys that a query sees
+  std::int64_t first_query = 0;  // scores, distances: the position of query 0 among the keys
   std::int64_t position = 0;     // select: which
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};

@@ -210,26 +210,187 @@ class Select : public Copies {
   std::int64_t at_, cols_;
 };
 
-class Add : public Kernel {
+// Values that the request alone determines; the reference has its own of them.
+class Table : public Kernel {
  public:
-  Add(const Link& link, Array a, Array b, const Shape& out) : a_(std::move(a)), b_(std::move(b)) {
-    require(a_.shape() == out && b_.shape() == out, link, "summands of another shape");
+  Table(const Link& link, const Shape& out)
+      : values_(link.given), slack_(table_slack(link.scalar)) {
+    require(values_.shape() == out, link, "the table has another shape");
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
     return {
-        .value = widened(a_, b) + widened(b_, b), .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
+        .value = widened(values_, b), .slack = Mat::Constant(b.rows, b.cols, slack_), .refine = {}};
+  }
+
+ private:
+  Array values_;
+  double slack_;
+};
+
+// [head, query, key]: slope times (key - query) where key <= query, 0 elsewhere.
+class Distances : public Kernel {
+ public:
+  Distances(const Link& link, const Shape& out)
+      : slopes_(link.given.to_doubles()), first_query_(link.first_query), queries_(out[1]) {
+    require(std::ssize(slopes_) == out[0], link, "one slope a head is needed");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Expectation e{.value = Mat::Zero(b.rows, b.cols),
+                  .slack = Mat::Constant(b.rows, b.cols, table_slack(0)),
+                  .refine = {}};
+    for (Index r = 0; r < b.rows; ++r) {
+      std::int64_t row = b.offset / b.cols + r, query = row % queries_ + first_query_;
+      double slope = slopes_[static_cast<std::size_t>(row / queries_)];
+      for (Index key = 0; key <= std::min<Index>(query, b.cols - 1); ++key)
+        e.value(r, key) = slope * static_cast<double>(key - query);
+    }
+    // Beyond float64's own rounding of the slope: nothing.
+    e.slack += e.value.cwiseAbs() * 0x1p-50;
+    return e;
+  }
+
+ private:
+  std::vector<double> slopes_;
+  std::int64_t first_query_, queries_;
+};
+
+// The second summand may be one prompt's, which serves them all. Of two, the sum is rounded once;
+// of three, the first sum is rounded as it is accumulated.
+class Add : public Kernel {
+ public:
+  Add(const Link& link, std::vector<Array> in, const Shape& out, const Contract& c)
+      : in_(std::move(in)), c_(c) {
+    require(in_.at(0).shape() == out && numel(out) % in_.at(1).numel() == 0 &&
+                (in_.size() == 2 || (in_.size() == 3 && in_[2].shape() == out)) &&
+                in_[1].size(-1) == out.back(),
+            link, "summands of another shape");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Mat first = widened(in_[0], b), second(b.rows, b.cols);
+    for (Index r = 0; r < b.rows; ++r)
+      in_[1].widen((b.offset + r * b.cols) % in_[1].numel(),
+                   {&second(r, 0), static_cast<std::size_t>(b.cols)});
+    Expectation e{.value = first + second, .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
+    if (in_.size() == 3) {
+      Mat third = widened(in_[2], b);
+      e.slack = (first.cwiseAbs() + second.cwiseAbs() + third.cwiseAbs()) * sum_slack(c_, 2, 1);
+      e.value += third;
+    }
+    // A masked score stays masked.
+    e.slack = (first.array() == -kInfinity).select(kExact, e.slack);
+    return e;
+  }
+
+ private:
+  std::vector<Array> in_;
+  Contract c_;
+};
+
+class Multiply : public Kernel {
+ public:
+  Multiply(const Link& link, Array a, Array b, const Shape& out)
+      : a_(std::move(a)), b_(std::move(b)) {
+    require(a_.shape() == out && b_.shape() == out, link, "factors of another shape");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    return {.value = widened(a_, b).cwiseProduct(widened(b_, b)),
+            .slack = Mat::Zero(b.rows, b.cols),
+            .refine = {}};
   }
 
  private:
   Array a_, b_;
 };
 
+// [batch, pos, head, d_head] turned by tables [pos, pair]. What is not turned is a copy.
+class Turn : public Kernel {
+ public:
+  Turn(const Link& link, Array x, Array cos, Array sin, const Shape& out, const Contract& c)
+      : x_(std::move(x)),
+        cos_(std::move(cos)),
+        sin_(std::move(sin)),
+        c_(c),
+        pairs_(cos_.size(-1)),
+        // Elements of a pair are `apart`, those of the same place in two pairs `step`.
+        apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1),
+        step_(link.pairs == RotaryPairs::halves ? 1 : 2),
+        heads_(out[2]) {
+    require(x_.shape() == out && cos_.shape() == sin_.shape() && cos_.size(0) == out[1] &&
+                2 * pairs_ <= out[3],
+            link, "the tables do not fit the heads");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Expectation e = exactly(widened(x_, b));
+    std::vector<double> cos(static_cast<std::size_t>(pairs_)), sin(cos.size());
+    for (Index r = 0; r < b.rows; ++r) {
+      std::int64_t pos = (b.offset / b.cols + r) / heads_ % cos_.size(0);
+      cos_.widen(pos * pairs_, cos);
+      sin_.widen(pos * pairs_, sin);
+      for (std::int64_t i = 0; i < pairs_; ++i) {
+        double c = cos[i], s = sin[i];
+        double &first = e.value(r, i * step_), &second = e.value(r, i * step_ + apart_);
+        double x = first, y = second;
+        first = x * c - y * s;
+        second = y * c + x * s;
+        e.slack(r, i * step_) = turn_slack(c_, std::abs(x * c) + std::abs(y * s));
+        e.slack(r, i * step_ + apart_) = turn_slack(c_, std::abs(y * c) + std::abs(x * s));
+      }
+    }
+    return e;
+  }
+
+ private:
+  Array x_, cos_, sin_;
+  Contract c_;
+  std::int64_t pairs_, apart_, step_, heads_;
+};
+
+class Softcap : public Kernel {
+ public:
+  Softcap(const Link& link, Array x, const Shape& out, const Contract& c)
+      : x_(std::move(x)), c_(c), cap_(link.scalar) {
+    require(x_.shape() == out && cap_ > 0, link, "an input of another shape, or no cap");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Expectation e = exactly(widened(x_, b));
+    for (Index i = 0; i < e.value.size(); ++i) {
+      double& value = e.value.data()[i];
+      if (value == -kInfinity) continue;  // a masked score stays masked
+      double x = value;
+      value = cap_ * std::tanh(x / cap_);
+      e.slack.data()[i] = softcap_slack(c_, x, value);
+    }
+    return e;
+  }
+
+ private:
+  Array x_;
+  Contract c_;
+  double cap_;
+};
+
+// Whether a norm may run over so many elements: the last axis, or all heads of [.., head, d_head].
+bool is_row(std::int64_t width, const Shape& shape) {
+  return width == shape.back() ||
+         (shape.size() == 4 && width == shape.back() * shape[shape.size() - 2]);
+}
+
 class NormScale : public Kernel {
  public:
   NormScale(const Link& link, Array x, const Shape& out, const Contract& c)
-      : x_(std::move(x)), c_(c), eps_(link.scalar), d_(x_.size(-1)) {
-    require(numel(out) * d_ == x_.numel(), link, "one scale a row is needed");
+      : x_(std::move(x)),
+        c_(c),
+        eps_(link.scalar),
+        centres_(link.centres),
+        d_(x_.numel() / numel(out)) {
+    require(numel(out) * d_ == x_.numel() && is_row(d_, x_.shape()), link,
+            "one scale a row is needed");
     std::int64_t rows = numel(out), step = std::max<std::int64_t>(1, kBlockElements / d_);
     for (std::int64_t r = 0; r < rows; r += step)
       blocks_.push_back({r, 1, std::min(step, rows - r), 1});
@@ -239,7 +400,7 @@ class NormScale : public Kernel {
     Expectation e{.value = Mat(b.rows, 1), .slack = Mat(b.rows, 1), .refine = {}};
     for (Index r = 0; r < b.rows; ++r) {
       auto x = rows.row(r).array();
-      double mean = x.mean(), mean_abs = x.abs().mean();
+      double mean = centres_ ? x.mean() : 0, mean_abs = centres_ ? x.abs().mean() : 0;
       e.value(r, 0) = std::sqrt((x - mean).square().mean() + eps_);
       double before = (x.abs() + mean_abs).square().mean();
       e.slack(r, 0) = norm_scale_slack(c_, std::sqrt(before + eps_));
@@ -251,23 +412,26 @@ class NormScale : public Kernel {
   Array x_;
   Contract c_;
   double eps_;
+  bool centres_;
   std::int64_t d_;
 };
 
 class Normalize : public Kernel {
  public:
   Normalize(const Link& link, Array x, Array scale, const Shape& out, const Contract& c)
-      : x_(std::move(x)), scale_(std::move(scale)), c_(c) {
-    require(x_.shape() == out && scale_.numel() * out.back() == x_.numel(), link,
+      : x_(std::move(x)), scale_(std::move(scale)), c_(c), centres_(link.centres) {
+    std::int64_t d = x_.numel() / scale_.numel();
+    require(x_.shape() == out && scale_.numel() * d == x_.numel() && is_row(d, out), link,
             "one scale a row is needed");
-    blocks_ = row_blocks(out);
+    blocks_ = row_blocks({scale_.numel(), d});
   }
   Expectation expect(const Block& b) const override {
     Mat rows = widened(x_, b), scales = widened(scale_, b.offset / b.cols, 1, b.rows, 1);
     Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
     for (Index r = 0; r < b.rows; ++r) {
       auto x = rows.row(r).array();
-      double mean = x.mean(), mean_abs = x.abs().mean(), scale = scales(r, 0);
+      double mean = centres_ ? x.mean() : 0, mean_abs = centres_ ? x.abs().mean() : 0,
+             scale = scales(r, 0);
       e.value.row(r) = (x - mean) / scale;
       // Linear in the magnitude, as most slacks are.
       e.slack.row(r) = (x.abs() + mean_abs) * normalize_slack(c_, 1 / std::abs(scale));
@@ -278,6 +442,7 @@ class Normalize : public Kernel {
  private:
   Array x_, scale_;
   Contract c_;
+  bool centres_;
 };
 
 class Affine : public Kernel {
@@ -285,28 +450,30 @@ class Affine : public Kernel {
   Affine(const Link& link, Array x, const Shape& out, const Contract& c)
       : x_(std::move(x)),
         w_(link.weight->storage.to_doubles()),
-        b_(link.bias->storage.to_doubles()),
+        b_(link.bias ? link.bias->storage.to_doubles() : std::vector<double>(w_.size())),
         c_(c) {
-    require(x_.shape() == out && static_cast<std::int64_t>(w_.size()) == out.back() &&
-                w_.size() == b_.size(),
-            link, "a weight and a bias a column are needed");
-    blocks_ = row_blocks(out);
+    auto width = static_cast<std::int64_t>(w_.size());
+    require(x_.shape() == out && is_row(width, out) && w_.size() == b_.size(), link,
+            "a weight and a bias a column are needed");
+    for (double w : w_) sizes_.push_back(std::abs(w) + std::abs(link.offset));
+    for (double& w : w_) w += link.offset;
+    blocks_ = row_blocks({numel(out) / width, width});
   }
   Expectation expect(const Block& b) const override {
     Mat x = widened(x_, b);
     Expectation e{.value = Mat(b.rows, b.cols), .slack = Mat(b.rows, b.cols), .refine = {}};
-    Eigen::Map<const Eigen::RowVectorXd> w(w_.data(), b.cols), bias(b_.data(), b.cols);
+    Eigen::Map<const Eigen::RowVectorXd> w(w_.data(), b.cols), bias(b_.data(), b.cols),
+        sizes(sizes_.data(), b.cols);
     for (Index r = 0; r < b.rows; ++r) {
-      auto product = x.row(r).cwiseProduct(w);
-      e.value.row(r) = product + bias;
-      e.slack.row(r) = product.cwiseAbs() * affine_slack(c_, 1);
+      e.value.row(r) = x.row(r).cwiseProduct(w) + bias;
+      e.slack.row(r) = x.row(r).cwiseAbs().cwiseProduct(sizes) * affine_slack(c_, 1);
     }
     return e;
   }
 
  private:
   Array x_;
-  std::vector<double> w_, b_;
+  std::vector<double> w_, b_, sizes_;  // sizes: |w| and |offset|, which may cancel
   Contract c_;
 };
 
@@ -505,6 +672,7 @@ class Scores : public Kernel {
         c_(c),
         divisor_(link.scalar),
         first_query_(link.first_query),
+        window_(link.window),
         queries_(out[2]),
         heads_(out[1]),
         terms_(q_.size(-1)) {
@@ -523,6 +691,9 @@ class Scores : public Kernel {
     auto seen = [=, this, cols = b.cols](Index i) {
       return std::min<Index>(i + first + first_query_ + 1, cols);
     };
+    auto hidden = [=, this](Index i) {  // keys before the window
+      return window_ ? std::max<Index>(i + first + first_query_ + 1 - *window_, 0) : 0;
+    };
     Operands in{
         .q = head_rows<Side::left>(q_, prompt, head, first, b.rows),
         .k = head_rows<Side::right>(k_, prompt, head / (heads_ / k_.size(2)), 0, seen(b.rows - 1))};
@@ -538,14 +709,18 @@ class Scores : public Kernel {
     for (Index i = 0; i < b.rows; ++i) {
       e.value.row(i).tail(b.cols - seen(i)).setConstant(-kInfinity);
       e.slack.row(i).tail(b.cols - seen(i)).setConstant(kExact);
-      double squares = in.q_square[i] * in.k_square.head(seen(i)).sum() / (divisor_ * divisor_);
-      e.expected_square +=
-          expected_square(c_, terms_, squares, e.value.row(i).head(seen(i)).squaredNorm());
+      e.value.row(i).head(hidden(i)).setConstant(-kInfinity);
+      e.slack.row(i).head(hidden(i)).setConstant(kExact);
+      Index count = seen(i) - hidden(i);
+      double squares =
+          in.q_square[i] * in.k_square.segment(hidden(i), count).sum() / (divisor_ * divisor_);
+      e.expected_square += expected_square(c_, terms_, squares,
+                                           e.value.row(i).segment(hidden(i), count).squaredNorm());
     }
-    if (c_.u_x > 0) declare_operands(e, in, seen);
+    if (c_.u_x > 0) declare_operands(e, in, hidden, seen);
     if (!c_.narrow)
       e.refine = [=, this, in = std::make_shared<const Operands>(std::move(in))](Index i, Index j) {
-        return j < seen(i) ? slack_of(*in, i, j) : kExact;
+        return j >= hidden(i) && j < seen(i) ? slack_of(*in, i, j) : kExact;
       };
     return e;
   }
@@ -576,15 +751,18 @@ class Scores : public Kernel {
     return scores_slack(c_, terms_, rms, products.sum() / divisor_) +
            operand_slack(c_, std::sqrt(in.q_square[i] * in.k_square[j]) / divisor_);
   }
-  template <class Seen>
-  void declare_operands(Expectation& e, const Operands& in, const Seen& seen) const {
+  template <class Hidden, class Seen>
+  void declare_operands(Expectation& e, const Operands& in, const Hidden& hidden,
+                        const Seen& seen) const {
     Mat declared(e.value.rows(), e.value.cols());
     multiply(in.q.map(as_tf32), in.k.map(as_tf32), declared);
     for (Index i = 0; i < declared.rows(); ++i) {
-      auto error = declared.row(i).head(seen(i)) / divisor_ - e.value.row(i).head(seen(i));
+      Index from = hidden(i), count = seen(i) - from;
+      auto error =
+          declared.row(i).segment(from, count) / divisor_ - e.value.row(i).segment(from, count);
       e.expected_square += expected_operand_square(c_, error.squaredNorm());
-      e.slack.row(i).head(seen(i)) +=
-          (in.q_square[i] * in.k_square.head(seen(i))).cwiseSqrt().transpose() *
+      e.slack.row(i).segment(from, count) +=
+          (in.q_square[i] * in.k_square.segment(from, count)).cwiseSqrt().transpose() *
           (operand_slack(c_, 1) / divisor_);
     }
   }
@@ -592,7 +770,9 @@ class Scores : public Kernel {
   Array q_, k_;
   Contract c_;
   double divisor_;
-  std::int64_t first_query_, queries_, heads_, terms_;
+  std::int64_t first_query_;
+  std::optional<std::int64_t> window_;
+  std::int64_t queries_, heads_, terms_;
 };
 
 class Softmax : public Kernel {
@@ -837,8 +1017,18 @@ std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, con
       return std::make_unique<Given>(link, out);
     case Op::gather:
       return std::make_unique<Gather>(link, out);
+    case Op::table:
+      return std::make_unique<Table>(link, out);
+    case Op::distances:
+      return std::make_unique<Distances>(link, out);
     case Op::add:
-      return std::make_unique<Add>(link, in.at(0), in.at(1), out);
+      return std::make_unique<Add>(link, std::move(in), out, c);
+    case Op::multiply:
+      return std::make_unique<Multiply>(link, in.at(0), in.at(1), out);
+    case Op::turn:
+      return std::make_unique<Turn>(link, in.at(0), in.at(1), in.at(2), out, c);
+    case Op::softcap:
+      return std::make_unique<Softcap>(link, in.at(0), out, c);
     case Op::copy:
       return std::make_unique<Copy>(link, in.at(0), out);
     case Op::concat:

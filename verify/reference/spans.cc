@@ -29,8 +29,9 @@ Array array_of(const Mat& m, const Shape& shape) {
 // norm.
 Mat norm_scale(const Mat& e) { return e.array().square().rowwise().mean().sqrt(); }
 
-Mat normalize(const Mat& x, const Mat& s, const Mat& e, const Mat& e_s) {
-  Eigen::VectorXd mean = x.rowwise().mean(), mean_e = e.rowwise().mean();
+Mat normalize(const Mat& x, const Mat& s, const Mat& e, const Mat& e_s, bool centres) {
+  double share = centres ? 1 : 0;
+  Eigen::VectorXd mean = share * x.rowwise().mean(), mean_e = share * e.rowwise().mean();
   Mat y = ((x.colwise() - mean).array().colwise() / s.col(0).array()).abs();
   Mat out(x.rows(), x.cols());
   for (Index r = 0; r < x.rows(); ++r)
@@ -62,6 +63,28 @@ Mat head_rows(const Mat& m, const Array& shaped, std::int64_t prompt, std::int64
   return rows;
 }
 
+// Both elements of a pair, and both tables, reach both.
+Array turn(const Link& link, const std::vector<Array>& in, const std::vector<Array>& errors,
+           const Shape& out) {
+  std::int64_t pairs = in[1].size(-1), heads = out[2], pos = out[1], d = out[3];
+  Mat value = matrix(in[0], d).cwiseAbs(), e = error_matrix(errors[0], in[0], d), result = e;
+  Mat cos = matrix(in[1], pairs).cwiseAbs(), sin = matrix(in[2], pairs).cwiseAbs(),
+      e_cos = error_matrix(errors.at(1), in[1], pairs),
+      e_sin = error_matrix(errors.at(2), in[2], pairs);
+  bool halves = link.pairs == RotaryPairs::halves;
+  for (Index r = 0; r < e.rows(); ++r)
+    for (Index i = 0; i < pairs; ++i) {
+      Index p = r / heads % pos, a = halves ? i : 2 * i, b = halves ? i + pairs : a + 1;
+      auto reach = [&](Index own, Index other) {
+        return e(r, own) * cos(p, i) + (value(r, own) + e(r, own)) * e_cos(p, i) +
+               e(r, other) * sin(p, i) + (value(r, other) + e(r, other)) * e_sin(p, i);
+      };
+      result(r, a) = reach(a, b);
+      result(r, b) = reach(b, a);
+    }
+  return array_of(result, out);
+}
+
 Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, const Mat& e_k,
              const Shape& out) {
   Mat mq = matrix(q, q.size(-1)).cwiseAbs(), mk = matrix(k, k.size(-1)).cwiseAbs();
@@ -75,6 +98,8 @@ Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, c
       for (Index i = 0; i < e.rows(); ++i)
         for (Index j = i + 1 + link.first_query; j < e.cols(); ++j)
           e(i, j) = 0;  // masked for certain
+      for (Index i = 0; link.window && i < e.rows(); ++i)
+        for (Index j = 0; j <= i + link.first_query - *link.window; ++j) e(i, j) = 0;
       result.store((b * out[1] + h) * out[2] * out[3],
                    {e.data(), static_cast<std::size_t>(e.size())});
     }
@@ -132,21 +157,45 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
   switch (link.op) {
     case Op::given:
     case Op::gather:
+    case Op::table:
+    case Op::distances:
       return {};
-    case Op::add:
-      return array_of(e + second(cols), out);
+    case Op::add: {
+      Mat sum = e, other = second(cols);
+      for (Index r = 0; r < sum.rows(); ++r) sum.row(r) += other.row(r % other.rows());
+      if (in.size() == 3) sum += error_matrix(errors.at(2), in[2], cols);
+      return array_of(sum, out);
+    }
+    case Op::multiply: {
+      Mat e_b = second(cols), a = matrix(in[0], cols).cwiseAbs(),
+          b = matrix(in[1], cols).cwiseAbs();
+      return array_of(e.cwiseProduct(b + e_b) + a.cwiseProduct(e_b), out);
+    }
+    case Op::turn:
+      return turn(link, in, errors, out);
+    case Op::softcap:
+      return array_of(e, out);
     case Op::copy: {
       Mat repeated(numel(out) / cols, cols);
       Index times = repeated.rows() / e.rows();
       for (Index r = 0; r < repeated.rows(); ++r) repeated.row(r) = e.row(r / times);
       return array_of(repeated, out);
     }
-    case Op::norm_scale:
-      return array_of(norm_scale(e), out);
-    case Op::normalize:
-      return array_of(normalize(matrix(in[0], cols), matrix(in[1], 1), e, second(1)), out);
-    case Op::affine:
-      return array_of(e * matrix(link.weight->storage, cols).row(0).cwiseAbs().asDiagonal(), out);
+    case Op::norm_scale: {
+      std::int64_t d = in[0].numel() / numel(out);
+      return array_of(norm_scale(error_matrix(errors[0], in[0], d)), out);
+    }
+    case Op::normalize: {
+      std::int64_t d = in[0].numel() / in[1].numel();
+      return array_of(normalize(matrix(in[0], d), matrix(in[1], 1),
+                                error_matrix(errors[0], in[0], d), second(1), link.centres),
+                      out);
+    }
+    case Op::affine: {
+      std::int64_t d = link.weight->out;
+      Eigen::RowVectorXd w = matrix(link.weight->storage, d).row(0).array() + link.offset;
+      return array_of(error_matrix(errors[0], in[0], d) * w.cwiseAbs().asDiagonal(), out);
+    }
     case Op::linear: {
       Mat rows = error_matrix(errors[0], in[0], link.weight->in);
       return array_of(product(link, rows, 1, link.weight->in, link.weight->out, false), out);

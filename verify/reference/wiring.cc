@@ -1,7 +1,10 @@
 // The reference's wiring: a transformer as a list of links. Reads like the forward pass.
 #include "verify/reference/wiring.h"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "verify/reference/positions.h"
 
 namespace lenscpp {
 namespace {
@@ -26,6 +29,30 @@ class Graph {
   TensorId add(TensorId out, TensorId a, TensorId b) {
     return append({.op = Op::add, .output = out, .inputs = {a, b}});
   }
+  TensorId add(TensorId out, TensorId a, TensorId b, TensorId c) {
+    return append({.op = Op::add, .output = out, .inputs = {a, b, c}});
+  }
+  TensorId multiply(TensorId out, TensorId a, TensorId b) {
+    return append({.op = Op::multiply, .output = out, .inputs = {a, b}});
+  }
+  TensorId table(TensorId out, Array values, std::int64_t largest_argument) {
+    return append({.op = Op::table,
+                   .output = out,
+                   .given = std::move(values),
+                   .scalar = static_cast<double>(largest_argument)});
+  }
+  TensorId distances(TensorId out, Array slopes) {
+    return append({.op = Op::distances,
+                   .output = out,
+                   .given = std::move(slopes),
+                   .first_query = first_query(out)});
+  }
+  TensorId turn(TensorId out, TensorId in, TensorId cos, TensorId sin, RotaryPairs pairs) {
+    return append({.op = Op::turn, .output = out, .inputs = {in, cos, sin}, .pairs = pairs});
+  }
+  TensorId softcap(TensorId out, TensorId in, double cap) {
+    return append({.op = Op::softcap, .output = out, .inputs = {in}, .scalar = cap});
+  }
   TensorId copy(TensorId out, TensorId in) {
     return append({.op = Op::copy, .output = out, .inputs = {in}});
   }
@@ -46,14 +73,19 @@ class Graph {
     return append(
         {.op = Op::head_linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
   }
-  TensorId scores(TensorId out, TensorId q, TensorId k, double divisor) {
-    const Rows& rows = request_.rows;
-    std::int64_t skipped = rows.reads_one(out.site, out.layer) ? *rows.read_pos : 0;
+  TensorId scores(TensorId out, TensorId q, TensorId k, double divisor,
+                  std::optional<std::int64_t> window) {
     return append({.op = Op::scores,
                    .output = out,
                    .inputs = {q, k},
                    .scalar = divisor,
-                   .first_query = rows.first_pos + skipped});
+                   .window = window,
+                   .first_query = first_query(out)});
+  }
+  // The position among the keys of the first query in the last axes of `out`.
+  std::int64_t first_query(TensorId out) const {
+    const Rows& rows = request_.rows;
+    return rows.first_pos + (rows.reads_one(out.site, out.layer) ? *rows.read_pos : 0);
   }
   TensorId softmax(TensorId out, TensorId in) {
     return append({.op = Op::softmax, .output = out, .inputs = {in}});
@@ -71,25 +103,30 @@ class Graph {
     return append({.op = Op::activation, .output = out, .inputs = {in}, .activation = kind});
   }
 
-  // LayerNorm in the steps that have names: scale, normalized and, unless folded, the affine
-  // output.
+  // A norm in the steps that have names: scale, normalized and, unless folded, the affine output.
   struct Norm {
     TensorId scale, normalized, out;
     const Array &weight, &bias;
-    double eps;
+    const Config& config;
   };
   TensorId norm(const Norm& n, TensorId x) {
-    TensorId scale =
-        append({.op = Op::norm_scale, .output = n.scale, .inputs = {x}, .scalar = n.eps});
-    TensorId normalized =
-        append({.op = Op::normalize, .output = n.normalized, .inputs = {x, scale}});
+    bool centres = n.config.norms_centre();
+    TensorId scale = append({.op = Op::norm_scale,
+                             .output = n.scale,
+                             .inputs = {x},
+                             .scalar = n.config.norm_eps,
+                             .centres = centres});
+    TensorId normalized = append(
+        {.op = Op::normalize, .output = n.normalized, .inputs = {x, scale}, .centres = centres});
     if (n.weight.empty()) return normalized;
     std::int64_t d = n.weight.numel();
-    return append({.op = Op::affine,
-                   .output = n.out,
-                   .inputs = {normalized},
-                   .weight = Matrix{.storage = n.weight, .in = 1, .out = d},
-                   .bias = Vector{.storage = n.bias, .size = d}});
+    Link affine{.op = Op::affine,
+                .output = n.out,
+                .inputs = {normalized},
+                .weight = Matrix{.storage = n.weight, .in = 1, .out = d},
+                .offset = n.config.norm_adds_one ? 1.0 : 0.0};
+    if (!n.bias.empty()) affine.bias = Vector{.storage = n.bias, .size = d};
+    return append(std::move(affine));
   }
 
   std::vector<Link> take() && { return std::move(links_); }
@@ -123,9 +160,18 @@ class Block {
 
   TensorId run(TensorId x) {
     TensorId attn_out = attention(x);
-    TensorId mid = g.add(at(Site::resid_mid), x, attn_out);
-    TensorId mlp_out = mlp(mid);
-    return g.add(at(Site::resid_post), mid, mlp_out);
+    switch (w.config.topology) {
+      case Topology::sequential: {
+        TensorId mid = g.add(at(Site::resid_mid), x, attn_out);
+        TensorId mlp_out = mlp(mid);
+        return g.add(at(Site::resid_post), mid, mlp_out);
+      }
+      case Topology::parallel: {
+        TensorId mlp_out = mlp(x);
+        return g.add(at(Site::resid_post), x, attn_out, mlp_out);
+      }
+    }
+    throw std::logic_error("[wiring] not a Topology");
   }
 
  private:
@@ -133,7 +179,7 @@ class Block {
 
   // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
   TensorId attention(TensorId& x) {
-    auto [q, k, v] = request.splits_qkv(l) ? split_qkv(x) : qkv(x);
+    auto [q, k, v] = positioned(request.splits_qkv(l) ? split_qkv(x) : qkv(x));
     TensorId keys = k, values = v;
     if (request.rows.first_pos > 0) {
       const BaseKeysValues& base = request.rows.base[l - request.rows.first_layer];
@@ -144,16 +190,37 @@ class Block {
       q = g.select(at(Site::queries), q, *request.rows.read_pos);
       x = g.select(at(Site::attn_resid), x, *request.rows.read_pos);
     }
-    TensorId scores = g.scores(at(Site::attn_scores), q, keys, w.config.attn_divisor(l));
-    TensorId pattern = g.softmax(at(Site::pattern), scores);
+    TensorId pattern = g.softmax(at(Site::pattern), scores(q, keys));
     TensorId z = g.mix(at(Site::z), pattern, values);
-    if (!request.computes(Site::result, l))
-      return g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
+    TensorId out = at(normed_behind() ? Site::attn_sum : Site::attn_out);
+    return behind(Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out, layer.ln1_post_w,
+                  heads_summed(out, z));
+  }
+
+  TensorId heads_summed(TensorId out, TensorId z) {
+    if (!request.computes(Site::result, l)) return g.linear(out, z, w.W_O(l), whole(layer.b_O));
     TensorId result = g.head_result(at(Site::result), z, w.W_O(l));
     // Results that nobody touches are for looking at; the stream is fed by the fused product.
-    return request.touches(Site::result, l)
-               ? g.sum_heads(at(Site::attn_out), result, whole(layer.b_O))
-               : g.linear(at(Site::attn_out), z, w.W_O(l), whole(layer.b_O));
+    return request.touches(Site::result, l) ? g.sum_heads(out, result, whole(layer.b_O))
+                                            : g.linear(out, z, w.W_O(l), whole(layer.b_O));
+  }
+
+  TensorId scores(TensorId q, TensorId keys) {
+    const Config& c = w.config;
+    bool last = !c.scores_softcap && c.positions != PositionKind::alibi;
+    TensorId raw = g.scores(at(last ? Site::attn_scores : Site::raw_scores), q, keys,
+                            c.attn_divisor(l), c.window_of(l));
+    if (c.scores_softcap) return g.softcap(at(Site::attn_scores), raw, *c.scores_softcap);
+    if (last) return raw;
+    TensorId out = at(Site::position_bias);
+    return g.add(at(Site::attn_scores), raw, g.distances(out, alibi_slopes(c.n_heads)));
+  }
+
+  bool normed_behind() const { return w.config.norm_placement != NormPlacement::before; }
+  // The norm of what attention or MLP returns, where there is one.
+  TensorId behind(Site scale, Site normalized, Site out, const Array& weight, TensorId x) {
+    if (!normed_behind()) return x;
+    return g.norm({at(scale), at(normalized), at(out), weight, no_bias_, w.config}, x);
   }
 
   struct QKV {
@@ -162,9 +229,8 @@ class Block {
   QKV qkv(TensorId x) {
     for (Site site : {Site::attn_in, Site::q_input, Site::k_input, Site::v_input})
       if (request.computes(site, l)) g.copy(at(site), x);
-    TensorId n = g.norm({at(Site::ln1_scale), at(Site::ln1_normalized), at(Site::ln1_out),
-                         layer.ln1_w, layer.ln1_b, w.config.norm_eps},
-                        x);
+    TensorId n =
+        before(Site::ln1_scale, Site::ln1_normalized, Site::ln1_out, layer.ln1_w, layer.ln1_b, x);
     return {g.linear(at(Site::q), n, w.W_Q(l), w.b_Q(l)),
             g.linear(at(Site::k), n, w.W_K(l), w.b_K(l)),
             g.linear(at(Site::v), n, w.W_V(l), w.b_V(l))};
@@ -176,8 +242,7 @@ class Block {
     TensorId k_in = g.copy(at(Site::k_input), in);
     TensorId v_in = g.copy(at(Site::v_input), in);
     auto norm = [&](Site scale, Site normalized, Site out, TensorId input) {
-      return g.norm(
-          {at(scale), at(normalized), at(out), layer.ln1_w, layer.ln1_b, w.config.norm_eps}, input);
+      return before(scale, normalized, out, layer.ln1_w, layer.ln1_b, input);
     };
     norm(Site::ln1_scale, Site::ln1_normalized, Site::ln1_out, x);  // for looking at
     TensorId qn = norm(Site::q_scale, Site::q_normalized, Site::q_ln_out, q_in);
@@ -188,14 +253,51 @@ class Block {
             g.head_linear(at(Site::v), vn, w.W_V(l), w.b_V(l))};
   }
 
+  // The norm of what attention or MLP reads, where there is one.
+  TensorId before(Site scale, Site normalized, Site out, const Array& weight, const Array& bias,
+                  TensorId x) {
+    if (w.config.norm_placement == NormPlacement::after) return x;
+    return g.norm({at(scale), at(normalized), at(out), weight, bias, w.config}, x);
+  }
+
+  // Queries and keys normed and turned, where the model does that.
+  QKV positioned(QKV in) {
+    const Config& c = w.config;
+    if (c.qk_norm != QkNorm::none) {
+      in.q = g.norm({at(Site::q_norm_scale), at(Site::q_norm_normalized), at(Site::q_norm_out),
+                     layer.q_norm_w, no_bias_, c},
+                    in.q);
+      in.k = g.norm({at(Site::k_norm_scale), at(Site::k_norm_normalized), at(Site::k_norm_out),
+                     layer.k_norm_w, no_bias_, c},
+                    in.k);
+    }
+    if (!c.rotary) return in;
+    bool windowed = c.turns_by_windowed_rope(l);
+    TensorId cos{windowed ? Site::windowed_cos : Site::rotary_cos},
+        sin{windowed ? Site::windowed_sin : Site::rotary_sin};
+    in.q = g.turn(at(Site::rot_q), in.q, cos, sin, c.rotary->pairs);
+    in.k = g.turn(at(Site::rot_k), in.k, cos, sin, c.rotary->pairs);
+    return in;
+  }
+
   TensorId mlp(TensorId x) {
     TensorId in = request.computes(Site::mlp_in, l) ? g.copy(at(Site::mlp_in), x) : x;
-    TensorId n = g.norm({at(Site::ln2_scale), at(Site::ln2_normalized), at(Site::ln2_out),
-                         layer.ln2_w, layer.ln2_b, w.config.norm_eps},
-                        in);
+    TensorId n =
+        before(Site::ln2_scale, Site::ln2_normalized, Site::ln2_out, layer.ln2_w, layer.ln2_b, in);
+    TensorId post = w.config.gated_mlp ? gated(n) : plain(n);
+    TensorId out = at(normed_behind() ? Site::mlp_sum : Site::mlp_out);
+    return behind(Site::ln2_post_scale, Site::ln2_post_normalized, Site::mlp_out, layer.ln2_post_w,
+                  g.linear(out, post, w.W_out(l), whole(layer.b_out)));
+  }
+  TensorId plain(TensorId n) {
     TensorId pre = g.linear(at(Site::mlp_pre), n, w.W_in(l), whole(layer.b_in));
-    TensorId post = g.activation(at(Site::mlp_post), pre, w.config.activation);
-    return g.linear(at(Site::mlp_out), post, w.W_out(l), whole(layer.b_out));
+    return g.activation(at(Site::mlp_post), pre, w.config.activation);
+  }
+  TensorId gated(TensorId n) {
+    TensorId pre = g.linear(at(Site::mlp_pre), n, w.W_gate(l), whole(layer.b_gate));
+    TensorId linear = g.linear(at(Site::mlp_pre_linear), n, w.W_in(l), whole(layer.b_in));
+    TensorId act = g.activation(at(Site::mlp_act), pre, w.config.activation);
+    return g.multiply(at(Site::mlp_post), act, linear);
   }
 
   static Vector whole(const Array& bias) { return {.storage = bias, .size = bias.numel()}; }
@@ -205,7 +307,30 @@ class Block {
   const Request& request;
   std::int64_t l;
   const LayerWeights& layer;
+  const Array no_bias_ = {};
 };
+
+// What the positions of this run turn queries and keys by.
+void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
+  if (!c.rotary || rows.first_layer == rows.end_layer) return;
+  auto positions = std::span(rows.positions)
+                       .subspan(0, std::min<std::size_t>(rows.positions.size(),
+                                                         static_cast<std::size_t>(rows.pos)));
+  // Where only sizes are asked for, rows have no positions.
+  bool sizes_alone = positions.empty();
+  std::int64_t largest = sizes_alone ? 0 : *std::ranges::max_element(positions);
+  Array no_elements =
+      Array::wrap(nullptr, {rows.pos, c.rotary->dimensions / 2}, DType::f64, nullptr);
+  auto add = [&](Site cos, Site sin, const Rope& rope) {
+    Turns tables =
+        sizes_alone ? Turns{no_elements, no_elements} : turns(*c.rotary, rope, positions);
+    g.table({cos}, std::move(tables.cos), largest);
+    g.table({sin}, std::move(tables.sin), largest);
+  };
+  add(Site::rotary_cos, Site::rotary_sin, c.rotary->rope);
+  if (c.rotary->windowed_rope)
+    add(Site::windowed_cos, Site::windowed_sin, *c.rotary->windowed_rope);
+}
 
 TensorId embed(Graph& g, const Weights& w, const Request& request) {
   const Rows& rows = request.rows;
@@ -218,6 +343,16 @@ TensorId embed(Graph& g, const Weights& w, const Request& request) {
       TensorId pos_embed = g.gather({Site::pos_embed}, w.W_pos, rows.positions);
       return g.add({Site::resid_pre, 0}, embed, pos_embed);
     }
+    case PositionKind::rotary:
+    case PositionKind::alibi:
+      if (!w.config.embed_norm) return g.copy({Site::resid_pre, 0}, embed);
+      return g.norm({{Site::embed_ln_scale},
+                     {Site::embed_ln_normalized},
+                     {Site::resid_pre, 0},
+                     w.embed_ln_w,
+                     w.embed_ln_b,
+                     w.config},
+                    embed);
   }
   throw std::logic_error("[wiring] not a PositionKind");
 }
@@ -248,8 +383,18 @@ std::string_view name_of(Op op) {
       return "given";
     case Op::gather:
       return "gather";
+    case Op::table:
+      return "table";
+    case Op::distances:
+      return "distances";
     case Op::add:
       return "add";
+    case Op::multiply:
+      return "multiply";
+    case Op::turn:
+      return "turn";
+    case Op::softcap:
+      return "softcap";
     case Op::copy:
       return "copy";
     case Op::concat:
@@ -294,17 +439,14 @@ std::vector<Link> wire(const Weights& w, const Request& request) {
   TensorId x = rows.start_residual
                    ? g.given({Site::resid_pre, rows.first_layer}, *rows.start_residual)
                    : embed(g, w, request);
+  turns_of_positions(g, w.config, rows);
   for (std::int64_t l = rows.first_layer; l < rows.end_layer; ++l) {
     if (l > rows.first_layer) {
       Array entering = rows.entering.empty() ? Array() : rows.entering[l - rows.first_layer - 1];
       x = entering.empty() ? g.copy({Site::resid_pre, l}, x)
                            : g.enter({Site::resid_pre, l}, x, entering);
     }
-    switch (w.config.topology) {
-      case Topology::sequential:
-        x = Block(g, w, request, l).run(x);
-        break;
-    }
+    x = Block(g, w, request, l).run(x);
   }
   if (!rows.unembeds) return std::move(g).take();
   // The final norm's output is a hook point of its own, folded or not.
@@ -313,15 +455,15 @@ std::vector<Link> wire(const Weights& w, const Request& request) {
                        {Site::unembed_in},
                        w.ln_final_w,
                        w.ln_final_b,
-                       w.config.norm_eps},
+                       w.config},
                       x);
   if (w.ln_final_w.empty()) n = g.copy({Site::unembed_in}, n);
-  if (!rows.read_tokens.empty()) {
-    auto [weight, bias] = columns_of(w, rows.read_tokens);
-    g.linear({Site::unembed_out}, n, weight, bias);
-  } else {
-    g.linear({Site::unembed_out}, n, w.unembedding(), {.storage = w.b_U, .size = w.b_U.numel()});
-  }
+  auto [weight, bias] =
+      rows.read_tokens.empty()
+          ? std::pair{w.unembedding(), Vector{.storage = w.b_U, .size = w.b_U.numel()}}
+          : columns_of(w, rows.read_tokens);
+  TensorId out = g.linear({Site::unembed_out}, n, weight, bias);
+  if (w.config.logits_softcap) g.softcap({Site::logits}, out, *w.config.logits_softcap);
   return std::move(g).take();
 }
 

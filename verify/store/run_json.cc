@@ -37,25 +37,71 @@ Site site_from(const json& name) {
 
 }  // namespace
 
+namespace {
+
+Rope rope_from(const json& j) {
+  return {.base = j.at("base"),
+          .scaling = kind_from<RopeScaling>(j.at("scaling")),
+          .factor = j.at("factor"),
+          .trained_context = j.at("trained_context"),
+          .low_freq = j.at("low_freq"),
+          .high_freq = j.at("high_freq"),
+          .beta_fast = j.at("beta_fast"),
+          .beta_slow = j.at("beta_slow"),
+          .truncates = j.at("truncates"),
+          .attention_factor = j.at("attention_factor")};
+}
+
+// What config.cc writes only where a model has it.
+void add_optional_parts(Config& c, const json& j) {
+  if (j.contains("norm_placement"))
+    c.norm_placement = kind_from<NormPlacement>(j.at("norm_placement"));
+  if (j.contains("qk_norm")) c.qk_norm = kind_from<QkNorm>(j.at("qk_norm"));
+  c.norm_adds_one = j.value("norm_adds_one", false);
+  c.embed_norm = j.value("embed_norm", false);
+  c.gated_mlp = j.value("gated_mlp", false);
+  if (j.contains("biases")) {
+    const json& b = j.at("biases");
+    c.biases = {b.at("qkv"), b.at("attn_out"), b.at("mlp"), b.at("unembedding")};
+  }
+  c.embed_scale = j.value("embed_scale", 1.0);
+  if (j.contains("scores_divisor")) c.scores_divisor = j.at("scores_divisor").get<double>();
+  if (j.contains("scores_softcap")) c.scores_softcap = j.at("scores_softcap").get<double>();
+  if (j.contains("logits_softcap")) c.logits_softcap = j.at("logits_softcap").get<double>();
+  if (j.contains("window")) c.window = j.at("window").get<std::int64_t>();
+  if (j.contains("windowed_layers"))
+    c.windowed_layers = j.at("windowed_layers").get<std::vector<bool>>();
+  if (!j.contains("rotary")) return;
+  const json& r = j.at("rotary");
+  c.rotary = Rotary{.dimensions = r.at("dimensions"),
+                    .pairs = kind_from<RotaryPairs>(r.at("pairs")),
+                    .rope = rope_from(r.at("rope"))};
+  if (r.contains("windowed_rope")) c.rotary->windowed_rope = rope_from(r.at("windowed_rope"));
+}
+
+}  // namespace
+
 Config config_from_json(const json& j) {
-  return {.family = j.at("family"),
-          .n_layers = j.at("n_layers"),
-          .n_heads = j.at("n_heads"),
-          .n_kv_heads = j.at("n_kv_heads"),
-          .d_model = j.at("d_model"),
-          .d_head = j.at("d_head"),
-          .d_mlp = j.at("d_mlp"),
-          .d_vocab = j.at("d_vocab"),
-          .n_ctx = j.at("n_ctx"),
-          .norm_eps = j.at("norm_eps"),
-          .norm = kind_from<NormKind>(j.at("norm")),
-          .activation = kind_from<Activation>(j.at("activation")),
-          .positions = kind_from<PositionKind>(j.at("positions")),
-          .topology = kind_from<Topology>(j.at("topology")),
-          .scale_attn_by_sqrt_d_head = j.at("scale_attn_by_sqrt_d_head"),
-          .scale_attn_by_inverse_layer = j.at("scale_attn_by_inverse_layer"),
-          .tied_unembedding = j.at("tied_unembedding"),
-          .stored_dtype = dtype_from_name(j.at("stored_dtype").get<std::string>())};
+  Config config{.family = j.at("family"),
+                .n_layers = j.at("n_layers"),
+                .n_heads = j.at("n_heads"),
+                .n_kv_heads = j.at("n_kv_heads"),
+                .d_model = j.at("d_model"),
+                .d_head = j.at("d_head"),
+                .d_mlp = j.at("d_mlp"),
+                .d_vocab = j.at("d_vocab"),
+                .n_ctx = j.at("n_ctx"),
+                .norm_eps = j.at("norm_eps"),
+                .norm = kind_from<NormKind>(j.at("norm")),
+                .activation = kind_from<Activation>(j.at("activation")),
+                .positions = kind_from<PositionKind>(j.at("positions")),
+                .topology = kind_from<Topology>(j.at("topology")),
+                .scale_attn_by_sqrt_d_head = j.at("scale_attn_by_sqrt_d_head"),
+                .scale_attn_by_inverse_layer = j.at("scale_attn_by_inverse_layer"),
+                .tied_unembedding = j.at("tied_unembedding"),
+                .stored_dtype = dtype_from_name(j.at("stored_dtype").get<std::string>())};
+  add_optional_parts(config, j);
+  return config;
 }
 
 RunRecord run_record_from_json(const json& j) {

@@ -3,14 +3,31 @@
 #include <stdexcept>
 
 #include "hooks/checkpoint/families/family.h"
-#include "hooks/checkpoint/families/gpt2.h"
+#include "hooks/checkpoint/families/table.h"
 #include "hooks/nearest.h"
 
 namespace lenscpp {
 
 std::span<const Family> families() {
-  static const std::array<Family, 1> kFamilies{{
+  static const std::array<Family, 18> kFamilies{{
+      {"bloom", bloom_config, bloom_weights},
+      {"falcon", falcon_config, falcon_weights},
+      {"gemma", gemma_config, gemma_weights},
+      {"gemma2", gemma2_config, gemma2_weights},
+      {"gemma3_text", gemma3_config, gemma3_weights},
       {"gpt2", gpt2_config, gpt2_weights},
+      {"gpt_neo", gpt_neo_config, gpt_neo_weights},
+      {"gpt_neox", gpt_neox_config, gpt_neox_weights},
+      {"gptj", gptj_config, gptj_weights},
+      {"llama", llama_config, llama_weights},
+      {"mistral", mistral_config, mistral_weights},
+      {"olmo2", olmo2_config, olmo2_weights},
+      {"opt", opt_config, opt_weights},
+      {"phi", phi_config, phi_weights},
+      {"phi3", phi3_config, phi3_weights},
+      {"qwen2", qwen2_config, qwen2_weights},
+      {"qwen3", qwen3_config, qwen3_weights},
+      {"stablelm", stablelm_config, stablelm_weights},
   }};
   return kFamilies;
 }

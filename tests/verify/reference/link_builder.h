@@ -320,6 +320,188 @@ inline Case add_case() {
           }};
 }
 
+inline Case rms_scale_case() {
+  constexpr std::int64_t pos = 40, d = 64;
+  Link link{.op = Op::norm_scale,
+            .output = {Site::ln1_scale},
+            .inputs = {{Site::resid_pre}},
+            .scalar = 1e-5,
+            .centres = false};
+  return {"rms_scale",
+          link,
+          {random_array({1, pos, d}, DType::f32, 22, 1, 8)},
+          {1, pos, 1},
+          [=](const auto& x) {
+            std::vector<float> y(pos);
+            for (int r = 0; r < pos; ++r) {
+              float square = 0;
+              for (int j = 0; j < d; ++j) {
+                float e = floats(x[0])[r * d + j];
+                square += e * e;
+              }
+              y[r] = std::sqrt(square / d + 1e-5f);
+            }
+            return y;
+          }};
+}
+
+/// Of all heads together: one scale for [pos, heads, d].
+inline Case rms_normalize_case() {
+  constexpr std::int64_t pos = 12, heads = 3, d = 16;
+  Link link{.op = Op::normalize,
+            .output = {Site::q_norm_normalized},
+            .inputs = {{Site::q}, {Site::q_norm_scale}},
+            .centres = false};
+  return {"rms_normalize",
+          link,
+          {random_array({1, pos, heads, d}, DType::f32, 23, 1, 9),
+           Array::of(std::span<const float>(std::vector<float>(pos, 1.7f)), {1, pos, 1, 1})},
+          {1, pos, heads, d},
+          [=](const auto& in) {
+            std::vector<float> y(pos * heads * d);
+            for (int i = 0; i < pos * heads * d; ++i) {
+              float inverse = 1 / floats(in[1])[i / (heads * d)];
+              y[i] = floats(in[0])[i] * inverse;
+            }
+            return y;
+          }};
+}
+
+/// x (1 + w), as x + x w.
+inline Case one_plus_weight_case() {
+  constexpr std::int64_t pos = 20, d = 32;
+  Array w = random_array({d}, DType::f32, 24);
+  Link link{.op = Op::affine,
+            .output = {Site::ln1_out},
+            .inputs = {{Site::ln1_normalized}},
+            .weight = Matrix{.storage = w, .in = 1, .out = d},
+            .offset = 1};
+  return {"one_plus_weight",
+          link,
+          {random_array({1, pos, d}, DType::f32, 25)},
+          {1, pos, d},
+          [=](const auto& x) {
+            std::vector<float> y(pos * d);
+            for (int i = 0; i < pos * d; ++i) y[i] = floats(x[0])[i] * (1 + floats(w)[i % d]);
+            return y;
+          }};
+}
+
+/// Six of eight dimensions turned.
+inline Case turn_case(RotaryPairs pairs, const std::string& name) {
+  constexpr std::int64_t pos = 9, heads = 2, d = 8, turned = 3;
+  Link link{.op = Op::turn,
+            .output = {Site::rot_q},
+            .inputs = {{Site::q}, {Site::rotary_cos}, {Site::rotary_sin}},
+            .pairs = pairs};
+  return {
+      name,
+      link,
+      {random_array({2, pos, heads, d}, DType::f32, 26, 1, 3),
+       random_array({pos, turned}, DType::f32, 27), random_array({pos, turned}, DType::f32, 28)},
+      {2, pos, heads, d},
+      [=](const auto& x) {
+        std::vector<float> y(floats(x[0]), floats(x[0]) + 2 * pos * heads * d);
+        bool halves = pairs == RotaryPairs::halves;
+        for (int row = 0; row < 2 * pos * heads; ++row)
+          for (int i = 0; i < turned; ++i) {
+            int a = row * d + (halves ? i : 2 * i), b = a + (halves ? int(turned) : 1);
+            float c = floats(x[1])[row / heads % pos * turned + i],
+                  s = floats(x[2])[row / heads % pos * turned + i];
+            float xc = floats(x[0])[a] * c, ys = floats(x[0])[b] * s;
+            float yc = floats(x[0])[b] * c, xs = floats(x[0])[a] * s;
+            y[a] = xc - ys;
+            y[b] = yc + xs;
+          }
+        return y;
+      }};
+}
+
+/// Keys that are masked stay so.
+inline Case softcap_case() {
+  constexpr std::int64_t pos = 24;
+  MutableArray s(random_array({1, 1, pos, pos}, DType::f32, 29, 8));
+  for (int i = 0; i < pos; ++i)
+    for (int j = i + 1; j < pos; ++j) s.set(i * pos + j, -std::numeric_limits<double>::infinity());
+  Link link{.op = Op::softcap,
+            .output = {Site::attn_scores},
+            .inputs = {{Site::raw_scores}},
+            .scalar = 5};
+  return {"softcap", link, {std::move(s).freeze()}, {1, 1, pos, pos}, [=](const auto& x) {
+            std::vector<float> y(floats(x[0]), floats(x[0]) + pos * pos);
+            for (float& e : y)
+              if (std::isfinite(e)) e = 5.0f * std::tanh(e / 5.0f);
+            return y;
+          }};
+}
+
+inline Case multiply_case() {
+  constexpr std::int64_t n = 256;
+  Link link{.op = Op::multiply,
+            .output = {Site::mlp_post},
+            .inputs = {{Site::mlp_act}, {Site::mlp_pre_linear}}};
+  return {"multiply",
+          link,
+          {random_array({1, 1, n}, DType::f32, 30), random_array({1, 1, n}, DType::f32, 31)},
+          {1, 1, n},
+          [=](const auto& x) {
+            std::vector<float> y(n);
+            for (int i = 0; i < n; ++i) y[i] = floats(x[0])[i] * floats(x[1])[i];
+            return y;
+          }};
+}
+
+/// The residual of a parallel block.
+inline Case three_summands_case() {
+  constexpr std::int64_t n = 600;
+  Link link{.op = Op::add,
+            .output = {Site::resid_post},
+            .inputs = {{Site::resid_pre}, {Site::attn_out}, {Site::mlp_out}}};
+  return {"three_summands",
+          link,
+          {random_array({1, 1, n}, DType::f32, 32, 4), random_array({1, 1, n}, DType::f32, 33, 4),
+           random_array({1, 1, n}, DType::f32, 34)},
+          {1, 1, n},
+          [=](const auto& x) {
+            std::vector<float> y(n);
+            for (int i = 0; i < n; ++i) {
+              float sum = floats(x[0])[i] + floats(x[1])[i];
+              y[i] = sum + floats(x[2])[i];
+            }
+            return y;
+          }};
+}
+
+/// Three keys a query, the second query standing at key 2.
+inline Case windowed_scores_case() {
+  constexpr std::int64_t queries = 6, keys = 7, heads = 2, d = 12;
+  const float divisor = std::sqrt(12.0f);
+  Link link{.op = Op::scores,
+            .output = {Site::attn_scores},
+            .inputs = {{Site::rot_q}, {Site::rot_k}},
+            .scalar = std::sqrt(12.0),
+            .window = 3,
+            .first_query = 1};
+  return {"windowed_scores",
+          link,
+          {random_array({1, queries, heads, d}, DType::f32, 35, 1, 3),
+           random_array({1, keys, heads, d}, DType::f32, 36)},
+          {1, heads, queries, keys},
+          [=](const auto& x) {
+            std::vector<float> y(heads * queries * keys, -std::numeric_limits<float>::infinity());
+            for (int h = 0; h < heads; ++h)
+              for (int i = 0; i < queries; ++i)
+                for (int j = std::max(0, i - 1); j <= i + 1; ++j) {
+                  float sum = 0;
+                  for (int k = 0; k < d; ++k)
+                    sum += floats(x[0])[(i * heads + h) * d + k] *
+                           floats(x[1])[(j * heads + h) * d + k];
+                  y[(h * queries + i) * keys + j] = sum / divisor;
+                }
+            return y;
+          }};
+}
+
 /// Whether `rounds` operations may differ from float64 at all beyond the store's rounding.
 struct Named {
   Case test;
@@ -340,7 +522,16 @@ inline std::vector<Named> all_cases() {
           {activation_case(Activation::gelu_erf, "gelu_erf"), true},
           {activation_case(Activation::silu, "silu"), true},
           {activation_case(Activation::relu, "relu"), false},
-          {add_case(), false}};
+          {add_case(), false},
+          {rms_scale_case(), true},
+          {rms_normalize_case(), true},
+          {one_plus_weight_case(), true},
+          {turn_case(RotaryPairs::halves, "turn_halves"), true},
+          {turn_case(RotaryPairs::adjacent, "turn_adjacent"), true},
+          {softcap_case(), true},
+          {multiply_case(), false},
+          {three_summands_case(), true},
+          {windowed_scores_case(), true}};
 }
 
 inline Array honest_output(const Case& c) {

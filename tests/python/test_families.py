@@ -1,0 +1,105 @@
+"""Every family: hidden states, logits and cache entries equal the peers', and all checks pass in every dtype."""
+
+import pytest
+import torch
+from conftest import GOLDEN, normalized_error, read_safetensors
+
+import lenscpp as lens
+from lenscpp import patching
+
+FAMILIES = GOLDEN.parent / "families"
+CASES = sorted(p.name for p in FAMILIES.iterdir() if p.is_dir())
+WITH_TL = [case for case in CASES if (FAMILIES / case / "tl_raw.safetensors").exists()]
+# transformers rounds rotary angles to float32 in a float64 model too; OPT and GPT-Neo have none.
+LIMIT = 1e-5
+
+
+def load(case, dtype, processed=False):
+    make = lens.HookedTransformer.from_pretrained if processed else lens.HookedTransformer.from_pretrained_no_processing
+    return make(FAMILIES / case, dtype=dtype)
+
+
+def runs(case):
+    stored = read_safetensors(FAMILIES / case / "hf.safetensors")
+    return [{k.replace(f".{i}", "", 1): v for k, v in stored.items() if k.split(".")[1] == str(i)} for i in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_transformers(case, dtype):
+    model = load(case, dtype)
+    layers = model.cfg.n_layers
+    for run in runs(case):
+        logits, cache = model.run_with_cache(run["tokens"])
+        assert cache.verdict.status == "VERIFIED"
+        assert normalized_error(logits, run["logits"]) < LIMIT
+        for layer in range(layers):
+            assert normalized_error(cache[f"blocks.{layer}.hook_resid_pre"], run[f"hidden.{layer}"]) < LIMIT, layer
+        assert normalized_error(cache["unembed.hook_in"], run[f"hidden.{layers}"]) < LIMIT
+
+
+@pytest.mark.parametrize("processed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_honest_runs_are_verified(case, dtype, processed):
+    model = load(case, dtype, processed)
+    generator = torch.Generator().manual_seed(7)
+    for pos, verify in ((1, "exact"), (6, "exact"), (11, "checksum")):
+        tokens = torch.randint(model.cfg.d_vocab, (2, pos), generator=generator)
+        assert model.run_with_cache(tokens, verify=verify)[1].verdict.status == "VERIFIED"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processing_keeps_the_log_probabilities(case):
+    tokens = runs(case)[0]["tokens"]
+    raw, processed = (load(case, "float64", p)(tokens).log_softmax(-1) for p in (False, True))
+    assert (raw - processed).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("case", WITH_TL)
+def test_equals_transformer_lens(case):
+    """Names, shapes and values; of the blocks the file holds the first two."""
+    stored = {name.removeprefix("0/"): value for name, value in read_safetensors(FAMILIES / case / "tl_raw.safetensors").items()}
+    logits = stored.pop("logits")
+    model = load(case, "float64")
+    found_logits, cache = model.run_with_cache(runs(case)[0]["tokens"][:1, : logits.shape[1]])
+    assert {name for name in cache if not name.startswith("blocks.2.")} == set(stored)
+    # In float64 transformer-lens rounds nothing to float32, but angles scaled by parts and factors of one's own.
+    limit = 1e-6 if case == "llama_grouped" else 1e-11
+    assert normalized_error(found_logits, logits) < limit
+    for name, expected in stored.items():
+        found = cache[name]
+        # transformer-lens flattens batch, position and head in the norms of queries and keys.
+        flattened = "q_norm" in name or "k_norm" in name
+        assert found.shape == expected.shape or (flattened and found.numel() == expected.numel()), name
+        assert normalized_error(found.reshape(expected.shape), expected) < limit, name
+
+
+KINDS = ["llama_dynamic", "neox_parallel", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local"]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "k", "z", "mlp_out"])
+@pytest.mark.parametrize("case", KINDS)
+def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site):
+    """Keys before the first changed position come from the base run, turned already."""
+    model = load(case, "float64")
+    clean, corrupted = (torch.arange(9).add(shift).remainder(model.cfg.d_vocab) for shift in (0, 5))
+    corrupted = torch.cat([clean[:3], corrupted[3:]])
+    metric = lens.LogitDiff(3, 4)
+    base = model.run_with_cache(clean)[1]
+    grids = [
+        patching.patch_grid(model, base, corrupted, site, ("layer", "pos"), metric, savings=savings, verify="exact").values
+        for savings in (True, False)
+    ]
+    assert (grids[0] - grids[1]).abs().max() < 1e-6 * grids[1].abs().max()
+    assert grids[1].flatten().unique().numel() > 2
+
+
+@pytest.mark.parametrize("site", ["hook_attn_in", "hook_k_input", "attn.hook_result", "hook_mlp_in", "attn.hook_q", "attn.hook_pattern"])
+@pytest.mark.parametrize("case", KINDS)
+def test_edited_runs_are_verified(case, site):
+    model = load(case, "bfloat16", processed=True)
+    tokens = runs(case)[0]["tokens"]
+    logits, cache = model.run_with_cache(tokens, plan=lens.Plan([lens.Scale(f"blocks.1.{site}", 0.5)]))
+    assert cache.verdict.status == "VERIFIED"
+    assert not torch.equal(logits, model(tokens))
