@@ -260,6 +260,8 @@ bool exists(Site site, const Config& c) {
   bool before = c.norm_placement != NormPlacement::after;
   bool behind = c.norm_placement != NormPlacement::before;
   bool turned = c.positions == PositionKind::rotary;
+  // Not Config::norms_affine, which the simulated device is not linked with.
+  bool affine = c.norm == NormKind::layer_norm || c.norm == NormKind::rms_norm;
   switch (site) {
     case Site::pos_embed:
       return c.positions == PositionKind::learned;
@@ -292,7 +294,7 @@ bool exists(Site site, const Config& c) {
     case Site::q_ln_out:
     case Site::k_ln_out:
     case Site::v_ln_out:
-      return before && c.norms_affine();
+      return before && affine;
     case Site::q_norm_scale:
     case Site::q_norm_normalized:
     case Site::q_norm_out:

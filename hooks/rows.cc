@@ -35,6 +35,27 @@ void check_entering(const Rows& rows, const Config& config) {
   }
 }
 
+// Its head is a query's: of keys and values that several share, none says which it is.
+void check_heads(const Request& request, const Config& config) {
+  if (config.n_kv_heads == config.n_heads) return;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer)
+    if (request.touches(Site::attn_in, layer))
+      refuse(hook_name(Site::attn_in, layer) + " is changed, but it has a copy for each of " +
+             std::to_string(config.n_heads) + " heads and keys and values have " +
+             std::to_string(config.n_kv_heads) +
+             ": change hook_q_input, hook_k_input or hook_v_input");
+}
+
+void check_start_z(const Rows& rows, const Config& config) {
+  if (!rows.start_residual || rows.end_layer != rows.first_layer + 1 || rows.unembeds ||
+      rows.first_pos != 0)
+    refuse("a run that starts behind attention needs a residual beside z, and ends with its layer");
+  Shape shape{rows.batch, rows.pos, config.n_heads, config.d_head};
+  if (rows.start_z->shape() != shape)
+    refuse("the z to start from has shape " + to_string(rows.start_z->shape()) +
+           "; needed: " + to_string(shape));
+}
+
 }  // namespace
 
 Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config) {
@@ -62,7 +83,7 @@ void Rows::validate(const Config& config) const {
       throw std::out_of_range(
           "[run] position " + std::to_string(p) + " is beyond the model's context: n_ctx is " +
           std::to_string(config.n_ctx) + " (0.." + std::to_string(config.n_ctx - 1) + ")");
-  if (config.positions != PositionKind::learned)
+  if (config.positions != PositionKind::learned && !start_z)
     for (std::size_t i = static_cast<std::size_t>(pos); i < count; ++i)
       if (positions[i] != positions[i % static_cast<std::size_t>(pos)])
         refuse("prompts stand at different positions, which are " +
@@ -84,6 +105,7 @@ void Rows::validate(const Config& config) const {
       refuse(std::to_string(tokens.size()) + " tokens for " + std::to_string(count) + " rows");
     check_tokens(tokens, pos, config);
   }
+  if (start_z) check_start_z(*this, config);
   auto layers = static_cast<std::size_t>(end_layer - first_layer);
   if (base.size() != (first_pos == 0 ? 0 : layers) || first_pos < 0)
     refuse("keys and values of " + std::to_string(base.size()) + " layers before position " +
@@ -142,14 +164,16 @@ Extents Rows::extents() const {
 
 bool Rows::reach(Site site, std::int64_t layer) const {
   if (is_embedding(site)) return !start_residual;
-  if (is_table(site)) return first_layer < end_layer;
+  if (is_table(site)) return first_layer < end_layer && !start_z;
   if (site >= Site::ln_final_scale) return unembeds;
+  if (start_z && site > Site::resid_pre && site < Site::z) return false;
   bool first_residual = site == Site::resid_pre && layer == first_layer && !unembeds;
   return layer >= first_layer && (layer < end_layer || first_residual);
 }
 
 void Request::validate(const Config& config) const {
   rows.validate(config);
+  check_heads(*this, config);
   for (const auto& [site, layer] : on_demand)
     if (!rows.reach(site, layer))
       refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");

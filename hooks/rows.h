@@ -30,7 +30,10 @@ struct Rows {
   std::int64_t end_layer = 0;                // exclusive
   bool unembeds = true;                      // final norm and logits; only after the last layer
   std::optional<Array> start_residual = {};  // [batch, pos, d_model]: resid_pre of first_layer
-  std::int64_t first_pos = 0;                // positions before it are read from base
+  /// [batch, pos, n_heads, d_head]: z of first_layer, the only one then, whose attention is not
+  /// computed. Rows do not see each other behind it: each may stand for a prompt of its own.
+  std::optional<Array> start_z = {};
+  std::int64_t first_pos = 0;  // positions before it are read from base
   std::vector<BaseKeysValues> base =
       {};  // one a layer from first_layer on; empty when first_pos is 0
   /// Prompts that enter the run at a later layer, behind those already there: resid_pre of each

@@ -105,7 +105,7 @@ Prepared prepared(const std::filesystem::path& folder, const LoadOptions& option
                                                    check_merged(merged, torch_parallel_for);
                                                  }});
   if (options.processing.any()) {
-    Weights processed = process(weights, options.processing);
+    Weights processed = process(weights, options.processing, torch_parallel_for);
     check_processing(weights, processed, torch_parallel_for);
     weights = std::move(processed);
   }

@@ -110,6 +110,7 @@ Request part_of(const Request& request, std::int64_t first, std::int64_t count) 
   cut(part.rows.positions);
   if (rows.start_residual)
     part.rows.start_residual = rows.start_residual->rows(first, first + count);
+  if (rows.start_z) part.rows.start_z = rows.start_z->rows(first, first + count);
   for (BaseKeysValues& base : part.rows.base)
     base = {base.keys.rows(first, first + count), base.values.rows(first, first + count)};
   std::vector<Edit> edits;

@@ -12,6 +12,8 @@
 #include <stdexcept>
 
 #include "hooks/nearest.h"
+#include "lens/torch_parallel.h"
+#include "verify/reference/end_to_end.h"
 #include "verify/store/sha256.h"
 
 namespace lenscpp {
@@ -26,12 +28,19 @@ constexpr const char* kFormat = "lenscpp batch 1";
   throw std::invalid_argument("[batch] " + what);
 }
 
+// An axis that goes over the positions of an experiment.
+bool is_chosen(Axis axis) { return axis == Axis::pos || axis == Axis::query; }
+
 // What experiments that run together have in common.
 std::string kind_of(const Tokenized& e) {
   json kind = to_json(e);
   kind["length"] = e.clean.size();
   for (const char* own : {"id", "template", "clean", "corrupted", "answer", "wrong"})
     kind.erase(own);
+  auto by_position = [](const GridSite& grid) {
+    return std::ranges::any_of(grid.over, &is_chosen);
+  };
+  if (std::ranges::none_of(e.sites, by_position)) kind.erase("positions");
   return kind.dump();
 }
 
@@ -51,9 +60,12 @@ Metric metric_of(const std::vector<Tokenized>& experiments) {
   return LogProb{answer};
 }
 
-// Whether a difference tells the two answers apart, so that its sign says which is preferred.
-bool is_difference(const std::string& metric) {
-  return metric == "logit_diff" || metric == "prob_diff";
+// Above 0 where the answer is preferred to the wrong one.
+Metric preference_of(const std::vector<Tokenized>& experiments) {
+  std::vector<Tokenized> compared = experiments;
+  if (compared[0].metric != "prob_diff")
+    for (Tokenized& e : compared) e.metric = "logit_diff";
+  return metric_of(compared);
 }
 
 std::string short_number(double value) {
@@ -96,7 +108,13 @@ Batch::Batch(const HookedTransformer& model, const std::vector<Experiment>& expe
   if (!(options_.least_difference >= 0) || !std::isfinite(options_.least_difference))
     refuse("least_difference " + std::to_string(options_.least_difference) +
            "; allowed: 0 and more");
+  json sites = json::array();
+  for (const PatchedSite& site : options_.tokenize.sites)
+    sites.push_back({{"site", site.site}, {"over", site.over}});
+  const auto& bos = options_.tokenize.prepend_bos;
   identity_ = {{"format", kFormat},
+               {"sites", std::move(sites)},
+               {"prepend_bos", bos ? json(*bos) : json()},
                {"model_digest", model.digest()},
                {"matmul_precision", lenscpp::name_of(model.options().matmul_precision)},
                {"direction", lenscpp::name_of(options_.direction)},
@@ -142,7 +160,7 @@ std::int64_t Batch::cells_of(const Block& block) const {
     for (Axis axis : grid.over) {
       auto axes = info(grid.site).axes;
       auto at = static_cast<std::size_t>(std::ranges::find(axes, axis) - axes.begin());
-      bool chosen = e.positions && (axis == Axis::pos || axis == Axis::query);
+      bool chosen = e.positions && is_chosen(axis);
       here *= axis == Axis::layer ? model_.config().n_layers
               : chosen            ? std::ssize(*e.positions)
                                   : shape[at];
@@ -166,9 +184,13 @@ class BlockRun {
       auto runs = base_runs();
       if (runs) sweep_all(runs->first, runs->second);
       shard_.status = b_.verify_ == VerifyMode::off ? Status::unverified : Status::verified;
+      if (b_.verifies() && v_.n_compared == 0) refuse_it("nothing was compared");
+      if (!b_.options_.injected.empty())
+        refuse_it("faults were injected, and passed the checks: " + in_words(b_.options_.injected));
+    } catch (const NotVerified& e) {
+      refuse_it(e.what());
     } catch (const VerificationFailed& e) {
-      shard_.status = Status::invalid;
-      v_.first_failure = e.what();
+      refuse_it(e.what());
       if (v_.refused_runs == 0) v_.refused_runs = 1;
       // Where a run of the prompts was refused there is no metric.
       for (auto* column : {&shard_.clean, &shard_.corrupted})
@@ -188,6 +210,17 @@ class BlockRun {
 
  private:
   using Pair = std::pair<VerifiedCache, VerifiedCache>;
+
+  void refuse_it(const std::string& why) {
+    shard_.status = Status::invalid;
+    v_.first_failure = why;
+  }
+
+  static std::string in_words(const std::vector<std::string>& faults) {
+    std::string text;
+    for (const std::string& fault : faults) text += (text.empty() ? "" : ", ") + fault;
+    return text;
+  }
 
   Tokens tokens(std::vector<std::int64_t> Tokenized::*which) const {
     Tokens all{.batch = std::ssize(left_), .pos = std::ssize(left_[0].clean)};
@@ -225,6 +258,7 @@ class BlockRun {
                          {"build_dirty", r.build_dirty},
                          {"threads", r.threads},
                          {"fallbacks", r.fallbacks},
+                         {"injected", b_.options_.injected},
                          {"time", r.time}};
   }
 
@@ -236,6 +270,7 @@ class BlockRun {
       Metric metric = metric_of(left_);
       shard_.clean = metric.values(runs.first.output());
       shard_.corrupted = metric.values(runs.second.output());
+      preference_ = preference_of(left_).values(runs.first.output());
       if (!reject_some()) return runs;
     }
     shard_.clean.clear();
@@ -249,7 +284,7 @@ class BlockRun {
     for (std::size_t i = 0; i < left_.size(); ++i) {
       double clean = shard_.clean[i], corrupted = shard_.corrupted[i];
       std::string both = "clean " + short_number(clean) + ", corrupted " + short_number(corrupted);
-      if (!b_.options_.keep_wrong && is_difference(left_[i].metric) && !(clean > 0))
+      if (!b_.options_.keep_wrong && !(preference_[i] > 0))
         shard_.rejected.push_back({left_[i].id, Reason::clean_wrong, both});
       else if (!(std::abs(clean - corrupted) >= b_.options_.least_difference) || clean == corrupted)
         shard_.rejected.push_back({left_[i].id, Reason::too_close, both});
@@ -263,6 +298,8 @@ class BlockRun {
 
   void sweep_all(const VerifiedCache& clean, const VerifiedCache& corrupted) {
     const Metric metric = metric_of(left_);
+    const std::int64_t all_cells = b_.cells_of({shard_.name, left_});
+    shard_.error_bar = error_of_first();
     std::int64_t done = 0;
     std::optional<GridFailed> first;
     for (const GridSite& site : left_[0].sites) {
@@ -280,8 +317,7 @@ class BlockRun {
       options.progress = [&](std::int64_t of_grid, std::int64_t all) {
         cells = all * std::ssize(left_);
         if (b_.options_.progress)
-          b_.options_.progress(done + of_grid * std::ssize(left_),
-                               b_.cells_of({shard_.name, left_}));
+          b_.options_.progress(done + of_grid * std::ssize(left_), all_cells);
       };
       try {
         keep(site, patch_grid(b_.model_, clean, corrupted, options, metric));
@@ -294,15 +330,28 @@ class BlockRun {
     if (first) throw *first;
   }
 
+  double error_of_first() const {
+    const Tokenized& e = left_[0];
+    std::vector<std::int64_t> ids = e.clean;
+    ids.insert(ids.end(), e.corrupted.begin(), e.corrupted.end());
+    const Weights& weights = b_.model_.weights();
+    Request request{.rows = Rows::from_tokens(ids, 2, weights.config)};
+    std::vector<double> exact =
+        metric_of({e, e}).values(run_in_float64(weights, request, torch_parallel_for));
+    return std::max(std::abs(exact[0] - shard_.clean[0]), std::abs(exact[1] - shard_.corrupted[0]));
+  }
+
   void keep(const GridSite& site, const GridResult& grid) {
     std::vector<GridAxis> axes = grid.axes();
     for (GridAxis& axis : axes) {
-      bool chosen = axis.axis == Axis::pos || axis.axis == Axis::query;
+      bool chosen = is_chosen(axis.axis);
       for (std::size_t i = 0; i < axis.labels.size(); ++i)
         axis.labels[i] =
             chosen && left_[0].positions ? (*left_[0].positions)[i].name : std::to_string(i);
     }
-    shard_.grids.push_back({site.key(), std::move(axes), prompts_first(grid.values_of_prompts())});
+    const std::string& name = left_[0].metric;
+    std::string key = site.key() + (name == "logit_diff" ? "" : "_of_" + name);
+    shard_.grids.push_back({key, std::move(axes), prompts_first(grid.values_of_prompts())});
     const GridVerdict& g = grid.verdict();
     v_.cells += g.cells * std::ssize(left_);
     v_.runs += g.runs;
@@ -318,7 +367,8 @@ class BlockRun {
   }
 
   const Batch& b_;
-  std::vector<Tokenized> left_;  // experiments that were not rejected
+  std::vector<Tokenized> left_;     // experiments that were not rejected
+  std::vector<double> preference_;  // of the clean runs, above 0 for the answer
   Shard shard_;
   GridVerdict v_;                // over all grids
   std::int64_t of_prompts_ = 0;  // elements compared in the runs of the prompts

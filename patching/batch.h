@@ -26,7 +26,10 @@ struct BatchOptions {
   std::int64_t block = 32;         // experiments a shard, at most
   double least_difference = 1e-3;  // of |clean - corrupted|, in units of the metric
   bool keep_wrong = false;         // also pairs whose clean run prefers the wrong answer
-  Interference interference = {};  // faults, in every run; not part of a shard's name
+  /// Faults, in every run, and what they are in words. They are not part of a shard's name: with
+  /// any of them it is never VERIFIED, also where what they did passed the checks.
+  Interference interference = {};
+  std::vector<std::string> injected = {};
   std::shared_ptr<DeviceFaults> device_faults = {};
   /// Called while a block runs, with how many of its patches are done; what it throws ends it.
   std::function<void(std::int64_t done, std::int64_t cells)> progress = {};
@@ -40,7 +43,7 @@ struct Block {
 
 /// One grid of a shard, of every experiment in it.
 struct ShardGrid {
-  std::string key;             // "resid_pre_by_layer_pos"
+  std::string key;  // "resid_pre_by_layer_pos"; of another metric than logit_diff "..._of_prob"
   std::vector<GridAxis> axes;  // labels of positions: their names, else their numbers
   Array values;                // float64 [experiments, axes...]
 };
@@ -53,7 +56,10 @@ struct Shard {
       experiments;  // a row of everything below; rejected ones are not among them
   std::vector<Rejection> rejected;
   std::vector<double> clean, corrupted;  // the metric
-  std::vector<ShardGrid> grids;          // where the status is INVALID: those that were computed
+  /// How far rounding moves the metric: the largest |device - float64| of the two runs of its first
+  /// experiment.
+  double error_bar = 0;
+  std::vector<ShardGrid> grids;  // where the status is INVALID: those that were computed
   /// {mode, cells, runs, refused_runs, equal_cells, n_compared, n_projected, worst_ratio,
   /// worst_name, seconds, first_failure}, over all its runs.
   nlohmann::json verdict;

@@ -5,12 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <fstream>
+#include <iterator>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 
+#include "hooks/checkpoint/json.h"
 #include "hooks/nearest.h"
 #include "verify/store/write_file.h"
 
@@ -72,13 +75,69 @@ std::string counted(std::int64_t n, const std::string& what) {
 
 }  // namespace
 
+namespace {
+
+bool is_name(const json& name) {
+  return name.is_string() && name.get_ref<const std::string&>().size() == 64 &&
+         name.get_ref<const std::string&>().find_first_not_of("0123456789abcdef") ==
+             std::string::npos;
+}
+
+bool is_shard(const json& shard) {
+  auto list_of = [&](const char* key, auto is) {
+    return shard.contains(key) && shard.at(key).is_array() &&
+           std::ranges::all_of(shard.at(key), is);
+  };
+  return shard.is_object() && shard.contains("name") && is_name(shard.at("name")) &&
+         list_of("experiments", [](const json& id) { return id.is_string(); }) &&
+         list_of("indices", [](const json& i) { return i.is_number_integer(); }) &&
+         shard.at("experiments").size() == shard.at("indices").size();
+}
+
+bool is_rejection(const json& one) {
+  return one.is_object() && one.value("id", json()).is_string() &&
+         one.value("reason", json()).is_string();
+}
+
+bool is_plan(const json& plan) {
+  return plan.is_object() && plan.value("identity", json()).is_object() &&
+         plan.at("identity").value("verify", json()).is_string() &&
+         plan.at("identity").value("direction", json()).is_string() &&
+         plan.value("experiments", json()).is_number_integer() &&
+         plan.value("shards", json()).is_array() && plan.value("rejected", json()).is_array() &&
+         std::ranges::all_of(plan.at("shards"), is_shard) &&
+         std::ranges::all_of(plan.at("rejected"), is_rejection);
+}
+
+// Every experiment of a plan.
+std::set<std::string> ids_of(const json& plan) {
+  std::set<std::string> ids;
+  for (const json& shard : plan.at("shards"))
+    for (const json& id : shard.at("experiments")) ids.insert(id.get<std::string>());
+  for (const json& one : plan.at("rejected")) ids.insert(one.at("id").get<std::string>());
+  return ids;
+}
+
+// A folder's batch may get more experiments, and loses none unasked.
+void require_no_fewer(const json& before, const json& now, const fs::path& folder) {
+  std::set<std::string> had = ids_of(before), has = ids_of(now);
+  std::vector<std::string> lost;
+  std::ranges::set_difference(had, has, std::back_inserter(lost));
+  if (!lost.empty())
+    refuse(folder.string() + " holds a batch with " + counted(std::ssize(lost), "experiment") +
+           " that are not among these, " + in_quotes(lost[0]) +
+           " the first: give them all, or another folder");
+}
+
+}  // namespace
+
 json read_plan(const fs::path& folder) {
-  std::ifstream file(folder / kPlan, std::ios::binary);
-  if (!file) refuse(folder.string() + " holds no batch: there is no " + kPlan + " in it");
-  json plan = json::parse(file, nullptr, false);
-  if (plan.is_discarded() || !plan.is_object() || !plan.contains("identity") ||
-      !plan.contains("shards") || !plan.contains("rejected"))
-    refuse((folder / kPlan).string() + " is not the plan of a batch, or was cut short");
+  constexpr std::size_t kMost_bytes = std::size_t{1} << 32;
+  fs::path path = folder / kPlan;
+  if (!fs::exists(path))
+    refuse(folder.string() + " holds no batch: there is no " + kPlan + " in it");
+  json plan = parse_json(read_text(path, kMost_bytes), "[batch] " + path.string());
+  if (!is_plan(plan)) refuse(path.string() + " is not the plan of a batch, or was changed");
   return plan;
 }
 
@@ -86,20 +145,22 @@ BatchFolder::BatchFolder(fs::path folder, const Batch& batch, bool resume)
     : folder_(std::move(folder)), verified_(batch.verifies()) {
   if (fs::exists(folder_) && !fs::is_directory(folder_))
     refuse(folder_.string() + " is a file; needed: a folder, or a name for a new one");
+  if (folder_.empty()) refuse("the name of the folder is empty");
+  json plan = plan_of(batch);
   bool there = fs::exists(folder_ / kPlan);
   if (there) {
-    json plan = read_plan(folder_);
+    json before = read_plan(folder_);
     if (!resume)
       refuse(folder_.string() + " holds a batch already, of " +
-             counted(std::ssize(plan.at("shards")), "shard") +
+             counted(std::ssize(before.at("shards")), "shard") +
              ": resume it, or give another folder");
-    check_identity(plan.at("identity"), batch.identity(), folder_);
+    check_identity(before.at("identity"), batch.identity(), folder_);
+    require_no_fewer(before, plan, folder_);
   } else if (holds_other_files(folder_)) {
     refuse(folder_.string() + " holds other files and no batch; needed: a new or an empty folder");
   }
   fs::create_directories(folder_ / "shards");
   fs::create_directories(folder_ / "refused");
-  json plan = plan_of(batch);
   // Processes that share the folder plan the same: it is written by whoever is first.
   if (!there || read_plan(folder_) != plan)
     write_file(folder_ / kPlan, plan.dump(-1, ' ', false, json::error_handler_t::replace));
@@ -112,21 +173,27 @@ fs::path refused_path(const fs::path& folder, const std::string& name) {
   return folder / "refused" / (name + ".h5");
 }
 
-std::optional<ShardFile> BatchFolder::finished(const std::string& name,
-                                               std::vector<std::string>& damaged) const {
+std::optional<ShardFile> BatchFolder::finished(const std::string& name, std::string& damage) const {
   fs::path path = shard_path(folder_, name);
   if (!fs::exists(path)) return {};
   try {
-    ShardFile file = verified_ ? ShardFile::open(path) : ShardFile::open_unverified(path);
+    ShardFile file = verified_ ? ShardFile::open(path) : ShardFile::open_of_any_status(path);
     file.verify_all();
     return file;
   } catch (const NotVerified& e) {
-    damaged.push_back(e.what());
+    damage = e.what();
   } catch (const std::invalid_argument& e) {  // no file of this library any more
-    damaged.push_back(e.what());
+    damage = e.what();
   }
-  rename_durably(path, folder_ / "refused" / (name + ".damaged.h5"));
   return {};
+}
+
+void BatchFolder::set_aside(const std::string& name) const {
+  fs::path to;
+  std::int64_t number = 1;
+  do to = folder_ / "refused" / (name + ".damaged-" + std::to_string(number++) + ".h5");
+  while (fs::exists(to));
+  rename_durably(shard_path(folder_, name), to);
 }
 
 void BatchFolder::put(const Shard& shard) const {
@@ -160,8 +227,14 @@ std::optional<BatchFolder::Claim> BatchFolder::claim(const std::string& name) co
     if (descriptor < 0)
       throw std::system_error(errno, std::generic_category(), "[batch] " + path.string());
     if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+      int why = errno;
       ::close(descriptor);
-      return {};
+      if (why == EINTR) continue;
+      if (why == EWOULDBLOCK) return {};
+      throw std::system_error(why, std::generic_category(),
+                              "[batch] " + path.string() +
+                                  " cannot be locked (parts of a batch need no locks where "
+                                  "each has a folder of its own)");
     }
     // Whoever had it before may have removed the name meanwhile: the lock is then of no file.
     struct stat held {
@@ -174,10 +247,20 @@ std::optional<BatchFolder::Claim> BatchFolder::claim(const std::string& name) co
 }
 
 Status adopt_shard(const fs::path& folder, const fs::path& file) {
-  // A refused shard may be read by nobody: what it says of itself only decides where it goes.
-  Status status = ShardFile::open_unverified(file).status();
-  if (status == Status::verified) ShardFile::open(file).verify_all();
+  ShardFile shard = ShardFile::open_of_any_status(file);
+  shard.verify_all();
+  json plan = read_plan(folder);
   std::string name = file.stem().string();
+  bool off = plan.at("identity").at("verify") == lenscpp::name_of(VerifyMode::off);
+  Status status = shard.status(), good = off ? Status::unverified : Status::verified;
+  if (status == Status::verified) ShardFile::open(file);
+  if (status != good && status != Status::invalid)
+    throw NotVerified("[batch] " + file.string() + " is " + std::string(lenscpp::name_of(status)) +
+                      "; the shards of " + folder.string() + " are " +
+                      std::string(lenscpp::name_of(good)));
+  if (std::ranges::none_of(plan.at("shards"), [&](const json& s) { return s.at("name") == name; }))
+    throw NotVerified("[batch] " + file.string() + " is no shard of the batch in " +
+                      folder.string());
   rename_durably(file,
                  status == Status::invalid ? refused_path(folder, name) : shard_path(folder, name));
   return status;
@@ -231,10 +314,11 @@ class Running {
           const BatchOptions& options, const FolderOptions& where)
       : where_(where),
         batch_(model, experiments, with_progress(options)),
-        folder_(where.folder, batch_, where.resume) {
+        folder_(where.folder, batch_, where.resume || where.share.count > 1) {
     const auto& blocks = batch_.blocks();
-    for (std::int64_t i = where.share.index - 1; i < std::ssize(blocks); i += where.share.count)
-      mine_.push_back(&blocks[static_cast<std::size_t>(i)]);
+    for (std::int64_t i = 0; i < std::ssize(blocks); ++i)
+      if (i % where.share.count == where.share.index - 1)
+        mine_.push_back(&blocks[static_cast<std::size_t>(i)]);
     for (const Block* block : mine_) progress_.patches += batch_.cells_of(*block);
     progress_.shards = report_.shards = std::ssize(mine_);
     report_.experiments = batch_.n_experiments();
@@ -262,9 +346,20 @@ class Running {
     options.progress = [this, given = options.progress](std::int64_t done, std::int64_t cells) {
       of_block_ = done;
       tell();
-      if (given) given(done, cells);
+      if (given) unasked([&] { given(done, cells); });
     };
     return options;
+  }
+
+  // What a caller's function throws ends the batch, whatever it is.
+  template <class Call>
+  void unasked(const Call& call) {
+    try {
+      call();
+    } catch (...) {
+      ended_by_caller_ = true;
+      throw;
+    }
   }
 
   void tell() {
@@ -278,36 +373,65 @@ class Running {
         seconds > 0 ? static_cast<double>(report_.patches + of_block_) / seconds : 0;
     if (p.patches_a_second > 0)
       p.seconds_left = static_cast<double>(p.patches - p.patches_done) / p.patches_a_second;
-    where_.progress(p);
+    unasked([&] { where_.progress(p); });
   }
 
   void one(const Block& block) {
-    std::int64_t cells = batch_.cells_of(block);
-    if (auto file = folder_.finished(block.name, report_.damaged)) {
+    if (!there(block))
+      if (auto claim = folder_.claim(block.name); !claim || refused_meanwhile(block))
+        ++report_.elsewhere;
+      else if (!there(block))  // nor finished just now by another
+        run_block(block);
+    of_block_ = 0;
+    progress_.patches_done += batch_.cells_of(block);
+  }
+
+  // Whether the shard is finished, which is then counted; a damaged one is set aside by whoever has
+  // its claim.
+  bool there(const Block& block) {
+    std::string damage;
+    auto file = folder_.finished(block.name, damage);
+    if (file) {
       ++report_.before;
       folder_.remove_claim_of_the_dead(block.name);
       for (const json& r : file->rejected()) ++report_.rejected[r.at("reason").get<std::string>()];
-    } else if (auto claim = folder_.claim(block.name); !claim) {
-      ++report_.elsewhere;
-    } else if (!fs::exists(
-                   shard_path(where_.folder, block.name))) {  // nor finished just now by another
-      run_block(block);
-    } else {
-      ++report_.before;
+    } else if (damaged_.contains(block.name)) {
+      folder_.set_aside(block.name);
+      report_.damaged.push_back(damage);
+    } else if (!damage.empty()) {
+      damaged_.insert(block.name);
     }
-    of_block_ = 0;
-    progress_.patches_done += cells;
+    return file.has_value();
   }
 
+  // By another process, since this one began.
+  bool refused_meanwhile(const Block& block) const {
+    fs::path path = refused_path(where_.folder, block.name);
+    std::error_code none;
+    auto written = fs::last_write_time(path, none);
+    return !none && written >= start_;
+  }
+
+  // A shard that cannot be run does not end the others; a device, a disk or a caller does.
   void run_block(const Block& block) {
     block_start_ = std::chrono::steady_clock::now();
+    auto failed = [&](const std::exception& e) {
+      if (ended_by_caller_) throw;
+      ++report_.failed;
+      report_.failures.push_back(block.name.substr(0, 12) + ": " + e.what());
+    };
     try {
       Shard shard = batch_.run(block);
       folder_.put(shard);
       count(shard);
-    } catch (const std::invalid_argument& e) {  // of this block alone: the others go on
-      ++report_.failed;
-      report_.failures.push_back(block.name.substr(0, 12) + ": " + e.what());
+    } catch (const DeviceError&) {
+      throw;
+    } catch (const std::system_error&) {
+      throw;
+    } catch (const std::runtime_error& e) {
+      failed(e);
+    } catch (const std::logic_error& e) {
+      failed(e);
     }
     std::chrono::duration<double> took = std::chrono::steady_clock::now() - block_start_;
     seconds_ += took.count();
@@ -327,9 +451,12 @@ class Running {
   }
 
   const FolderOptions& where_;
+  bool ended_by_caller_ = false;
+  fs::file_time_type start_ = fs::file_time_type::clock::now();
   Batch batch_;
   BatchFolder folder_;
   std::vector<const Block*> mine_;
+  std::set<std::string> damaged_;  // seen so once; looked at again under a claim
   BatchProgress progress_;
   BatchReport report_;
   std::int64_t of_block_ = 0;  // patches of the running block

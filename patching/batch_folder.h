@@ -38,7 +38,7 @@ struct BatchProgress {
 /// Where and how a batch runs.
 struct FolderOptions {
   std::filesystem::path folder;
-  bool resume = false;  // go on with what is there
+  bool resume = false;  // go on with what is there; always so of a share, which is one of several
   ShardShare share = {};
   std::function<void(const BatchProgress&)> progress = {};
   /// Asked between shards: true ends the batch, which can be resumed.
@@ -77,14 +77,15 @@ std::filesystem::path refused_path(const std::filesystem::path& folder, const st
 class BatchFolder {
  public:
   /// Makes the folder, or goes on with it. Throws std::invalid_argument when it holds a batch
-  /// already and `resume` is false, or one of another model or other options; std::system_error
-  /// when it cannot be written.
+  /// already and `resume` is false, one of another model or other options, or one with experiments
+  /// that this one has not; std::system_error when it cannot be written.
   BatchFolder(std::filesystem::path folder, const Batch& batch, bool resume);
 
-  /// The shard, when it is there and every byte of it is as written; one that is not is set aside,
-  /// and `damaged` gets its name.
-  std::optional<ShardFile> finished(const std::string& name,
-                                    std::vector<std::string>& damaged) const;
+  /// The shard, when it is there and every value of it is as written. `damage` gets what is wrong
+  /// with one that is there and is not.
+  std::optional<ShardFile> finished(const std::string& name, std::string& damage) const;
+  /// Puts a damaged shard among the refused ones.
+  void set_aside(const std::string& name) const;
   /// Puts a shard where its status says.
   void put(const Shard& shard) const;
 
@@ -115,7 +116,8 @@ class BatchFolder {
 };
 
 /// Puts a shard's file, run elsewhere, where its status says, and returns that. Throws NotVerified
-/// for a file that is not what was written, or is no shard; std::system_error.
+/// for a file that is not what was written, is no shard of the batch in the folder, or has a status
+/// that such a batch has not; std::system_error.
 Status adopt_shard(const std::filesystem::path& folder, const std::filesystem::path& file);
 
 /// Runs this process's share of a batch. A shard that is refused, or cannot be run, does not end

@@ -5,10 +5,11 @@
 #include <cerrno>
 #include <fstream>
 #include <map>
-#include <sstream>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 
+#include "hooks/checkpoint/json.h"
 #include "hooks/nearest.h"
 #include "verify/store/write_file.h"
 
@@ -28,6 +29,11 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
+bool is_number(std::string_view text) {
+  if (text.starts_with('-')) text.remove_prefix(1);
+  return !text.empty() && text.find_first_not_of("0123456789") == text.npos;
+}
+
 // The value of one key, with errors that name the place.
 class Field {
  public:
@@ -35,10 +41,8 @@ class Field {
       : where_(where), key_(std::move(key)), value_(value) {}
 
   [[noreturn]] void refuse(const std::string& needed) const {
-    std::string found = value_.dump(-1, ' ', false, json::error_handler_t::replace);
     throw std::invalid_argument("[experiments] " + where_ + ": " + in_quotes(key_) + " is " +
-                                (found.size() > 80 ? found.substr(0, 77) + "..." : found) +
-                                "; needed: " + needed);
+                                show(value_) + "; needed: " + needed);
   }
   std::string text() const {
     if (!value_.is_string()) refuse("a text");
@@ -99,6 +103,10 @@ class Field {
     else if (value_.is_object())
       for (const auto& [name, one] : value_.items()) result.push_back({name, integer(one)});
     if (result.empty()) refuse("\"all\", [3, -1] or {\"S2\": 10, \"END\": -1}");
+    // A name that is a number would be averaged with that position of other experiments.
+    for (const NamedPosition& p : result)
+      if (p.name.empty() || (is_number(p.name) && p.name != std::to_string(p.pos)))
+        refuse("names of positions that are no numbers; found " + in_quotes(p.name));
     return result;
   }
   std::string one_of(const std::vector<std::string>& allowed) const {
@@ -191,13 +199,7 @@ std::vector<Experiment> read_experiments(const std::filesystem::path& path) {
   for (std::int64_t number = 1; std::getline(file, line); ++number) {
     if (line.find_first_not_of(" \t\r") == line.npos) continue;
     std::string where = "line " + std::to_string(number);
-    json object;
-    try {
-      object = json::parse(line);
-    } catch (const json::exception& e) {
-      throw std::invalid_argument("[experiments] " + path.string() + ", " + where +
-                                  " is not JSON: " + e.what());
-    }
+    json object = parse_json(line, "[experiments] " + path.string() + ", " + where);
     try {
       experiments.push_back(experiment_from_json(object, where));
     } catch (const std::invalid_argument& e) {
@@ -255,10 +257,13 @@ std::string GridSite::key() const {
 json to_json(const Tokenized& e) {
   json sites = json::array();
   for (const GridSite& site : e.sites) sites.push_back(site.key());
+  json positions = e.positions ? json::array() : json("all");
+  for (const NamedPosition& p : e.positions.value_or(std::vector<NamedPosition>()))
+    positions.push_back({p.name, p.pos});
   return {{"id", e.id},         {"template", e.cluster},
           {"clean", e.clean},   {"corrupted", e.corrupted},
           {"answer", e.answer}, {"wrong", e.wrong},
-          {"sites", sites},     {"positions", positions_to_json(e.positions)},
+          {"sites", sites},     {"positions", std::move(positions)},
           {"metric", e.metric}};
 }
 
@@ -301,6 +306,9 @@ class Tokenizing {
     for (auto [tokens, ids] : {std::pair(&e_.answer, &t.answer), {&e_.wrong, &t.wrong}})
       for (const AnswerToken& token : *tokens)
         if (auto problem = add(token, *ids)) return *problem;
+    for (const auto* ids : {&t.answer, &t.wrong})
+      if (std::set(ids->begin(), ids->end()).size() != ids->size())
+        refuse("the same token is given twice as an answer, or as a wrong one");
     for (std::int64_t id : t.answer)
       if (std::ranges::find(t.wrong, id) != t.wrong.end())
         return rejected(Reason::same_answers,
@@ -359,11 +367,14 @@ class Tokenizing {
 
   std::vector<GridSite> sites() const {
     std::vector<GridSite> result;
+    if (e_.sites.empty() && options_.sites.empty()) refuse("no site to patch is named");
     for (const PatchedSite& one : e_.sites.empty() ? options_.sites : e_.sites) try {
+        if (one.site.empty()) refuse("the name of a site is empty");
         Site site = grid_site(one.site, model_.config());
         GridSite grid{site, usual_axes(site)};
         if (!one.over.empty()) grid.over.clear();
         for (const std::string& axis : one.over) grid.over.push_back(grid_axis(site, axis));
+        check_grid(site, grid.over, model_.config());
         for (const GridSite& other : result)
           if (other.key() == grid.key()) refuse("the site " + in_quotes(one.site) + " twice");
         result.push_back(std::move(grid));
@@ -378,6 +389,8 @@ class Tokenizing {
     auto result = *e_.positions;
     for (NamedPosition& p : result) {
       std::int64_t from_start = p.pos < 0 ? p.pos + n : p.pos;
+      // -1 and 14 of 15 tokens are one place, and get one name.
+      if (p.name == std::to_string(p.pos)) p.name = std::to_string(from_start);
       if (from_start < 0 || from_start >= n)
         refuse("position " + std::to_string(p.pos) + " out of range: the prompts have " +
                std::to_string(n) + " tokens");
@@ -385,6 +398,9 @@ class Tokenizing {
     }
     // In the order of the text, however they were given: an object has none.
     std::ranges::stable_sort(result, {}, &NamedPosition::pos);
+    std::set<std::string> names;
+    for (const NamedPosition& p : result)
+      if (!names.insert(p.name).second) refuse("two positions are called " + in_quotes(p.name));
     for (std::size_t i = 1; i < result.size(); ++i)
       if (result[i].pos == result[i - 1].pos)
         refuse("the positions " + in_quotes(result[i - 1].name) + " and " +

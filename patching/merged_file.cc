@@ -75,6 +75,8 @@ class Merging {
                                {"rejected", rejected},
                                {"reasons", reasons},
                                {"missing", missing_},
+                               {"refused", refused_},
+                               {"error_bar", error_bar_},
                                {"verdict", verdict()},
                                {"provenance", provenance}});
     writer.commit(verified_ ? Status::verified : Status::unverified);
@@ -91,18 +93,19 @@ class Merging {
 
   ShardFile opened(const std::string& name) const {
     fs::path path = shard_path(folder_, name);
-    return verified_ ? ShardFile::open(path) : ShardFile::open_unverified(path);
+    return verified_ ? ShardFile::open(path) : ShardFile::open_of_any_status(path);
   }
 
   void find(const std::string& name, const json& indices) {
     if (!fs::exists(shard_path(folder_, name))) {
       missing_.push_back(name);
-      refused_ += fs::exists(refused_path(folder_, name)) ? 1 : 0;
+      note_refused(name);
       return;
     }
     ShardFile file = opened(name);
     file.verify_all();
     if (file.n() > 0) unite_grids(file);
+    error_bar_ = std::max(error_bar_, file.error_bar());
     Part part{name, file.n(), file.rejected(), file.verdict(), file.provenance(), {}};
     const json& planned = plan_.at("shards")[parts_.size() + missing_.size()].at("experiments");
     for (std::size_t i = 0; i < planned.size(); ++i)
@@ -110,15 +113,28 @@ class Merging {
     parts_.push_back(std::move(part));
   }
 
+  void note_refused(const std::string& name) {
+    fs::path path = refused_path(folder_, name);
+    if (!fs::exists(path)) return;
+    json why = "its file cannot be read";
+    try {
+      why = ShardFile::open_of_any_status(path).verdict().at("first_failure");
+    } catch (const std::exception& e) {
+      why = e.what();
+    }
+    refused_.push_back({{"name", name}, {"first_failure", why}});
+  }
+
   void require_all() const {
+    check(o_.statistics);
     if (missing_.empty() || (o_.partial && !parts_.empty())) return;
     std::string what = std::to_string(missing_.size()) + " of " +
                        std::to_string(missing_.size() + parts_.size()) + " shards of " +
                        folder_.string() + " are missing";
-    if (refused_ > 0)
-      what += ", " + std::to_string(refused_) + " of them because they were INVALID";
-    throw std::invalid_argument("[merge] " + what +
-                                ": resume the batch, or ask for a partial merge");
+    if (!refused_.empty())
+      what += ", " + std::to_string(refused_.size()) + " of them because they were INVALID";
+    throw std::invalid_argument("[merge] " + what + ": resume the batch" +
+                                (parts_.empty() ? "" : ", or ask for a partial merge"));
   }
 
   void unite_grids(const ShardFile& shard) {
@@ -134,7 +150,7 @@ class Merging {
   }
 
   void write_experiments(SealedWriter& writer) {
-    std::map<std::string, std::int64_t> clusters;
+    std::map<std::pair<bool, std::string>, std::int64_t> clusters;  // of a template, or by itself
     std::vector<std::int64_t> indices;
     json rows = json::array();
     std::int64_t documents = 0;
@@ -148,8 +164,8 @@ class Merging {
         auto id = row.at("id").get<std::string>(), name = row.at("template").get<std::string>();
         indices.push_back(part.index_of.at(id));
         row["index"] = indices.back();
-        // One without a template is a cluster of its own: no name starts with a line break.
-        auto cluster = clusters.emplace(name.empty() ? "\n" + id : name, std::ssize(clusters));
+        auto cluster = clusters.emplace(name.empty() ? std::pair(false, id) : std::pair(true, name),
+                                        std::ssize(clusters));
         cluster_.push_back(cluster.first->second);
         rows.push_back(std::move(row));
         if (std::ssize(rows) < kRowsOfDocument) continue;
@@ -205,8 +221,10 @@ class Merging {
     }
     Measured measured{std::move(all).freeze(), clean_, corrupted_, cluster_,
                       direction_from_name(plan_.at("identity").at("direction").get<std::string>())};
+    StatisticsOptions statistics = o_.statistics;
+    statistics.error_bar = error_bar_;
     writer.document("/statistics/" + grid.key,
-                    to_json(statistics_of(measured, o_.statistics, torch_parallel_for)));
+                    to_json(statistics_of(measured, statistics, torch_parallel_for)));
   }
 
   json verdict() const {
@@ -235,7 +253,9 @@ class Merging {
   bool verified_ = false;
   std::vector<Part> parts_;
   std::vector<std::string> missing_;
-  std::int64_t refused_ = 0, n_ = 0;
+  json refused_ = json::array();
+  double error_bar_ = 0;
+  std::int64_t n_ = 0;
   std::vector<ShardFile::Grid> grids_;
   std::vector<double> clean_, corrupted_;
   std::vector<std::int64_t> cluster_;

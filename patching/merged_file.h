@@ -2,8 +2,8 @@
 //
 //   /batch              {identity, grids: [{key, axes: [{axis, labels}]}], n, rejected: [{id,
 //   reason,
-//                       what}], reasons: {reason: number}, missing: [shard], verdict,
-//                       provenance: [{shard, n, ...}]}
+//                       what}], reasons: {reason: number}, missing: [shard], refused: [{name,
+//                       first_failure}], error_bar, verdict, provenance: [{shard, n, ...}]}
 //   /experiments/000000 [{id, index, template, clean, corrupted, ...}], kRowsOfDocument a document
 //   /index              int64 [n]: the place of each row among the experiments that were given
 //   /cluster            int64 [n]: equal where the template is; each its own without one

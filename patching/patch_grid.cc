@@ -191,6 +191,11 @@ std::vector<Axis> grid_axes(Site site) {
   return axes;
 }
 
+void check_grid(Site site, const std::vector<Axis>& over, const Config& config) {
+  check_site(site, config);
+  checked_axes(site, over);
+}
+
 std::string short_name(Site site) {
   auto last_part = [](std::string_view name) {
     std::string_view part = name.substr(name.rfind('.') + 1);
@@ -316,10 +321,12 @@ class Sweep {
   void check_pair() const;
   Array source_at(const std::string& name) const;
   std::int64_t extent(Axis axis) const;
-  std::vector<std::int64_t> order() const;
   std::int64_t most_in_a_run(std::size_t bytes_of_patch) const;
   Patch patch_of(std::int64_t cell) const;
   VerifiedCache base_with_everything() const;
+  void run_all(const PatchRuns& runs, std::vector<Patch> patches);
+  void carry_on(const PatchRuns& runs, std::vector<Patch>& part);
+  void run_rows(const PatchRuns& runs, std::span<Patch> of_layer);
   void run_group(const PatchRuns& runs, std::span<const Patch> group);
   std::optional<Array> output_of(const Request& request, std::span<const Patch> group);
   void set_value(const Patch& patch, const std::vector<double>& values);
@@ -351,6 +358,7 @@ class Sweep {
   std::vector<Array> sources_;                               // one a layer
   std::int64_t prompts_ = 0;                                 // values that the metric returns a run
   std::vector<double> values_;                               // [cells, prompts]
+  std::vector<std::pair<Array, std::string>> carried_ = {};  // with digests, while runs read them
   double sampled_error_ = 0;  // what running whole moved the sampled cells by
   std::vector<std::pair<Plan, double>> sampled_ = {};  // their edits of the base run, their values
   GridVerdict verdict_;
@@ -390,20 +398,6 @@ std::int64_t Sweep::extent(Axis axis) const {
   auto at = static_cast<std::size_t>(std::ranges::find(all, axis) - all.begin());
   return shape_of(o_.site, model_.config(),
                   {base().record().batch, base().record().pos, base().record().pos})[at];
-}
-
-// Layers vary fastest, so that a run has few edits at any one hook point: each edit there is one
-// more tensor to check.
-std::vector<std::int64_t> Sweep::order() const {
-  std::vector<std::int64_t> cells(static_cast<std::size_t>(numel(shape_)));
-  std::iota(cells.begin(), cells.end(), 0);
-  auto layer = std::ranges::find(axes_, Axis::layer) - axes_.begin();
-  if (layer == std::ssize(axes_)) return cells;
-  std::int64_t stride = numel({shape_.begin() + layer + 1, shape_.end()});
-  std::int64_t period = stride * shape_[static_cast<std::size_t>(layer)];
-  auto without_layer = [&](std::int64_t cell) { return cell / period * stride + cell % stride; };
-  std::ranges::stable_sort(cells, {}, without_layer);
-  return cells;
 }
 
 std::int64_t Sweep::most_in_a_run(std::size_t bytes_of_patch) const {
@@ -504,6 +498,66 @@ void Sweep::run_group(const PatchRuns& runs, std::span<const Patch> group) {
                             ? metric_.values_of_read(output->rows(row, row + batch))
                             : metric_.values(runs.whole_logits(*output, group, i)));
   }
+}
+
+// Runs the rows of those patches that run in two parts, and drops those that were refused.
+void Sweep::carry_on(const PatchRuns& runs, std::vector<Patch>& part) {
+  auto in_two_parts = [&](const Patch& patch) { return runs.in_two_parts(patch); };
+  auto others = std::ranges::stable_partition(part, in_two_parts);
+  std::span<Patch> behind(part.begin(), others.begin());
+  std::ranges::stable_sort(behind, {}, &Patch::layer);
+  while (!behind.empty()) {
+    auto next = std::ranges::upper_bound(behind, behind[0].layer, {}, &Patch::layer);
+    std::span<Patch> of_layer(behind.begin(), next);
+    auto bytes = [&](const Patch& patch) { return runs.bytes_of_rows(patch); };
+    std::int64_t most = most_in_a_run(bytes(*std::ranges::max_element(of_layer, {}, bytes)));
+    of_layer = of_layer.first(std::min(of_layer.size(), static_cast<std::size_t>(most)));
+    run_rows(runs, of_layer);
+    behind = behind.subspan(of_layer.size());
+  }
+  std::erase_if(part, [&](const Patch& p) { return in_two_parts(p) && p.carried.empty(); });
+}
+
+// Carries patches of one layer to its end, unless their run is refused.
+void Sweep::run_rows(const PatchRuns& runs, std::span<Patch> of_layer) {
+  Request request = runs.request_of_rows(of_layer);
+  std::size_t half = of_layer.size() / 2;
+  if (half > 0 && !model_.fits(request)) {
+    run_rows(runs, of_layer.first(half));
+    run_rows(runs, of_layer.subspan(half));
+    return;
+  }
+  auto output = output_of(request, of_layer);
+  if (!output) return;
+  runs.carry(of_layer, *output);
+  carried_.emplace_back(*output, output->digest());
+}
+
+// A part of the patches at a time, so that what they are carried on with stays small beside a run.
+void Sweep::run_all(const PatchRuns& runs, std::vector<Patch> patches) {
+  constexpr std::size_t kShare = 8;
+  auto most = [&](std::int64_t first_pos) { return most_in_a_run(runs.bytes_of_patch(first_pos)); };
+  most(0);  // refuses nonsense before anything runs
+  std::int64_t done = verdict_.equal_cells;
+  std::ranges::stable_sort(patches, {}, &Patch::first_pos);
+  for (std::span<Patch> rest = patches; !rest.empty();) {
+    std::size_t fit = std::max<std::size_t>(1, o_.max_bytes / kShare / runs.bytes_carried(rest[0]));
+    std::vector<Patch> part(rest.begin(), rest.begin() + std::min(fit, rest.size()));
+    rest = rest.subspan(part.size());
+    std::int64_t behind = done + std::ssize(part);
+    carry_on(runs, part);
+    done = behind - std::ssize(part);  // without those that were refused
+    for (const auto& group : runs.grouped(part, most)) {
+      if (o_.progress) o_.progress(done, verdict_.cells);
+      run_group(runs, group);
+      done += std::ssize(group);
+    }
+    for (const auto& [values, digest] : carried_)
+      if (values.digest() != digest)
+        throw NotVerified("[patch_grid] what patches were carried on with was overwritten");
+    carried_.clear();
+  }
+  if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
 }
 
 // Two cells once more, as whole runs from the tokens: the one that moves the metric furthest and
@@ -642,7 +696,7 @@ GridResult Sweep::run() {
   if (verify_ != VerifyMode::off) count(whole_base.verdict());  // every cell rests on it
   PatchRuns runs(model_, o_.site, whole_base, sources_, metric_.reads(), o_.savings);
   std::vector<Patch> patches;
-  for (std::int64_t cell : order()) {
+  for (std::int64_t cell = 0; cell < verdict_.cells; ++cell) {
     Patch patch = patch_of(cell);
     if (runs.changes_anything(patch)) {
       patches.push_back(std::move(patch));
@@ -651,15 +705,7 @@ GridResult Sweep::run() {
       verdict_.equal_cells += 1;
     }
   }
-  std::int64_t done = verdict_.equal_cells;
-  auto most = [&](std::int64_t first_pos) { return most_in_a_run(runs.bytes_of_patch(first_pos)); };
-  most(0);  // refuses nonsense before anything runs
-  for (const auto& group : runs.grouped(patches, most)) {
-    if (o_.progress) o_.progress(done, verdict_.cells);
-    run_group(runs, group);
-    done += std::ssize(group);
-  }
-  if (o_.progress) o_.progress(verdict_.cells, verdict_.cells);
+  run_all(runs, patches);
   sample(patches, denoises() ? corrupted : clean);
   // Both passes read these from this memory: it must be as it was verified to the end.
   for (const std::string& name : grid_hooks(o_.site, model_.config())) source()[name];

@@ -158,6 +158,9 @@ std::vector<std::string> grid_hooks(Site site, const Config& config);
 /// "dest_pos", "key" or "src_pos"; "pos" and "head" as the site has them. Throws
 /// std::invalid_argument naming what the site has.
 Axis grid_axis(Site site, std::string_view name);
+/// Throws std::invalid_argument for a grid that patch_grid would refuse: a site that cannot be
+/// patched, axes that it has not, the same twice, no layer.
+void check_grid(Site site, const std::vector<Axis>& over, const Config& config);
 /// The axes of a site that can be swept, layer first.
 std::vector<Axis> grid_axes(Site site);
 

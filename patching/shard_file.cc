@@ -50,6 +50,7 @@ void save_shard(const std::filesystem::path& path, const Shard& shard) {
   writer.document("/shard", {{"name", shard.name},
                              {"verdict", shard.verdict},
                              {"provenance", shard.provenance},
+                             {"error_bar", shard.error_bar},
                              {"grids", grids}});
   writer.document("/experiments", list_of(shard.experiments));
   writer.document("/rejected", list_of(shard.rejected));
@@ -59,7 +60,7 @@ void save_shard(const std::filesystem::path& path, const Shard& shard) {
   writer.commit(shard.status);
 }
 
-ShardFile::ShardFile(SealedFile file) : file_(std::move(file)) {
+ShardFile::ShardFile(SealedFile file, bool checked) : file_(std::move(file)), checked_(checked) {
   if (file_.kind() != FileKind::shard)
     throw std::invalid_argument("[store] " + file_.origin() + " is a file of kind " +
                                 in_quotes(name_of(file_.kind())) + "; needed: a shard");
@@ -74,6 +75,7 @@ ShardFile::ShardFile(SealedFile file) : file_(std::move(file)) {
     name_ = shard.at("name");
     verdict_ = shard.at("verdict");
     provenance_ = shard.at("provenance");
+    error_bar_ = shard.at("error_bar");
     experiments_ = file_.document("/experiments");
     rejected_ = file_.document("/rejected");
     need("/clean", {n()});
@@ -92,11 +94,17 @@ ShardFile::ShardFile(SealedFile file) : file_(std::move(file)) {
   }
 }
 
-ShardFile ShardFile::open(const std::filesystem::path& path) {
-  ShardFile shard(SealedFile::open(path));
+ShardFile ShardFile::open_of_any_status(const std::filesystem::path& path) {
+  ShardFile shard(SealedFile::open_of_any_status(path), true);
   if (shard.name_ != path.stem().string())
     throw NotVerified("[store] " + shard.origin() + " holds the shard " +
                       shard.name_.substr(0, 12) + ", not the one that it is named after");
+  return shard;
+}
+
+ShardFile ShardFile::open(const std::filesystem::path& path) {
+  SealedFile::open(path);  // whose refusal says what to do
+  ShardFile shard = open_of_any_status(path);
   if (shard.verdict_.value("status", "") != lenscpp::name_of(Status::verified) ||
       shard.verdict_.value("n_compared", std::int64_t{0}) <= 0)
     throw NotVerified("[store] " + shard.origin() + ": /shard is not a verified shard");
@@ -104,7 +112,7 @@ ShardFile ShardFile::open(const std::filesystem::path& path) {
 }
 
 ShardFile ShardFile::open_unverified(const std::filesystem::path& path) {
-  return ShardFile(SealedFile::open_unverified(path));
+  return {SealedFile::open_unverified(path), false};
 }
 
 const ShardFile::Grid* ShardFile::grid(const std::string& key) const {

@@ -1,7 +1,8 @@
 // A shard as a sealed file of kind "shard":
 //
-//   /shard            {name, verdict, provenance, grids: [{key, axes: [{axis, labels}]}]}
-//   /experiments      [{id, template, clean, corrupted, answer, wrong, sites, positions, metric}]:
+//   /shard            {name, verdict, provenance, error_bar, grids: [{key, axes: [{axis,
+//   labels}]}]} /experiments      [{id, template, clean, corrupted, answer, wrong, sites,
+//   positions, metric}]:
 //                     tokens; a row of every array each
 //   /rejected         [{id, reason, what}]
 //   /clean /corrupted float64 [n]: the metric of the two runs
@@ -25,6 +26,8 @@ class ShardFile {
   /// NotVerified for a shard of another name than its file has, or one whose contents do not fit
   /// together.
   static ShardFile open(const std::filesystem::path& path);
+  /// The same for a shard of any status: what is in it is what was written, no more.
+  static ShardFile open_of_any_status(const std::filesystem::path& path);
   /// Whatever its status and digests say.
   static ShardFile open_unverified(const std::filesystem::path& path);
 
@@ -32,7 +35,10 @@ class ShardFile {
     std::string key;
     std::vector<GridAxis> axes;
   };
-  Status status() const { return file_.status(); }
+  /// Of a file that was opened unverified never VERIFIED: nothing vouches for it.
+  Status status() const {
+    return checked_ || file_.status() == Status::invalid ? file_.status() : Status::unverified;
+  }
   const std::string& origin() const { return file_.origin(); }
   const std::string& name() const { return name_; }
   std::int64_t n() const { return static_cast<std::int64_t>(experiments_.size()); }
@@ -40,6 +46,7 @@ class ShardFile {
   const nlohmann::json& rejected() const { return rejected_; }
   const nlohmann::json& verdict() const { return verdict_; }
   const nlohmann::json& provenance() const { return provenance_; }
+  double error_bar() const { return error_bar_; }
   const std::vector<Grid>& grids() const { return grids_; }
   const Grid* grid(const std::string& key) const;
   Array clean() const { return file_.array("/clean"); }
@@ -50,10 +57,12 @@ class ShardFile {
   void verify_all() const { file_.verify_all(); }
 
  private:
-  explicit ShardFile(SealedFile file);
+  ShardFile(SealedFile file, bool checked);
   SealedFile file_;
+  bool checked_;
   std::string name_;
   nlohmann::json experiments_, rejected_, verdict_, provenance_;
+  double error_bar_ = 0;
   std::vector<Grid> grids_;
 };
 

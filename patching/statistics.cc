@@ -14,6 +14,7 @@
 namespace lenscpp {
 namespace {
 
+constexpr std::int64_t kMostDraws = 10'000'000;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // SplitMix64 (Steele, Lea and Flood, 2014): one stream a draw, so that draws may run in any order.
@@ -137,10 +138,10 @@ class Computation {
       if (!has(i, cell)) continue;
       ratios += ratio(i, cell);
       double e = effect(i, cell);
-      same += (e > 0 && s.mean > 0) || (e < 0 && s.mean < 0) || (e == 0 && s.mean == 0) ? 1 : 0;
+      same += (e > 0 && s.mean > 0) || (e < 0 && s.mean < 0) ? 1 : 0;
     }
     s.mean_of_ratios = ratios / n;
-    s.sign_consistency = static_cast<double>(same) / n;
+    s.sign_consistency = s.mean == 0 ? kNaN : static_cast<double>(same) / n;
     s.standard_error = error_of_mean(cell, s.mean, s.n, s.clusters,
                                      [this](auto i, auto c) { return effect(i, c); });
     s.ratio_standard_error = error_of_mean(cell, s.mean_of_ratios, s.n, s.clusters,
@@ -151,8 +152,10 @@ class Computation {
   std::vector<std::size_t> largest(std::vector<double> means) const {
     std::vector<std::size_t> order(means.size());
     std::iota(order.begin(), order.end(), 0);
-    for (double& x : means) x = std::isnan(x) ? -1 : std::abs(x);
-    auto k = std::min(order.size(), static_cast<std::size_t>(std::max<std::int64_t>(o_.top, 0)));
+    for (double& x : means) x = std::isnan(x) ? 0 : std::abs(x);
+    // Cells without any effect are no choice.
+    std::erase_if(order, [&](std::size_t c) { return !(means[c] > 0); });
+    auto k = std::min(order.size(), static_cast<std::size_t>(o_.top));
     std::ranges::stable_sort(order, std::greater<>(), [&](std::size_t c) { return means[c]; });
     order.resize(k);
     std::ranges::sort(order);
@@ -233,8 +236,11 @@ class Computation {
     std::int64_t signs = all ? std::int64_t{1} << n_clusters_ : o_.permutations;
     std::vector<std::int64_t> as_large(n_cells_, 0);
     own_.assign(n_cells_, 0);
-    for (std::size_t at = 0; at < sums_.effect.size(); ++at)
+    sizes_.assign(n_cells_, 0);
+    for (std::size_t at = 0; at < sums_.effect.size(); ++at) {
       own_[at % n_cells_] += sums_.effect[at];
+      sizes_[at % n_cells_] += std::abs(sums_.effect[at]);
+    }
     std::mutex adding;
     parallel_for_(signs, [&](std::int64_t begin, std::int64_t end) {
       std::vector<std::int64_t> here(n_cells_, 0);
@@ -261,7 +267,7 @@ class Computation {
     }
     // Equal sums in another order of signs must not fall short by rounding.
     for (std::size_t c = 0; c < n_cells_; ++c)
-      as_large[c] += std::abs(permuted[c]) >= std::abs(own_[c]) * (1 - 1e-12) ? 1 : 0;
+      as_large[c] += std::abs(permuted[c]) >= std::abs(own_[c]) - 1e-12 * sizes_[c] ? 1 : 0;
   }
 
   // Benjamini and Hochberg (1995): q = min over larger p of p m / rank.
@@ -278,14 +284,14 @@ class Computation {
     }
     std::vector<std::int64_t> found;
     for (std::size_t c = 0; c < n_cells_; ++c)
-      if (result_.cells[c].n > 0 && result_.cells[c].q <= o_.false_discovery_rate)
+      if (result_.cells[c].n > 0 && result_.cells[c].q <= o_.false_discovery_rate &&
+          std::abs(result_.cells[c].mean) > o_.error_bar)
         found.push_back(static_cast<std::int64_t>(c));
     std::ranges::stable_sort(found, std::greater<>(), [&](std::int64_t c) {
       return std::abs(result_.cells[static_cast<std::size_t>(c)].mean);
     });
     result_.significant = std::ssize(found);
-    found.resize(
-        std::min(found.size(), static_cast<std::size_t>(std::max<std::int64_t>(o_.top, 0))));
+    found.resize(std::min(found.size(), static_cast<std::size_t>(o_.top)));
     result_.top = std::move(found);
   }
 
@@ -296,7 +302,7 @@ class Computation {
   std::vector<std::size_t> cluster_;
   std::size_t n_cells_;
   Sums sums_;
-  std::vector<double> own_ = {};  // sums of the effects as they are
+  std::vector<double> own_ = {}, sizes_ = {};  // sums of the effects, and of their sizes
   GridStatistics result_;
 };
 
@@ -318,6 +324,25 @@ constexpr std::array<std::pair<const char*, Member>, 12> kMembers = {{
 
 }  // namespace
 
+void check(const StatisticsOptions& o) {
+  auto need = [](bool holds, const std::string& option, double value, const char* allowed) {
+    if (!holds)
+      throw std::invalid_argument("[statistics] " + option + " " + nlohmann::json(value).dump() +
+                                  "; allowed: " + allowed);
+  };
+  auto count = [&](const char* option, std::int64_t value, std::int64_t least) {
+    need(value >= least && value <= kMostDraws, option, static_cast<double>(value),
+         least == 0 ? "0 to 10000000" : "1 to 10000000");
+  };
+  count("resamples", o.resamples, 0);
+  count("permutations", o.permutations, 1);
+  count("top", o.top, 1);
+  need(o.level > 0 && o.level < 1, "level", o.level, "between 0 and 1");
+  need(o.false_discovery_rate > 0 && o.false_discovery_rate < 1, "false_discovery_rate",
+       o.false_discovery_rate, "between 0 and 1");
+  need(o.error_bar >= 0, "error_bar", o.error_bar, "0 and more");
+}
+
 GridStatistics statistics_of(const Measured& m, const StatisticsOptions& options,
                              const ParallelFor& parallel_for) {
   auto n = static_cast<std::int64_t>(m.clean.size());
@@ -327,6 +352,7 @@ GridStatistics statistics_of(const Measured& m, const StatisticsOptions& options
         "[statistics] values " + to_string(m.values.shape()) + ", clean " + std::to_string(n) +
         ", corrupted " + std::to_string(m.corrupted.size()) + ", clusters " +
         std::to_string(m.cluster.size()) + "; needed: a row of each an experiment, at least one");
+  check(options);
   return Computation(m, options, parallel_for).run();
 }
 
@@ -341,6 +367,7 @@ nlohmann::json to_json(const GridStatistics& s) {
                         {"level", s.options.level},
                         {"false_discovery_rate", s.options.false_discovery_rate},
                         {"top", s.options.top},
+                        {"error_bar", s.options.error_bar},
                         {"seed", s.options.seed}}}};
   for (const char* list : {"n", "clusters"}) json[list] = nlohmann::json::array();
   for (const CellStatistics& cell : s.cells) {
@@ -364,6 +391,7 @@ GridStatistics grid_statistics_from_json(const nlohmann::json& json) {
                                .level = o.at("level"),
                                .false_discovery_rate = o.at("false_discovery_rate"),
                                .top = o.at("top"),
+                               .error_bar = o.at("error_bar"),
                                .seed = o.at("seed")}};
   s.cells.resize(static_cast<std::size_t>(numel(s.shape)));
   for (std::size_t c = 0; c < s.cells.size(); ++c) {

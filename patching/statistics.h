@@ -29,6 +29,7 @@ struct StatisticsOptions {
   double level = 0.95;                // of the intervals
   double false_discovery_rate = 0.05;
   std::int64_t top = 10;
+  double error_bar = 0;  // a mean effect up to this is rounding, and never found
   std::uint64_t seed = 0;
 };
 
@@ -45,9 +46,10 @@ struct CellStatistics {
   double ratio_low = 0, ratio_high = 0;  // its bootstrap interval
   double mean_of_ratios = 0;        // of each experiment by itself: small differences weigh most
   double ratio_standard_error = 0;  // of mean_of_ratios
-  double sign_consistency = 0;      // share of experiments whose effect has the mean's sign
-  double p = 1;                     // two-sided, of no effect: signs of clusters permuted
-  double q = 1;                     // by Benjamini and Hochberg over the cells
+  /// Share of experiments whose effect has the mean's sign; NaN where the mean is 0.
+  double sign_consistency = 0;
+  double p = 1;  // two-sided, of no effect: signs of clusters permuted
+  double q = 1;  // by Benjamini and Hochberg over the cells
 };
 
 /// Of a grid.
@@ -62,9 +64,12 @@ struct GridStatistics {
   StatisticsOptions options;
 };
 
-/// Throws std::invalid_argument when the numbers of rows differ or there is none.
+/// Throws std::invalid_argument when the numbers of rows differ or there is none, or an option is
+/// out of range.
 GridStatistics statistics_of(const Measured& measured, const StatisticsOptions& options = {},
                              const ParallelFor& parallel_for = serial_for);
+/// Throws std::invalid_argument naming the option that is out of range, and what is allowed.
+void check(const StatisticsOptions& options);
 /// {shape, n: [...], mean: [...], ...}: a list a quantity, null for NaN.
 nlohmann::json to_json(const GridStatistics& statistics);
 /// Throws nlohmann::json::exception for what to_json did not make.

@@ -27,6 +27,22 @@ Array elements(const Array& array, const std::vector<std::int64_t>& indices) {
   return std::move(found).freeze();
 }
 
+// Where rows do not see each other until the next layer.
+bool behind_attention(Site site) { return site >= Site::z && site <= Site::resid_post; }
+
+// The given rows of [batch, pos, ...], as [row, 1, ...].
+Array rows_of(const Array& of_base, const std::vector<std::int64_t>& rows) {
+  Shape shape = of_base.shape();
+  std::size_t size = of_base.nbytes() / static_cast<std::size_t>(shape[0] * shape[1]);
+  shape[0] = static_cast<std::int64_t>(rows.size());
+  shape[1] = 1;
+  MutableArray result(shape, of_base.dtype());
+  std::byte* to = result.bytes();
+  for (std::int64_t row : rows)
+    to = std::copy_n(of_base.bytes() + static_cast<std::size_t>(row) * size, size, to);
+  return std::move(result).freeze();
+}
+
 std::vector<std::int64_t> touched_in(const Selection& where, Site site, const Shape& shape) {
   return touched({.kind = EditKind::patch, .site = site, .where = where}, shape);
 }
@@ -52,6 +68,7 @@ std::vector<std::string> PatchRuns::needed(Site site, const Config& config) {
   for (std::int64_t l = 0; l < config.n_layers; ++l) {
     for (Site one : {Site::resid_pre, keys_of(config), Site::v}) names.push_back(hook_name(one, l));
     if (info(site).per_layer) names.push_back(hook_name(site, l));
+    if (behind_attention(site)) names.push_back(hook_name(Site::z, l));
   }
   if (!info(site).per_layer) names.push_back(hook_name(site, 0));
   std::ranges::sort(names);
@@ -61,7 +78,7 @@ std::vector<std::string> PatchRuns::needed(Site site, const Config& config) {
 
 std::int64_t PatchRuns::start_layer(const Patch& patch) const {
   if (!savings_.layers) return 0;
-  if (info(site_).per_layer) return patch.layer;
+  if (info(site_).per_layer) return in_two_parts(patch) ? patch.layer + 1 : patch.layer;
   return site_ >= Site::ln_final_scale ? model_.config().n_layers - 1 : 0;
 }
 
@@ -139,19 +156,85 @@ std::vector<std::vector<Patch>> PatchRuns::grouped(
   return groups;
 }
 
-// `count` copies of the base's prompts, from a position on: [count * batch, pos - first_pos, ...].
-Array PatchRuns::copies(const Array& of_base, std::int64_t first_pos, std::int64_t count) const {
-  Shape shape = of_base.shape();
+// The base's residual at a layer from a position on, once for each patch, with what the patch is
+// carried on with: [patch * batch, pos - first_pos, d_model].
+Array PatchRuns::residuals(std::span<const Patch> patches, std::int64_t layer,
+                           std::int64_t first_pos) const {
+  const Array& of_base = base_[hook_name(Site::resid_pre, layer)];
   std::size_t row = of_base.nbytes() / static_cast<std::size_t>(batch_ * pos_);
-  shape[0] = count * batch_;
-  shape[1] = pos_ - first_pos;
-  MutableArray result(shape, of_base.dtype());
+  MutableArray result({std::ssize(patches) * batch_, pos_ - first_pos, of_base.size(2)},
+                      of_base.dtype());
   std::byte* to = result.bytes();
-  std::size_t size = row * static_cast<std::size_t>(shape[1]);
-  for (std::int64_t i = 0; i < shape[0]; ++i, to += size)
-    std::memcpy(to, of_base.bytes() + row * static_cast<std::size_t>(i % batch_ * pos_ + first_pos),
-                size);
+  std::size_t size = row * static_cast<std::size_t>(pos_ - first_pos);
+  for (const Patch& patch : patches) {
+    auto positions =
+        patch.carried.empty() ? std::vector<std::int64_t>{} : positions_of(patch, patch.first_pos);
+    for (std::int64_t b = 0; b < batch_; ++b, to += size) {
+      std::memcpy(to, of_base.bytes() + row * static_cast<std::size_t>(b * pos_ + first_pos), size);
+      for (std::size_t i = 0; i < positions.size(); ++i)
+        std::memcpy(to + row * static_cast<std::size_t>(positions[i] - first_pos),
+                    patch.carried.bytes() +
+                        row * (i * static_cast<std::size_t>(batch_) + static_cast<std::size_t>(b)),
+                    row);
+    }
+  }
   return std::move(result).freeze();
+}
+
+bool PatchRuns::in_two_parts(const Patch& patch) const {
+  return savings_.layers && savings_.rows && behind_attention(site_) &&
+         patch.layer + 1 < model_.config().n_layers;
+}
+
+// What a patch writes into its own rows, from `row` on: position by position, prompt by prompt.
+std::vector<Piece> PatchRuns::pieces_of_rows(const Patch& patch, std::int64_t row) const {
+  const Array& source = sources_[static_cast<std::size_t>(patch.layer)];
+  Selection from = patch.where, to = patch.where;
+  to.pos = {0};
+  std::vector<Piece> result;
+  for (std::int64_t p : positions_of(patch, patch.first_pos)) {
+    from.pos = {p};
+    for (std::int64_t b = 0; b < batch_; ++b) {
+      Array prompt = source.rows(b, b + 1);
+      to.batch = row++;
+      result.push_back({to, elements(prompt, touched_in(from, site_, prompt.shape()))});
+    }
+  }
+  return result;
+}
+
+Request PatchRuns::request_of_rows(std::span<const Patch> patches) const {
+  std::int64_t layer = patches[0].layer;
+  Edit edit{.kind = EditKind::patch, .site = site_, .layer = layer};
+  std::vector<std::int64_t> rows, positions;
+  for (const Patch& patch : patches) {
+    std::ranges::move(pieces_of_rows(patch, std::ssize(rows)), std::back_inserter(edit.pieces));
+    for (std::int64_t p : positions_of(patch, patch.first_pos))
+      for (std::int64_t b = 0; b < batch_; ++b) {
+        rows.push_back(b * pos_ + p);
+        positions.push_back(p);
+      }
+  }
+  return {.rows = {.batch = std::ssize(rows),
+                   .pos = 1,
+                   .tokens = {},
+                   .positions = std::move(positions),
+                   .first_layer = layer,
+                   .end_layer = layer + 1,
+                   .unembeds = false,
+                   .start_residual = rows_of(base_[hook_name(Site::resid_pre, layer)], rows),
+                   .start_z = rows_of(base_[hook_name(Site::z, layer)], rows)},
+          .plan = Plan({std::move(edit)}),
+          .on_demand = {}};
+}
+
+void PatchRuns::carry(std::span<Patch> patches, const Array& output) const {
+  std::int64_t row = 0;
+  for (Patch& patch : patches) {
+    std::int64_t rows = std::ssize(positions_of(patch, patch.first_pos)) * batch_;
+    patch.carried = output.rows(row, row + rows);
+    row += rows;
+  }
 }
 
 // What a patch writes into rows [row, row + batch) of a run from `first_pos` on, one piece a
@@ -172,10 +255,12 @@ std::vector<Piece> PatchRuns::pieces(const Patch& patch, std::int64_t row,
   return result;
 }
 
-// One edit a layer, of all patches there. Prompts that have entered a layer are numbered from 0 on.
+// One edit a layer, of all patches there that are not carried on. Prompts that have entered a layer
+// are numbered from 0 on.
 std::vector<Edit> PatchRuns::edits(std::span<const Patch> group, std::int64_t first_pos) const {
   std::vector<Edit> all;
   for (std::size_t i = 0; i < group.size(); ++i) {
+    if (!group[i].carried.empty()) continue;
     if (all.empty() || all.back().layer != group[i].layer)
       all.push_back({.kind = EditKind::patch, .site = site_, .layer = group[i].layer});
     auto here = pieces(group[i], static_cast<std::int64_t>(i) * batch_, first_pos);
@@ -187,12 +272,15 @@ std::vector<Edit> PatchRuns::edits(std::span<const Patch> group, std::int64_t fi
 Request PatchRuns::request(std::span<const Patch> group) const {
   std::int64_t layers = model_.config().n_layers, first_layer = start_layer(group[0]);
   std::int64_t first_pos = std::ranges::min(group, {}, &Patch::first_pos).first_pos;
-  auto enter_at = [&](std::int64_t layer) {
-    return std::ranges::count_if(group, [&](const Patch& p) { return start_layer(p) == layer; });
+  auto enter_at = [&](std::int64_t layer) {  // stand together
+    auto found = std::ranges::equal_range(group, layer, {},
+                                          [this](const Patch& p) { return start_layer(p); });
+    return std::span<const Patch>(found.begin(), found.end());
   };
   auto base = [&](Site site, std::int64_t layer) { return base_[hook_name(site, layer)]; };
-  std::int64_t first = enter_at(first_layer), computed = pos_ - first_pos;
-  Rows rows{.batch = first * batch_,
+  std::span<const Patch> first = enter_at(first_layer);
+  std::int64_t computed = pos_ - first_pos;
+  Rows rows{.batch = std::ssize(first) * batch_,
             .pos = computed,
             .tokens = {},
             .positions = {},
@@ -206,16 +294,14 @@ Request PatchRuns::request(std::span<const Patch> group) const {
         rows.tokens.push_back(
             base_.record().tokens[static_cast<std::size_t>(row % batch_ * pos_ + p)]);
     }
-  if (rows.tokens.empty())
-    rows.start_residual = copies(base(Site::resid_pre, first_layer), first_pos, first);
+  if (rows.tokens.empty()) rows.start_residual = residuals(first, first_layer, first_pos);
   for (std::int64_t l = first_layer; l < layers; ++l) {
     if (first_pos > 0)
       rows.base.push_back({before(base(keys_of(model_.config()), l), first_pos),
                            before(base(Site::v, l), first_pos)});
-    if (std::int64_t n = l > first_layer ? enter_at(l) : 0; n > 0) {
+    if (auto here = enter_at(l); l > first_layer && !here.empty()) {
       rows.entering.resize(static_cast<std::size_t>(layers - first_layer - 1));
-      rows.entering[static_cast<std::size_t>(l - first_layer - 1)] =
-          copies(base(Site::resid_pre, l), first_pos, n);
+      rows.entering[static_cast<std::size_t>(l - first_layer - 1)] = residuals(here, l, first_pos);
     }
   }
   if (read_pos_) rows.read_pos = *read_pos_ - first_pos;
@@ -245,6 +331,19 @@ std::size_t PatchRuns::bytes_of_patch(std::int64_t first_pos) const {
   std::int64_t elements = rows * (3 * c.d_mlp + 12 * c.d_model + 4 * c.n_heads * pos_) +
                           6 * pos_ * c.n_kv_heads * c.d_head + 2 * logits_rows * logits;
   return sizeof(float) * static_cast<std::size_t>(batch_ * elements);
+}
+
+std::size_t PatchRuns::bytes_of_rows(const Patch& patch) const {
+  const Config& c = model_.config();
+  std::int64_t elements =
+      3 * c.d_mlp + (12 + (site_ == Site::result ? 3 * c.n_heads : 0)) * c.d_model;
+  std::int64_t rows = batch_ * std::ssize(positions_of(patch, patch.first_pos));
+  return sizeof(float) * static_cast<std::size_t>(rows * elements);
+}
+
+std::size_t PatchRuns::bytes_carried(const Patch& patch) const {
+  std::int64_t rows = batch_ * std::ssize(positions_of(patch, patch.first_pos));
+  return sizeof(float) * static_cast<std::size_t>(rows * model_.config().d_model);
 }
 
 }  // namespace lenscpp

@@ -16,7 +16,9 @@ namespace lenscpp {
 /// What a sweep leaves out because the base run holds it already. Each can be switched off by
 /// itself; products of other shapes round otherwise, so values then differ by rounding.
 struct Savings {
-  bool layers = true;     // a patch starts at its own layer, from the base run's residual there
+  bool layers = true;  // a patch starts at its own layer, from the base run's residual there
+  bool rows = true;    // and where it is behind attention, at the next one: of its own layer only
+                       // the rows that it changes are computed
   bool positions = true;  // earlier positions than the first that changes keep the base's keys and
                           // values
   bool equal = true;      // a patch that changes no bit of what is read has the base run's metric
@@ -29,6 +31,9 @@ struct Patch {
   std::int64_t layer;          // 0 where the site has none
   Selection where;             // in every prompt: no batch
   std::int64_t first_pos = 0;  // the first position that it changes
+  /// The residual behind its layer at the positions that it changes, [pos, batch, d_model], once a
+  /// run of those rows made it; empty: an edit in its layer.
+  Array carried = {};
 };
 
 /// The patches of one site over one base run.
@@ -49,6 +54,14 @@ class PatchRuns {
   /// At most `most(first_pos)` in each.
   std::vector<std::vector<Patch>> grouped(
       std::vector<Patch> patches, const std::function<std::int64_t(std::int64_t)>& most) const;
+  /// Whether it runs in two parts: request_of_rows() in its own layer, then request() from the next
+  /// on.
+  bool in_two_parts(const Patch& patch) const;
+  /// The run of the rows that patches of one layer change, each a prompt of its own, from z to the
+  /// end of that layer.
+  Request request_of_rows(std::span<const Patch> patches) const;
+  /// Gives each of those patches what it is carried on with, from that run's output.
+  void carry(std::span<Patch> patches, const Array& output) const;
   /// The run of a group: row i * batch + b of its output is patch i in prompt b.
   Request request(std::span<const Patch> group) const;
   /// Whether the output of request() is only what the metric reads, else logits of all tokens at
@@ -59,6 +72,9 @@ class PatchRuns {
   Array whole_logits(const Array& output, std::span<const Patch> group, std::size_t i) const;
   /// About what one patch takes in memory while its run is checked, in bytes.
   std::size_t bytes_of_patch(std::int64_t first_pos) const;
+  /// The same of its run of rows; and what it is carried on with.
+  std::size_t bytes_of_rows(const Patch& patch) const;
+  std::size_t bytes_carried(const Patch& patch) const;
 
  private:
   std::int64_t start_layer(const Patch& patch) const;
@@ -66,9 +82,10 @@ class PatchRuns {
   std::vector<std::int64_t> positions_of(const Patch& patch, std::int64_t from) const;
   bool differs(const Patch& patch, std::int64_t pos) const;
   std::vector<Piece> pieces(const Patch& patch, std::int64_t row, std::int64_t first_pos) const;
+  std::vector<Piece> pieces_of_rows(const Patch& patch, std::int64_t row) const;
   std::vector<Edit> edits(std::span<const Patch> group, std::int64_t first_pos) const;
   Array before(const Array& of_base, std::int64_t first_pos) const;
-  Array copies(const Array& of_base, std::int64_t first_pos, std::int64_t count) const;
+  Array residuals(std::span<const Patch> patches, std::int64_t layer, std::int64_t first_pos) const;
 
   const HookedTransformer& model_;
   Site site_;

@@ -175,7 +175,7 @@ class Ioi {
                  s2 = place(sentence.with(first, second, other));
     std::int64_t s1 = subject_first ? at_first : at_second,
                  io_pos = subject_first ? at_second : at_first;
-    return {.id = numbered("ioi", i),
+    return {.id = numbered("ioi", i) + (subject_first ? "-BABA" : "-ABBA"),
             .clean = clean,
             .corrupted = corrupted,
             .answer = {token_of(io, clean_ids[static_cast<std::size_t>(io_pos)])},
@@ -185,7 +185,7 @@ class Ioi {
                                                     {"S1+1", s1 + 1},
                                                     {"S2", s2},
                                                     {"END", std::ssize(clean_ids) - 1}},
-            .cluster = std::to_string(number) + (subject_first ? "-BABA" : "-ABBA")};
+            .cluster = "template " + std::to_string(number)};
   }
 
   const HookedTransformer& model_;

@@ -33,7 +33,8 @@ struct Task {
 
 /// "When John and Mary went to the store, John gave the bag to": 15 templates in both orders of the
 /// names (BABA and ABBA), n experiments spread over them evenly. Positions IO, S1, S1+1, S2, END;
-/// template "7-ABBA". Throws std::invalid_argument when fewer than five names are one token each.
+/// id "ioi-000007-ABBA", template "template 3". Throws std::invalid_argument when fewer than five
+/// names are one token each.
 Task ioi_task(const HookedTransformer& model, const TaskOptions& options = {});
 /// "The war lasted from the year 1741 to the year 17": the answers are the two-digit tokens above
 /// 41, wrong are the others; in the corrupted prompt the year is 1701. Positions XX, YY, END; the

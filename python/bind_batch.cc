@@ -1,6 +1,7 @@
 // Batches of experiments in Python. Plans and reports cross as JSON, values as tensors.
 #include <nlohmann/json.hpp>
 
+#include "hooks/checkpoint/json.h"
 #include "lens/fault_injection.h"
 #include "patching/batch_folder.h"
 #include "patching/merged_file.h"
@@ -14,7 +15,7 @@ using nlohmann::json;
 
 std::vector<Experiment> experiments_from(const std::string& text) {
   std::vector<Experiment> experiments;
-  json list = json::parse(text);
+  json list = parse_json(text, "[experiments]");
   for (std::size_t i = 0; i < list.size(); ++i)
     experiments.push_back(experiment_from_json(list[i], "experiment " + std::to_string(i)));
   return experiments;
@@ -38,7 +39,9 @@ BatchOptions options_from(const py::dict& given) {
 
 // Faults of lenscpp.faults.inject, and Ctrl-C, in every run of a batch.
 struct Armed {
-  Armed(const py::list& faults, const Config& config) : injected(specs(faults), config) {}
+  Armed(const py::list& faults, const Config& config) : injected(specs(faults), config) {
+    for (py::handle fault : faults) names.push_back(py::repr(fault).cast<std::string>());
+  }
   static std::vector<FaultSpec> specs(const py::list& faults) {
     std::vector<FaultSpec> all;
     for (py::handle fault : faults) all.push_back(*fault.cast<Ours<FaultSpec>>());
@@ -47,16 +50,25 @@ struct Armed {
   void arm(BatchOptions& o) const {
     o.interference = heard(injected.interference());
     o.device_faults = injected.device_faults();
+    o.injected = names;
   }
   InjectedFaults injected;
+  std::vector<std::string> names;
 };
 
 json plan_json(const Batch& batch, const std::filesystem::path& folder) {
   json plan = read_plan(folder);
   BatchFolder there(folder, batch, true);
   std::vector<std::string> damaged;
-  for (json& shard : plan.at("shards"))
-    shard["finished"] = there.finished(shard.at("name"), damaged).has_value();
+  for (json& shard : plan.at("shards")) {
+    std::string damage;
+    auto file = there.finished(shard.at("name"), damage);
+    shard["finished"] = file.has_value();
+    if (file) shard["rejected"] = file->rejected();
+    if (damage.empty()) continue;
+    there.set_aside(shard.at("name"));
+    damaged.push_back(damage);
+  }
   plan["damaged"] = damaged;
   return plan;
 }
@@ -114,7 +126,7 @@ void bind_running(py::module_& m) {
         Armed armed(faults, model->config());
         armed.arm(o);
         std::filesystem::path path = to_path(folder) / (name + ".h5");
-        json verdict;
+        json said;
         {
           py::gil_scoped_release release;
           Batch batch(*model, experiments_from(experiments), std::move(o));
@@ -124,9 +136,12 @@ void bind_running(py::module_& m) {
                 name.substr(0, 12) + ": the models or the versions of lenscpp are not the same");
           Shard shard = batch.run(batch.blocks()[0]);
           save_shard(path, shard);
-          verdict = shard.verdict;
+          said = {{"verdict", shard.verdict},
+                  {"seconds", shard.provenance.at("seconds")},
+                  {"rejected", json::array()}};
+          for (const Rejection& r : shard.rejected) said["rejected"].push_back(to_json(r));
         }
-        return to_python(verdict);
+        return to_python(said);
       },
       py::arg("model"), py::arg("experiments"), py::arg("options"), py::arg("name"),
       py::arg("folder"), py::arg("faults"));

@@ -231,7 +231,8 @@ GridOptions options_from(const HookedTransformer& model, const py::kwargs& call)
   options.direction = direction_from_name(call["direction"].cast<std::string>());
   if (given("verify")) options.verify = verify_mode_from_name(call["verify"].cast<std::string>());
   if (!call["savings"].cast<bool>())
-    options.savings = {.layers = false, .positions = false, .equal = false, .output = false};
+    options.savings = {
+        .layers = false, .rows = false, .positions = false, .equal = false, .output = false};
   if (given("positions")) options.positions = call["positions"].cast<std::vector<std::int64_t>>();
   if (given("max_cells")) options.max_cells = call["max_cells"].cast<std::int64_t>();
   if (given("progress")) {

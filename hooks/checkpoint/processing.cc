@@ -3,6 +3,7 @@
 #include "hooks/checkpoint/processing.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -33,26 +34,39 @@ void subtract_mean(Row values) {
   for (double& value : values) value -= m;
 }
 
-// Calls visit(index, row) for each row of the last dimension, widened into one buffer.
+void center_row(std::int64_t /*row*/, Row values) { subtract_mean(values); }
+
+// Calls visit(index, row) for rows [begin, end) of the last dimension, widened into one buffer.
 template <class Visit>
-void for_each_row(const Array& array, const Visit& visit) {
+void visit_rows(const Array& array, std::int64_t begin, std::int64_t end, const Visit& visit) {
   std::int64_t width = array.size(-1);
   std::vector<double> row(static_cast<std::size_t>(width));
-  std::int64_t rows = width == 0 ? 0 : array.numel() / width;
-  for (std::int64_t r = 0; r < rows; ++r) {
+  for (std::int64_t r = begin; r < end; ++r) {
     array.widen(r * width, row);
     visit(r, Row(row));
   }
 }
 
+std::int64_t rows_of(const Array& array) {
+  std::int64_t width = array.size(-1);
+  return width == 0 ? 0 : array.numel() / width;
+}
+
+template <class Visit>
+void for_each_row(const Array& array, const Visit& visit) {
+  visit_rows(array, 0, rows_of(array), visit);
+}
+
 // The array whose rows are what `change(index, row)` leaves in them, rounded once.
 template <class Change>
-Array with_rows(const Array& array, const Change& change) {
+Array with_rows(const Array& array, const Change& change, const ParallelFor& parallel) {
   MutableArray result(array.shape(), array.dtype());
   std::int64_t width = array.size(-1);
-  for_each_row(array, [&](std::int64_t r, Row row) {
-    change(r, row);
-    result.store(r * width, row);
+  parallel(rows_of(array), [&](std::int64_t begin, std::int64_t end) {
+    visit_rows(array, begin, end, [&](std::int64_t r, Row row) {
+      change(r, row);
+      result.store(r * width, row);
+    });
   });
   return std::move(result).freeze();
 }
@@ -87,9 +101,10 @@ void fold_norm(const NormWeights& norm, bool centres, Array& matrix, std::vector
     }
   });
   for (double& value : means) value /= static_cast<double>(w.size());
-  matrix = with_rows(matrix, [&](std::int64_t m, Row row) {
+  auto change = [&](std::int64_t m, Row row) {
     for (std::size_t j = 0; j < row.size(); ++j) row[j] = row[j] * w[m] - means[j];
-  });
+  };
+  matrix = with_rows(matrix, change, serial_for);
 }
 
 void process_layer(LayerWeights& layer, const Config& config, const Processing& steps) {
@@ -110,8 +125,8 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
     layer.b_in = narrowed(b_in, layer.b_in);
   }
   if (steps.center_writing_weights) {
-    layer.W_out = with_rows(layer.W_out, [](std::int64_t, Row row) { subtract_mean(row); });
-    layer.b_out = with_rows(layer.b_out, [](std::int64_t, Row row) { subtract_mean(row); });
+    layer.W_out = with_rows(layer.W_out, center_row, serial_for);
+    layer.b_out = with_rows(layer.b_out, center_row, serial_for);
   }
   if (steps.center_writing_weights || steps.fold_value_biases) {
     // Row h d_head + i of W_O reads value i of the group that head h belongs to.
@@ -128,7 +143,7 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
       for (std::size_t j = 0; j < row.size(); ++j) b_O[j] += b_V * row[j];
     };
     if (steps.center_writing_weights)
-      layer.W_O = with_rows(layer.W_O, change);
+      layer.W_O = with_rows(layer.W_O, change, serial_for);
     else
       for_each_row(layer.W_O, change);
     if (steps.center_writing_weights) subtract_mean(b_O);
@@ -138,39 +153,78 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
   if (steps.fold_ln || steps.fold_value_biases) layer.b_QKV = narrowed(b_QKV, layer.b_QKV);
 }
 
+// The sum of each column of what `change(index, row part, first column)` makes of a matrix. Threads
+// share the columns, so that each sum has one order.
+template <class Change>
+std::vector<double> column_sums(const Array& array, const Change& change,
+                                const ParallelFor& parallel) {
+  std::int64_t width = array.size(-1);
+  constexpr std::int64_t kColumns = 16;  // a line of memory
+  std::vector<double> sums(static_cast<std::size_t>(width));
+  parallel((width + kColumns - 1) / kColumns, [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t first = begin * kColumns, last = std::min(end * kColumns, width);
+    std::vector<double> part(static_cast<std::size_t>(last - first));
+    for (std::int64_t r = 0; r < rows_of(array); ++r) {
+      array.widen(r * width + first, part);
+      change(r, Row(part), first);
+      for (std::size_t j = 0; j < part.size(); ++j)
+        sums[static_cast<std::size_t>(first) + j] += part[j];
+    }
+  });
+  return sums;
+}
+
 // W_U has one row a token: the mean over d_model is a row's, the mean over the vocabulary a
 // column's.
-void process_unembedding(Weights& weights, const Processing& steps) {
+void process_unembedding(Weights& weights, const Processing& steps, const ParallelFor& parallel) {
   if (!steps.fold_ln && !steps.center_unembed) return;
+  auto d_model = static_cast<std::size_t>(weights.config.d_model);
   std::vector<double> b_U = weights.b_U.to_doubles();
-  std::vector<double> w, b;
+  std::vector<double> w(d_model, 1), means(d_model), row_means(b_U.size());
   if (steps.fold_ln) {
     NormWeights norm(weights.ln_final_w, weights.ln_final_b, weights.config);
     w = std::move(norm.w);
-    b = std::move(norm.b);
+    const std::vector<double>& b = norm.b;
+    bool centre = weights.config.norms_centre();
+    parallel(rows_of(weights.W_U), [&](std::int64_t begin, std::int64_t end) {
+      visit_rows(weights.W_U, begin, end, [&](std::int64_t v, Row row) {
+        for (std::size_t m = 0; m < d_model; ++m) b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
+        for (std::size_t m = 0; m < d_model; ++m) row[m] *= w[m];
+        if (centre) row_means[static_cast<std::size_t>(v)] = mean(row);
+      });
+    });
   }
-  auto fold = [&](Row row) {
-    if (!steps.fold_ln) return;
-    for (std::size_t m = 0; m < row.size(); ++m) row[m] *= w[m];
-    if (weights.config.norms_centre()) subtract_mean(row);
+  auto fold = [&](std::int64_t v, Row part, std::int64_t first) {  // neither without fold_ln
+    double row_mean = row_means[static_cast<std::size_t>(v)];
+    const double* scale = w.data() + first;
+    for (std::size_t j = 0; j < part.size(); ++j) part[j] = part[j] * scale[j] - row_mean;
   };
-  std::vector<double> means(static_cast<std::size_t>(weights.config.d_model));
-  for_each_row(weights.W_U, [&](std::int64_t v, Row row) {
-    if (steps.fold_ln)
-      for (std::size_t m = 0; m < row.size(); ++m)
-        b_U[static_cast<std::size_t>(v)] += b[m] * row[m];
-    fold(row);
-    if (steps.center_unembed)
-      for (std::size_t m = 0; m < row.size(); ++m) means[m] += row[m];
-  });
-  for (double& value : means) value /= static_cast<double>(weights.config.d_vocab);
-  weights.W_U = with_rows(weights.W_U, [&](std::int64_t, Row row) {
-    fold(row);
-    for (std::size_t m = 0; m < row.size(); ++m)
-      row[m] -= means[m];  // zeros without center_unembed
-  });
-  if (steps.center_unembed) subtract_mean(b_U);
+  if (steps.center_unembed) {
+    means = column_sums(weights.W_U, fold, parallel);
+    for (double& value : means) value /= static_cast<double>(weights.config.d_vocab);
+    subtract_mean(b_U);
+  }
+  auto change = [&](std::int64_t v, Row row) {
+    fold(v, row, 0);
+    for (std::size_t m = 0; m < d_model; ++m) row[m] -= means[m];
+  };
+  weights.W_U = with_rows(weights.W_U, change, parallel);
   weights.b_U = narrowed(b_U, weights.b_U);
+}
+
+void require_all_finite(const Weights& weights, const ParallelFor& parallel) {
+  constexpr std::int64_t kTogether = 1 << 18;
+  weights.for_each([&](const std::string& name, const Array& array) {
+    Array flat = array.reshaped({array.numel()});
+    std::atomic<bool> finite = true;
+    parallel((array.numel() + kTogether - 1) / kTogether,
+             [&](std::int64_t begin, std::int64_t end) {
+               Array part = flat.rows(begin * kTogether, std::min(end * kTogether, array.numel()));
+               if (first_not_finite(part)) finite = false;
+             });
+    if (!finite)
+      require_finite(array, "[processing] " + name, "; process in a wider dtype, then cast");
+  });
 }
 
 }  // namespace
@@ -196,28 +250,27 @@ NormKind folded(NormKind norm) {
   throw std::logic_error("[processing] not a NormKind");
 }
 
-Weights process(const Weights& weights, const Processing& asked_for) {
+Weights process(const Weights& weights, const Processing& asked_for, const ParallelFor& parallel) {
   if (asked_for.fold_ln && !weights.config.norms_affine())
     throw std::invalid_argument("[processing] fold_ln: these weights are " +
                                 std::string(name_of(weights.config.norm)) +
                                 ", the norms of raw weights (layer_norm, rms_norm) can be folded");
   Processing processing = applicable(asked_for, weights.config);
   Weights result = weights;
-  process_unembedding(result, processing);
-  for (LayerWeights& layer : result.layers) process_layer(layer, result.config, processing);
+  process_unembedding(result, processing, parallel);
+  parallel(std::ssize(result.layers), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t l = begin; l < end; ++l)
+      process_layer(result.layers[static_cast<std::size_t>(l)], result.config, processing);
+  });
   if (processing.center_writing_weights) {
-    auto center = [](std::int64_t, Row row) { subtract_mean(row); };
-    result.W_E = with_rows(result.W_E, center);
-    if (!result.W_pos.empty()) result.W_pos = with_rows(result.W_pos, center);
+    result.W_E = with_rows(result.W_E, center_row, parallel);
+    if (!result.W_pos.empty()) result.W_pos = with_rows(result.W_pos, center_row, parallel);
   }
   if (processing.fold_ln) {
     result.ln_final_w = result.ln_final_b = Array();
     result.config.norm = folded(result.config.norm);
   }
-  if (processing.any())
-    result.for_each([](const std::string& name, const Array& array) {
-      require_finite(array, "[processing] " + name, "; process in a wider dtype, then cast");
-    });
+  if (processing.any()) require_all_finite(result, parallel);
   return result;
 }
 

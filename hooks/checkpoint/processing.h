@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "hooks/checkpoint/weights.h"
+#include "hooks/parallel.h"
 
 namespace lenscpp {
 
@@ -32,7 +33,8 @@ NormKind folded(NormKind norm);
 /// to weights.dtype. The input is not changed. After fold_ln, config.norm is a _pre kind and the
 /// norms' arrays are empty. To round once in all, load in the stored dtype or wider, process, then
 /// cast. Throws std::invalid_argument for fold_ln of folded weights, and for a result that
-/// overflows the dtype.
-Weights process(const Weights& weights, const Processing& processing);
+/// overflows the dtype. Threads change no bit.
+Weights process(const Weights& weights, const Processing& processing,
+                const ParallelFor& parallel = serial_for);
 
 }  // namespace lenscpp

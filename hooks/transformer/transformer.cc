@@ -117,7 +117,7 @@ class Pass {
   };
   // Rotary positions are those of the first prompt; Rows::validate has seen that all are the same.
   void turn_by_positions() {
-    if (!c.rotary || rows.first_layer == rows.end_layer) return;
+    if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
     std::vector<std::int64_t> positions(rows.positions.begin(), rows.positions.begin() + pos);
     auto place = [&](Site cos, Site sin, const Rope& rope) {
       TurnTables tables = turn_tables(*c.rotary, rope, positions, to_dtype(wide));
@@ -164,6 +164,19 @@ class Pass {
   // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
   at::Tensor attention(at::Tensor& x) {
     const DeviceLayer& w = m.layers_[l];
+    at::Tensor z = rows.start_z ? upload(*rows.start_z, m.device_) : attend(x);
+    z = tap(Site::z, l, z);  // [batch, pos, head, d_head]
+    at::Tensor result =
+        tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
+    // Summed in the accumulation dtype and rounded once, as the fused product is.
+    at::Tensor out = tap.touches(Site::result, l)
+                         ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
+                         : linear(z, w.W_O, w.b_O);
+    return behind({Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out}, Site::attn_sum,
+                  w.ln1_post_w, out.view({batch, pos, c.d_model}));
+  }
+
+  at::Tensor attend(at::Tensor& x) {
     auto [q, k, v] = positioned(tap.request().splits_qkv(l) ? split_qkv(x) : fused_qkv(x));
     if (rows.first_pos > 0) {
       const BaseKeysValues& base = rows.base[l - rows.first_layer];
@@ -184,16 +197,9 @@ class Pass {
     scores = capped_and_biased(scores.view({batch, c.n_heads, pos, key}), seen);
     at::Tensor pattern = tap(Site::pattern, l, at::_softmax(scores, -1, false));
     at::Tensor z = at::bmm(pattern.view({batch * c.n_heads, pos, key}), by_head(v));
-    z = z.view({batch, c.n_heads, pos, c.d_head}).transpose(1, 2).contiguous();
-    z = tap(Site::z, l, z);  // [batch, pos, head, d_head]
-    at::Tensor result =
-        tap.computes(Site::result, l) ? tap(Site::result, l, head_results(z)) : at::Tensor();
-    // Summed in the accumulation dtype and rounded once, as the fused product is.
-    at::Tensor out = tap.touches(Site::result, l)
-                         ? at::add(at::sum(result, 2, false, wide), w.b_O).to(dtype)
-                         : linear(z, w.W_O, w.b_O);
-    return behind({Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out}, Site::attn_sum,
-                  w.ln1_post_w, out.view({batch, pos, c.d_model}));
+    return z.view({batch, c.n_heads, pos, c.d_head})
+        .transpose(1, 2)
+        .contiguous();  // [batch, pos, head, d_head]
   }
 
   at::Tensor capped_and_biased(const at::Tensor& scores, const at::Tensor& seen) {
@@ -264,8 +270,10 @@ class Pass {
         tap.computes(Site::attn_in, l) ? tap(Site::attn_in, l, over_heads(x, c.n_heads)) : x;
     at::Tensor q_in =
         tap(Site::q_input, l, over_heads(in, c.n_heads));  // [batch, pos, head, d_model]
-    at::Tensor k_in = tap(Site::k_input, l, over_heads(in, c.n_kv_heads));
-    at::Tensor v_in = tap(Site::v_input, l, over_heads(in, c.n_kv_heads));
+    // A grouped model's attn_in is for looking at: Request::validate lets nobody change it.
+    const at::Tensor& kv_in = c.n_kv_heads == c.n_heads ? in : x;
+    at::Tensor k_in = tap(Site::k_input, l, over_heads(kv_in, c.n_kv_heads));
+    at::Tensor v_in = tap(Site::v_input, l, over_heads(kv_in, c.n_kv_heads));
     before({Site::ln1_scale, Site::ln1_normalized, Site::ln1_out}, w.ln1_w, w.ln1_b,
            x);  // for looking at
     at::Tensor qn =
@@ -500,6 +508,7 @@ PassResult Transformer::run(const Request& request, Sink* sink,
                                   std::string(name_of(weights_->dtype)));
   };
   if (request.rows.start_residual) require_dtype(*request.rows.start_residual, "a start residual");
+  if (request.rows.start_z) require_dtype(*request.rows.start_z, "a start z");
   for (const BaseKeysValues& base : request.rows.base) {
     require_dtype(base.keys, "base keys");
     require_dtype(base.values, "base values");

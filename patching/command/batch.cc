@@ -1,4 +1,5 @@
 // lenscpp batch: many patching experiments into a folder that survives whatever ends the program.
+#include <charconv>
 #include <chrono>
 #include <csignal>
 
@@ -27,7 +28,7 @@ as wished "id", "sites" (["resid_pre", {"site": "z", "over": ["layer", "head", "
 {"S2": 10, "END": -1}), "template" (experiments that are not independent), "metric" (logit_diff, prob_diff, prob, log_prob).
 
 A shard is a file of like experiments, named by what it depends on: --resume runs exactly those that are missing, and
-programs that share a folder share its shards. SIGINT and SIGTERM end it after the running shard (status 130, 143); a
+programs that share a folder share its shards (--resume, or --shard, on each). SIGINT and SIGTERM end it after the running shard (status 130, 143); a
 shard that is refused goes to OUT/refused (status 3), and is run again by --resume.
 )";
 
@@ -40,9 +41,14 @@ struct Options : CommonOptions {
 
 ShardShare share_of(const std::string& text) {
   std::int64_t index = 0, count = 0;
-  char more = 0;
-  if (std::sscanf(text.c_str(), "%ld/%ld%c", &index, &count, &more) != 2 || index < 1 ||
-      index > count)
+  const char* end = text.data() + text.size();
+  auto first = std::from_chars(text.data(), end, index);
+  bool good = first.ec == std::errc() && first.ptr != end && *first.ptr == '/';
+  if (good) {
+    auto second = std::from_chars(first.ptr + 1, end, count);
+    good = second.ec == std::errc() && second.ptr == end;
+  }
+  if (!good || index < 1 || index > count)
     throw std::invalid_argument("[--shard] " + in_quotes(text) +
                                 "; allowed: I/N with I from 1 to N, such as 2/8");
   return {index, count};
@@ -89,7 +95,7 @@ void report_to_people(const BatchReport& report, const Options& o) {
             fixed(static_cast<double>(report.patches) / report.seconds, 0) + " a second" +
             (report.seconds_checking > 0
                  ? "; " + percent(report.seconds_checking / report.seconds) + " of it checking\n"
-                 : ", unchecked\n");
+                 : ", " + styled("UNVERIFIED", Style::doubtful) + "\n");
   for (const std::string& line : report.damaged)
     text += styled("set aside and run anew: ", Style::doubtful) + line + "\n";
   for (const std::string& line : report.refusals)
@@ -112,6 +118,7 @@ ExitStatus run(const Options& o) {
                        .least_difference = o.least_difference,
                        .keep_wrong = o.keep_wrong,
                        .interference = faults.interference(),
+                       .injected = o.inject,
                        .device_faults = faults.device_faults()};
   options.tokenize.sites.clear();
   for (const std::string& site : CLI::detail::split(o.sites, ','))

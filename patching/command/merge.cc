@@ -15,7 +15,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp merge ioi --out ioi.h5 --json
   lenscpp show ioi/merged.h5
 
-Every byte of every shard is checked. Effects are (patched - base) in units of the metric; "ratio of means" is 0 as in the
+Every value of every shard is checked. Effects are (patched - base) in units of the metric; "ratio of means" is 0 as in the
 corrupted runs and 1 as in the clean ones; intervals are bootstrapped over templates (over experiments without any), q is
 of a permutation test by the procedure of Benjamini and Hochberg.
 )";
@@ -28,10 +28,7 @@ struct Options {
 
 ExitStatus run(const Options& o) {
   fs::path out = o.out.empty() ? fs::path(o.folder) / "merged.h5" : checked_output(o.out, {".h5"});
-  {
-    Uninterrupted until_renamed;
-    merge_batch(o.folder, out, o.merge);
-  }
+  merge_batch(o.folder, out, o.merge);
   // Of an unverified batch, too: its file says so.
   SealedFile sealed = SealedFile::open_unverified(out);
   bool verified = sealed.status() == Status::verified;

@@ -16,6 +16,12 @@ namespace {
 
 constexpr std::size_t kMostRows = 10;
 
+// A name from a file, without what a terminal would obey.
+std::string visible(const std::string& label) {
+  std::string quoted = quoted_token(label);
+  return quoted.substr(1, quoted.size() - 2);
+}
+
 // "layer 2, head 1" of a flat index.
 std::string cell_name(const ShardFile::Grid& grid, std::int64_t cell) {
   std::string text;
@@ -23,7 +29,7 @@ std::string cell_name(const ShardFile::Grid& grid, std::int64_t cell) {
     const auto& labels = grid.axes[a].labels;
     auto n = std::ssize(labels);
     text = std::string(name_of(grid.axes[a].axis)) + " " +
-           labels[static_cast<std::size_t>(cell % n)] + (text.empty() ? "" : ", ") + text;
+           visible(labels[static_cast<std::size_t>(cell % n)]) + (text.empty() ? "" : ", ") + text;
     cell /= n;
   }
   return text;
@@ -58,13 +64,16 @@ std::string grid_table(const MergedFile& merged, const ShardFile::Grid& grid) {
     table.add({cell_name(grid, c), std::to_string(cell.n), number(cell.mean),
                number(cell.standard_error), number(cell.ratio_of_means),
                number(cell.ratio_low) + " to " + number(cell.ratio_high),
-               percent(cell.sign_consistency), p_value(cell.q)});
+               std::isnan(cell.sign_consistency) ? "-" : percent(cell.sign_consistency),
+               p_value(cell.q)});
   }
   return table.str() + std::to_string(s.significant) + " of " + std::to_string(s.cells.size()) +
          " cells differ from no effect (false discovery rate " +
-         fixed(s.options.false_discovery_rate, 2) + "); the largest " +
-         std::to_string(s.options.top) + " are the same in " + number(100 * s.stability, 0) +
-         " % of resamples (Jaccard)\n";
+         fixed(s.options.false_discovery_rate, 2) + ")" +
+         (std::isnan(s.stability)
+              ? "; one cluster: nothing can be said of its error\n"
+              : "; the largest " + std::to_string(s.options.top) + " share " +
+                    number(100 * s.stability, 0) + " % with those of resampled clusters\n");
 }
 
 std::string reasons_in_words(const json& reasons) {
@@ -77,20 +86,30 @@ std::string reasons_in_words(const json& reasons) {
 // {shards, finished, refused, missing} of a folder.
 ordered_json counts_of(const fs::path& folder) {
   json plan = read_plan(folder);
-  std::int64_t finished = 0, refused = 0;
+  bool verified = plan.at("identity").at("verify") != name_of(VerifyMode::off);
+  std::int64_t finished = 0, refused = 0, missing = 0;
+  std::vector<std::string> damaged;
   for (const json& shard : plan.at("shards")) {
     auto name = shard.at("name").get<std::string>();
-    if (fs::exists(shard_path(folder, name)))
-      ++finished;
+    if (fs::exists(shard_path(folder, name))) try {
+        fs::path path = shard_path(folder, name);
+        (verified ? ShardFile::open(path) : ShardFile::open_of_any_status(path)).verify_all();
+        ++finished;
+      } catch (const std::exception& e) {
+        damaged.push_back(e.what());
+      }
     else if (fs::exists(refused_path(folder, name)))
       ++refused;
+    else
+      ++missing;
   }
   auto shards = std::ssize(plan.at("shards"));
   return {{"experiments", plan.at("experiments")},
           {"shards", shards},
           {"finished", finished},
           {"refused", refused},
-          {"missing", shards - finished - refused},
+          {"missing", missing},
+          {"damaged", damaged},
           {"identity", plan.at("identity")}};
 }
 
@@ -140,12 +159,16 @@ ordered_json merged_to_json(const MergedFile& merged) {
 
 ordered_json folder_to_json(const fs::path& folder) { return counts_of(folder); }
 
-std::string folder_in_words(const fs::path& folder) {
-  ordered_json c = counts_of(folder);
+std::string folder_in_words(const fs::path& folder, const ordered_json& c) {
   return styled(folder.string(), Style::bold) + ": a batch of " + c.at("experiments").dump() +
          " experiments; " + c.at("finished").dump() + " of " + c.at("shards").dump() +
          " shards there, " + c.at("refused").dump() + " refused, " + c.at("missing").dump() +
-         " missing\n";
+         " missing\n" +
+         std::accumulate(c.at("damaged").begin(), c.at("damaged").end(), std::string(),
+                         [](std::string text, const ordered_json& what) {
+                           return std::move(text) + styled("damaged", Style::bad) + " " +
+                                  what.get<std::string>() + "\n";
+                         });
 }
 
 }  // namespace lenscpp::command

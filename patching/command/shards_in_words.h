@@ -17,7 +17,8 @@ std::string duration_in_words(double seconds);
 std::string merged_in_words(const MergedFile& merged);
 nlohmann::ordered_json merged_to_json(const MergedFile& merged);
 /// How much of a batch is in its folder.
-std::string folder_in_words(const std::filesystem::path& folder);
 nlohmann::ordered_json folder_to_json(const std::filesystem::path& folder);
+std::string folder_in_words(const std::filesystem::path& folder,
+                            const nlohmann::ordered_json& counts);
 
 }  // namespace lenscpp::command

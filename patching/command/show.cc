@@ -22,7 +22,7 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp show ioi
   lenscpp show ioi/merged.h5
 
-A file, or the folder of a batch, of which the shards are counted. Every byte is read and compared with its digest. Exit status 3: the file may not be used, and which object says so.
+A file, or the folder of a batch, of which the shards are checked and counted. Every value is read and compared with its digest. Exit status 3: the file may not be used, and which object says so.
 )";
 
 struct Options {
@@ -215,14 +215,17 @@ Action add_show(CLI::App& program) {
   command.footer(kFooter);
   return [o] {
     if (std::filesystem::is_directory(o->file)) {
-      if (o->json) {
-        ordered_json document{{"command", "show"}, {"exit_status", 0}, {"kind", "folder"}};
-        document.update(folder_to_json(o->file));
+      ordered_json counts = folder_to_json(o->file);
+      bool good = counts.at("refused") == 0 && counts.at("damaged").empty();
+      ExitStatus status = good ? ExitStatus::done : ExitStatus::refused;
+      ordered_json document{
+          {"command", "show"}, {"exit_status", static_cast<int>(status)}, {"kind", "folder"}};
+      document.update(counts);
+      if (o->json)
         print_json(document);
-      } else {
-        print(folder_in_words(o->file));
-      }
-      return ExitStatus::done;
+      else
+        print(folder_in_words(o->file, counts));
+      return status;
     }
     std::optional<Shown> shown;
     from_disk([&] { shown.emplace(o->file); });

@@ -4,6 +4,7 @@ patching/batch_folder.h, what they say together in patching/statistics.h."""
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -55,8 +56,10 @@ def run_experiments(
     cluster), "metric" ("logit_diff", "prob_diff", "prob", "log_prob"). sites: of experiments that name none; a site, or
     (site, axes), such as ("z", ("layer", "head", "pos")). direction, verify: as in patch_grid. block: experiments in
     a shard, at most. least_difference: pairs whose |clean - corrupted| is below it are rejected, as are pairs whose
-    clean run prefers the wrong answer, unless keep_wrong. shard: (i, n): only this process's part of the shards.
-    resume: go on with what the folder has; exactly what is missing is run. progress(done, patches).
+    clean run prefers the wrong answer, unless keep_wrong. prepend_bos: of prompts given as text, None is the model's
+    default; positions count that token too. shard: (i, n): only this process's part of the shards.
+    resume: go on with what the folder has; exactly what is missing is run, and shards can be added by more
+    experiments. progress(done, patches).
 
     Shards that were refused (INVALID) are kept apart and never merged; the report counts them. Raises ValueError for
     experiments, options or a folder that do not fit, DeviceError, OSError when the disk refuses (what was finished
@@ -66,7 +69,7 @@ def run_experiments(
     active = faults._for_run()
     report, fired = _lenscpp.run_experiments(
         inner,
-        json.dumps(as_dicts(experiments)),
+        as_json(as_dicts(experiments)),
         options(sites, direction, verify, block, least_difference, keep_wrong, prepend_bos),
         folder,
         resume=bool(resume),
@@ -135,15 +138,32 @@ def merge_experiments(
     return ExperimentsResult(_lenscpp.load_merged(out) if verified else _lenscpp.load_merged_unverified(out))
 
 
-class ExperimentsResult:
-    """A merged batch. Values stay in the file until they are asked for; each part that is read is checked.
+class ExperimentsResult(Mapping[str, "ExperimentGrid"]):
+    """A merged batch: a mapping of grids. Values stay in the file until they are asked for; each part that is read is
+    checked. Its rows stand in the order of the shards: `index` says which experiment each is.
 
-    result["z"] is what was found at a site: an ExperimentGrid."""
+    result["z"] is what was found at a site: an ExperimentGrid. result.n: experiments."""
 
     def __init__(self, merged: _lenscpp.MergedFile) -> None:
         if not isinstance(merged, _lenscpp.MergedFile):
             raise TypeError("[experiments] made by lenscpp.merge_experiments and lenscpp.load")
         self._merged = merged
+        self._about: dict[str, Any] = merged.about
+
+    @property
+    def n(self) -> int:
+        """Experiments: rows of every grid."""
+        return self._merged.n
+
+    @property
+    def error_bar(self) -> float:
+        """How far rounding moves the metric: the largest |device - float64| of the runs of one pair of each shard."""
+        return float(self._about["error_bar"])
+
+    @property
+    def refused(self) -> list[dict[str, str]]:
+        """Of the missing shards those that were INVALID: name, first_failure."""
+        return self._about["refused"]  # type: ignore[no-any-return]
 
     @property
     def status(self) -> str:
@@ -153,32 +173,32 @@ class ExperimentsResult:
     @property
     def verdict(self) -> dict[str, Any]:
         """What the checks of all runs came to."""
-        return self._merged.about["verdict"]  # type: ignore[no-any-return]
+        return self._about["verdict"]  # type: ignore[no-any-return]
 
     @property
     def identity(self) -> dict[str, Any]:
         """The model's digest, and the options that the values depend on."""
-        return self._merged.about["identity"]  # type: ignore[no-any-return]
+        return self._about["identity"]  # type: ignore[no-any-return]
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
         """Of each shard: device, host, versions, time, verdict."""
-        return self._merged.about["provenance"]  # type: ignore[no-any-return]
+        return self._about["provenance"]  # type: ignore[no-any-return]
 
     @property
     def rejected(self) -> list[dict[str, str]]:
         """Experiments that are not among the values: id, reason, what."""
-        return self._merged.about["rejected"]  # type: ignore[no-any-return]
+        return self._about["rejected"]  # type: ignore[no-any-return]
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many were rejected, by reason."""
-        return self._merged.about["reasons"]  # type: ignore[no-any-return]
+        return self._about["reasons"]  # type: ignore[no-any-return]
 
     @property
     def missing(self) -> list[str]:
         """Shards that were not there when it was merged (partial=True)."""
-        return self._merged.about["missing"]  # type: ignore[no-any-return]
+        return self._about["missing"]  # type: ignore[no-any-return]
 
     @property
     def clean(self) -> torch.Tensor:
@@ -197,44 +217,47 @@ class ExperimentsResult:
 
     def experiments(self, begin: int = 0, end: int | None = None) -> list[dict[str, Any]]:
         """Rows begin to end as dicts: id, index, template, and the prompts as token ids."""
-        return self._merged.experiments(begin, len(self) if end is None else end)
+        return self._merged.experiments(begin, self.n if end is None else end)
 
     def __len__(self) -> int:
-        return self._merged.n
-
-    def keys(self) -> list[str]:
-        """The grids: "resid_pre_by_layer_pos", ..."""
-        return [key for key, _ in self._merged.grids]
+        return len(self._merged.grids)
 
     def __getitem__(self, site: str) -> ExperimentGrid:
         """A grid by its key, or by its site where that says which. ValueError naming what there is."""
         return ExperimentGrid(self._merged, self._merged.key(site))
 
+    def __contains__(self, site: object) -> bool:
+        try:
+            return isinstance(site, str) and bool(self._merged.key(site))
+        except ValueError:
+            return False
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return iter(key for key, _ in self._merged.grids)
 
     def to_dataframe(self) -> DataFrame:
-        """A row an experiment: id, index, template, clean, corrupted. ImportError without pandas."""
+        """A row an experiment: id, index, template, metric, clean, corrupted. ImportError without pandas."""
         pandas = _pandas("to_dataframe")
         rows = self.experiments()
-        frame = pandas.DataFrame({key: [row[key] for row in rows] for key in ("id", "index", "template")})
+        frame = pandas.DataFrame({key: [row[key] for row in rows] for key in ("id", "index", "template", "metric")})
         frame["clean"], frame["corrupted"] = self.clean.numpy(), self.corrupted.numpy()
         return frame
 
     def plot(self, site: str | None = None, quantity: str = "ratio_of_means") -> Figure:
         """self[site].plot(quantity), of the first grid where no site is given."""
-        return self[self.keys()[0] if site is None else site].plot(quantity)
+        return self[next(iter(self)) if site is None else site].plot(quantity)
 
     def __repr__(self) -> str:
         out = f", {len(self.rejected)} rejected" if self.rejected else ""
         lost = f", {len(self.missing)} shards missing" if self.missing else ""
-        return f"<ExperimentsResult ({self.status}) of {len(self)} experiments{out}{lost}: {', '.join(self)}>"
+        return f"<ExperimentsResult ({self.status}) of {self.n} experiments{out}{lost}: {', '.join(self)}>"
 
 
 class ExperimentGrid:
     """One site of a merged batch: a row an experiment, float64 [n, axes...]; NaN where an experiment has no such cell.
 
-    grid[10:20] reads those rows, and checks them; len(grid), grid.shape and grid.ndim are those of all."""
+    grid[10:20] reads those rows, and checks them; len(grid), grid.shape and grid.ndim are those of all. For dask and
+    xarray: to_xarray()."""
 
     def __init__(self, merged: _lenscpp.MergedFile, key: str) -> None:
         self._merged = merged
@@ -258,13 +281,6 @@ class ExperimentGrid:
     def ndim(self) -> int:
         return len(self.shape)
 
-    @property
-    def dtype(self) -> Any:
-        """numpy's, for dask.array.from_array."""
-        import numpy
-
-        return numpy.dtype("float64")
-
     def __len__(self) -> int:
         return self._merged.n
 
@@ -273,6 +289,8 @@ class ExperimentGrid:
 
         Reads the shards that the rows are in, and nothing else. IndexError for rows that are not there."""
         first, *rest = rows if isinstance(rows, tuple) else (rows,)
+        if first is None or not (isinstance(first, slice) or hasattr(first, "__index__")):
+            raise TypeError(f"[experiments] rows: needed: an int or a slice (grid.values takes what torch takes); found: {_inputs.kind(first)}")
         if isinstance(first, slice):
             begin, end, step = first.indices(len(self))
             span = range(begin, end, step)
@@ -280,8 +298,7 @@ class ExperimentGrid:
             values = self._merged.rows(self.key, low, high)
             values = values[torch.tensor([i - low for i in span], dtype=torch.int64)]
             return values[(slice(None), *rest)] if rest else values
-        number = _inputs.optional_int("row", first)
-        assert number is not None
+        number = operator.index(first)
         if not -len(self) <= number < len(self):
             raise IndexError(f"[experiments] row {number} out of range: there are {len(self)}")
         row = self._merged.rows(self.key, number % len(self), number % len(self) + 1)[0]
@@ -312,7 +329,8 @@ class ExperimentGrid:
 
     @property
     def top(self) -> list[dict[str, Any]]:
-        """Cells that differ from no effect at the false discovery rate, the largest mean effect first: axes and quantities."""
+        """Cells that differ from no effect at the false discovery rate, the largest mean effect first, ten at most: axes
+        and quantities. Effects within the error bar are never among them."""
         found = self._merged.statistics(self.key)
         cells = list(product(*self.labels.values()))
         return [dict(zip(self.over, cells[cell])) | {name: found[name][cell] for name in QUANTITIES} for cell in found["top"]]
@@ -320,7 +338,7 @@ class ExperimentGrid:
     def to_dataframe(self) -> DataFrame:
         """A row a cell: its axes, and the statistics. ImportError without pandas."""
         pandas = _pandas("to_dataframe")
-        frame = pandas.DataFrame(list(product(*self.labels.values())), columns=list(self.over))
+        frame = pandas.DataFrame(list(product(*self._coordinates())), columns=list(self.over))
         for name, values in self.statistics.items():
             frame[name] = values.flatten().numpy()
         for name in ("n", "clusters"):
@@ -332,7 +350,7 @@ class ExperimentGrid:
         pandas = _pandas("to_long_dataframe")
         stop = len(self) if end is None else end
         rows = self._merged.experiments(begin, stop)
-        cells = list(product(*self.labels.values()))
+        cells = list(product(*self._coordinates()))
         frame = pandas.DataFrame([(row["id"], row["template"], *cell) for row in rows for cell in cells], columns=["id", "template", *self.over])
         frame["value"] = self._merged.rows(self.key, begin, stop).flatten().numpy()
         for name, column in (("clean", self._merged.clean()), ("corrupted", self._merged.corrupted())):
@@ -357,17 +375,25 @@ class ExperimentGrid:
             data = self.values.numpy()
         coords = {"experiment": [row["id"] for row in rows], "template": ("experiment", [row["template"] for row in rows])}
         coords |= {"clean": ("experiment", self._merged.clean().numpy()), "corrupted": ("experiment", self._merged.corrupted().numpy())}
-        return xarray.DataArray(data, dims=("experiment", *self.over), coords={**coords, **self.labels}, name=self.key)
+        identity = self._merged.about["identity"]
+        attributes = {"status": self._merged.status, "direction": identity["direction"], "model_digest": identity["model_digest"]}
+        return xarray.DataArray(
+            data, dims=("experiment", *self.over), coords={**coords, **dict(zip(self.over, self._coordinates()))}, name=self.key, attrs=attributes
+        )
+
+    def _coordinates(self) -> list[list[str] | list[int]]:
+        """Labels; numbers where all of an axis are."""
+        return [[int(label) for label in labels] if all(label.isdecimal() for label in labels) else labels for labels in self.labels.values()]
 
     def plot(self, quantity: str = "ratio_of_means") -> Figure:
-        """The first axis over the last one, axes between on a slider; error bars and test in the hover text. Cells that
-        do not differ from no effect at the false discovery rate are marked with a dot."""
+        """The first axis over the last one, axes between on a slider; errors and tests in the hover text. Cells that
+        differ from no effect at the false discovery rate have a star."""
         import plotly.graph_objects as go  # type: ignore[import-untyped]
 
         if quantity not in QUANTITIES:
             raise ValueError(f"[experiments] quantity {quantity!r}; allowed: {', '.join(QUANTITIES)}")
         statistics, names, labels = self.statistics, self.over, self.labels
-        rate = self._merged.statistics(self.key)["options"]["false_discovery_rate"]
+        found = self._merged.statistics(self.key)["options"]
         if len(names) == 1:
             statistics = {name: values[None] for name, values in statistics.items()}
             names, labels = ("", *names), {"": [""], **labels}
@@ -380,7 +406,7 @@ class ExperimentGrid:
         for pick in picks:
             at: Any = (slice(None), *pick, slice(None))
             cells = {name: values[at].tolist() for name, values in statistics.items()}
-            figure.add_trace(_heatmap(cells, quantity, rate, top, bottom, reach, visible=pick == picks[0]))
+            figure.add_trace(_heatmap(cells, quantity, found["false_discovery_rate"], found["error_bar"], top, bottom, reach, visible=pick == picks[0]))
         if len(picks) > 1:
             steps = [
                 {"label": escape(", ".join(f"{name} {labels[name][i]}" for name, i in zip(between, pick))),
@@ -405,7 +431,7 @@ class ExperimentGrid:
         direction = self._merged.about["identity"]["direction"]
         head = f"{direction} {self.key.split('_by_')[0]}: {quantity.replace('_', ' ')} over {len(self)} experiments"
         rate = found["options"]["false_discovery_rate"]
-        return f"{escape(head)}<br>{found['significant']} of {len(found['n'])} cells differ from no effect (rate {rate}; others: ·), <b>{self._merged.status}</b>"
+        return f"{escape(head)}<br>{found['significant']} of {len(found['n'])} cells differ from no effect (*, rate {rate}), <b>{self._merged.status}</b>"
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(labels)} {name}" for name, labels in self.labels.items())
@@ -466,14 +492,37 @@ class ShardResult:
 
 
 class _Numpy:
-    """Rows as numpy arrays: what dask asks for."""
+    """Rows as numpy arrays: what dask asks for. Opens the file anew in another process."""
 
     def __init__(self, grid: ExperimentGrid) -> None:
+        import numpy
+
         self._grid = grid
-        self.shape, self.ndim, self.dtype = grid.shape, grid.ndim, grid.dtype
+        self.shape, self.ndim, self.dtype = grid.shape, grid.ndim, numpy.dtype("float64")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (os.path.abspath(self._grid._merged.path), self._grid.key, self._grid._merged.status == "VERIFIED")
 
     def __getitem__(self, rows: Any) -> Any:
         return self._grid[rows].numpy()
+
+
+def _reopened(path: str, key: str, verified: bool) -> _Numpy:
+    return _Numpy(ExperimentGrid(_lenscpp.load_merged(path) if verified else _lenscpp.load_merged_unverified(path), key))
+
+
+def as_json(experiments: list[dict[str, Any]]) -> str:
+    """What C++ reads; an experiment that is no JSON is named."""
+    texts = []
+    for number, one in enumerate(experiments):
+        try:
+            text = json.dumps(one, allow_nan=False)
+            text.encode()
+            json.dumps(one, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"[experiments] experiment {number} ({one.get('id', 'without an id')!r}): {error}") from None
+        texts.append(text)
+    return f"[{','.join(texts)}]"
 
 
 def as_dicts(experiments: Experiments) -> list[dict[str, Any]]:
@@ -497,7 +546,12 @@ def options(
     sites: Any, direction: str, verify: str | None, block: int, least_difference: float, keep_wrong: bool, prepend_bos: bool | None
 ) -> dict[str, Any]:
     """What C++ reads as BatchOptions."""
-    named = [(site, []) if isinstance(site, str) else (site[0], list(site[1])) for site in ([sites] if isinstance(sites, str) else sites)]
+    named = [_site(site) for site in ([sites] if isinstance(sites, str) else sites or [])]
+    if not named:
+        raise ValueError("[experiments] sites: none is named")
+    size = _inputs.optional_int("block", block)
+    if size is None or not 1 <= size < 2**31:
+        raise ValueError(f"[experiments] block {block}; allowed: 1 experiment and more")
     for word in (direction, *([] if verify is None else [verify])):
         if not isinstance(word, str):
             raise TypeError(f"[experiments] direction and verify are texts; found: {_inputs.kind(word)}")
@@ -506,7 +560,7 @@ def options(
         "sites": named,
         "direction": direction,
         "verify": verify,
-        "block": _inputs.optional_int("block", block),
+        "block": size,
         "least_difference": float(least_difference),
         "keep_wrong": bool(keep_wrong),
         "prepend_bos": prepend_bos,
@@ -519,6 +573,17 @@ def checked_model(model: Any, where: str) -> _lenscpp.Model:
         raise TypeError(f"[{where}] model: needed: a HookedTransformer; found: {_inputs.kind(model)}")
     model._hooked.refuse(where)
     return inner
+
+
+def _site(site: Any) -> tuple[str, list[str]]:
+    """Of "z", ("z", axes) and {"site": "z", "over": axes}."""
+    if isinstance(site, str):
+        return site, []
+    if isinstance(site, Mapping) and set(site) == {"site", "over"}:
+        site = (site["site"], site["over"])
+    if isinstance(site, (tuple, list)) and len(site) == 2 and isinstance(site[0], str) and isinstance(site[1], (tuple, list)) and all(isinstance(axis, str) for axis in site[1]):
+        return site[0], list(site[1])
+    raise TypeError(f'[experiments] sites: needed: "z", ("z", ("layer", "head", "pos")) or {{"site": ..., "over": ...}}; found: {_inputs.kind(site)}')
 
 
 def _share(shard: tuple[int, int]) -> tuple[int, int]:
@@ -546,7 +611,7 @@ def _numbers(values: list[Any]) -> list[float]:
     return [float("nan") if value is None else float(value) for value in values]
 
 
-def _heatmap(cells: dict[str, list[list[float]]], quantity: str, rate: float, top: list[str], bottom: list[str], reach: float, visible: bool) -> Any:
+def _heatmap(cells: dict[str, list[list[float]]], quantity: str, rate: float, error_bar: float, top: list[str], bottom: list[str], reach: float, visible: bool) -> Any:
     import plotly.graph_objects as go
 
     def hover(row: int, column: int) -> str:
@@ -559,7 +624,7 @@ def _heatmap(cells: dict[str, list[list[float]]], quantity: str, rate: float, to
 
     def text(row: int, column: int) -> str:
         value = cells[quantity][row][column]
-        mark = "" if cells["q"][row][column] <= rate else "·"
+        mark = "*" if cells["q"][row][column] <= rate and abs(cells["mean"][row][column]) > error_bar else ""
         return "" if value != value else f"{value:.2f}".replace("-0.00", "0.00") + mark
 
     rows, columns = range(len(top)), range(len(bottom))

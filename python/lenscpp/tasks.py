@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from . import _lenscpp
-from ._experiments import as_dicts, checked_model
+from . import _inputs, _lenscpp
+from ._experiments import as_dicts, as_json, checked_model
 
 
 class Task(list[dict[str, Any]]):
@@ -64,9 +63,11 @@ def read_experiments(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def write_experiments(path: str | os.PathLike[str], experiments: Any) -> None:
     """Writes a JSON Lines file whole or not at all. ValueError naming the experiment, OSError."""
-    _lenscpp.write_experiments(path, json.dumps(as_dicts(experiments)))
+    _lenscpp.write_experiments(path, as_json(as_dicts(experiments)))
 
 
 def _task(model: Any, name: str, n: int, seed: int, corruption: str = "flipped", names: Sequence[str] = (), length: int = 20) -> Task:
+    if isinstance(names, str):
+        raise TypeError(f"[tasks] names: needed: a list of texts; found: {_inputs.kind(names)}")
     experiments, dropped = _lenscpp.task(checked_model(model, "tasks"), name, n, seed, corruption, list(names), length)
     return Task(name, experiments, dropped)

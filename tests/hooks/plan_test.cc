@@ -229,6 +229,35 @@ TEST(Request, RefusesRestartsThatLackWhatTheyRead) {
   EXPECT_THROW(r.validate(small()), std::invalid_argument);
 }
 
+TEST(Request, StartsBehindAttentionInOneLayerAlone) {
+  Request r = request();
+  r.rows.start_z = zeros({2, 4, 3, 2});
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);  // no start residual
+  r.rows.tokens.clear();
+  r.rows.start_residual = zeros({2, 4, 6});
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);  // and on to the logits
+  r.rows.unembeds = false;
+  r.rows.end_layer = 1;
+  EXPECT_NO_THROW(r.validate(small()));
+  for (Site site : {Site::ln1_scale, Site::q, Site::pattern})
+    EXPECT_FALSE(r.rows.reach(site, 0)) << hook_name(site, 0);
+  for (Site site : {Site::z, Site::attn_out, Site::resid_post})
+    EXPECT_TRUE(r.rows.reach(site, 0)) << hook_name(site, 0);
+  r.plan = Plan({{.kind = EditKind::zero, .site = Site::q}});
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);
+  r.plan = Plan({{.kind = EditKind::zero, .site = Site::z}});
+  EXPECT_NO_THROW(r.validate(small()));
+  r.rows.start_z = zeros({2, 4, 2, 3});
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);
+  r.rows.start_z = zeros({2, 4, 3, 2});
+  r.rows.end_layer = 2;
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);
+  r.rows.end_layer = 1;
+  r.rows.first_pos = 1;
+  r.rows.base = {{zeros({2, 1, 3, 2}), zeros({2, 1, 3, 2})}};
+  EXPECT_THROW(r.validate(small()), std::invalid_argument);
+}
+
 TEST(Request, RefusesLogitsOfARunThatStopsEarly) {
   Request r = request();
   r.rows.end_layer = 1;

@@ -99,6 +99,22 @@ TEST_F(Drill, WhatAChecksumDidNotCompareIsNotCalledAShareOfTheBound) {
   EXPECT_NE(r.table().find("not compared exactly (checksum)"), std::string::npos);
 }
 
+// As wide as the shipped model, so that products are projected.
+TEST_F(Drill, MissesNoHarmfulFaultByChecksums) {
+  DrillOptions o = small();
+  o.dtypes = {DType::f32, DType::bf16};
+  o.lengths = {15};
+  o.sample = 4;
+  o.verify = VerifyMode::checksum;
+  DrillReport r =
+      drill(HookedTransformer::from_pretrained(std::filesystem::path(LENSCPP_SOURCE_DIR) /
+                                               "python/lenscpp/models/tiny-ioi"),
+            o);
+  EXPECT_GT(r.total().harmful, 100);
+  EXPECT_EQ(r.missed().size(), 0u) << r.table();
+  EXPECT_EQ(r.false_alarms(), 0);
+}
+
 TEST_F(Drill, GoesThroughEveryTensorWhereAFaultApplies) {
   DrillReport r = drill(model(), small({{.name = "nan"}, {.name = "mask_group"}}));
   std::set<std::string> places;

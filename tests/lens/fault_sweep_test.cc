@@ -497,6 +497,39 @@ TEST_P(FaultSweep, EveryFaultOfASweepsRunIsRefusedAndNamedFirst) {
       table);
 }
 
+// As a sweep carries patches to the end of their layer: from z on, whatever the rows are of.
+TEST_P(FaultSweep, EveryFaultOfARunOfRowsIsRefusedAndNamedFirst) {
+  auto w = weights("flags");
+  CleanRun whole(w, plain_request(*w));
+  const Config& c = w->config;
+  std::int64_t layer = c.n_layers - 1;
+  const Rows& all = whole.request.rows;
+  Edit patch{.kind = EditKind::patch, .site = Site::z, .layer = layer};
+  for (std::int64_t b = 0; b < 2; ++b) {
+    MutableArray values({c.d_head}, w->dtype);
+    for (std::int64_t i = 0; i < c.d_head; ++i) values.set(i, std::sin(static_cast<double>(i + b)));
+    patch.pieces.push_back({.where = {.batch = b, .head = b, .pos = std::vector<std::int64_t>{0}},
+                            .values = std::move(values).freeze()});
+  }
+  Request request{.rows = {.batch = 2,
+                           .pos = all.pos,
+                           .tokens = {},
+                           .positions = all.positions,
+                           .first_layer = layer,
+                           .end_layer = layer + 1,
+                           .unembeds = false,
+                           .start_residual = whole.clean.at({Site::resid_pre, layer}),
+                           .start_z = whole.clean.at({Site::z, layer})},
+                  .plan = Plan({patch}),
+                  .on_demand = {}};
+  request.validate(c);
+  CleanRun rows(w, request);
+  EXPECT_EQ(rows.clean.at({Site::z, layer, 1}).shape(), (Shape{2, all.pos, c.n_heads, c.d_head}));
+  EXPECT_FALSE(rows.clean.contains({Site::pattern, layer}));
+  sweep(
+      rows, [](const Link&) { return true; }, table);
+}
+
 // As users meet it: through RunOptions of a model from a folder.
 TEST(FaultInjection, AModelRefusesAFaultedRunAndRunsCleanlyAfterwards) {
   HookedTransformer model = HookedTransformer::from_pretrained(golden::folder("three_layers"));

@@ -274,5 +274,21 @@ TEST(SplitPart, KeepsEveryStageOfEveryPrompt) {
   EXPECT_EQ(last.plan.edits()[0].where.batch, 1);
 }
 
+TEST(SplitPart, TakesItsPromptsOfWhatARunStartsFrom) {
+  Array residual = noise({5, 1, 6}, DType::f32), z = noise({5, 1, 3, 2}, DType::f32);
+  Request request{.rows = {.batch = 5,
+                           .pos = 1,
+                           .tokens = {},
+                           .positions = {0, 0, 0, 0, 0},
+                           .end_layer = 1,
+                           .unembeds = false,
+                           .start_residual = residual,
+                           .start_z = z},
+                  .plan = {}};
+  Request last = part_of(request, 3, 2);
+  EXPECT_TRUE(identical(*last.rows.start_residual, residual.rows(3, 5)));
+  EXPECT_TRUE(identical(*last.rows.start_z, z.rows(3, 5)));
+}
+
 }  // namespace
 }  // namespace lenscpp

@@ -189,7 +189,8 @@ TEST_F(Batches, ValuesAreThoseOfAGridAPair) {
         .site = Site::resid_pre,
         .over = {Axis::layer, Axis::pos},
         .verify = VerifyMode::exact,
-        .savings = {.layers = false, .positions = false, .equal = false, .output = false}};
+        .savings = {
+            .layers = false, .rows = false, .positions = false, .equal = false, .output = false}};
     options.positions.emplace();
     for (const NamedPosition& p : *e.positions) options.positions->push_back(p.pos);
     GridResult grid = patch_grid(tiny(), tiny().run_with_cache(clean), corrupted, options,

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iostream>
 
 #include "verify/reference/end_to_end.h"
 
@@ -61,7 +62,8 @@ Selection at_pos(std::int64_t pos) { return {.pos = std::vector<std::int64_t>{po
 
 double range() { return std::abs(names()(clean().output())[0] - names()(corrupted().output())[0]); }
 
-constexpr Savings kNone{.layers = false, .positions = false, .equal = false, .output = false};
+constexpr Savings kNone{
+    .layers = false, .rows = false, .positions = false, .equal = false, .output = false};
 
 TEST_F(PatchGrid, EqualsTheNaiveLoopPatchByPatch) {
   for (Site site :
@@ -181,15 +183,17 @@ TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
         Case{Site::q_input, {layer, head}}, Case{Site::q, {layer, head, pos}},
         Case{Site::v, {layer, kv_head}}, Case{Site::attn_scores, {layer, query}},
         Case{Site::pattern, {layer, head, query}}, Case{Site::z, {layer, head, pos}},
-        Case{Site::result, {layer, head}}, Case{Site::mlp_post, {layer, pos}},
+        Case{Site::result, {layer, head}}, Case{Site::attn_out, {layer}},
+        Case{Site::mlp_in, {layer, pos}}, Case{Site::mlp_post, {layer, pos}},
         Case{Site::ln2_scale, {layer, pos}}, Case{Site::resid_post, {layer, pos}},
         Case{Site::unembed_in, {pos}}, Case{Site::unembed_out, {pos}}})
     for (const Metric& metric : metrics) {
       GridOptions options{.site = c.site, .over = c.over, .savings = kNone};
       GridResult plain = patch_grid(tiny(), everything, corrupted(), options, metric);
       double range = std::abs(plain.clean() - plain.corrupted());
-      for (int without = 0; without <= 4; ++without) {
+      for (int without = 0; without <= 5; ++without) {
         options.savings = {.layers = without != 1,
+                           .rows = without != 5,
                            .positions = without != 2,
                            .equal = without != 3,
                            .output = without != 4};
@@ -202,6 +206,72 @@ TEST_F(PatchGrid, SavingsChangeNoCellBeyondRounding) {
       }
     }
 }
+
+// Every kind of site once, in each dtype, on the CPU and on a device whose memory is its own. The
+// two narrow dtypes round the logits themselves: there the logits' size is the measure.
+class SavingsOn : public PatchGrid,
+                  public testing::WithParamInterface<std::tuple<std::string, DType>> {};
+
+TEST_P(SavingsOn, ChangeNoCellBeyondRounding) {
+  using enum Axis;
+  auto [device, dtype] = GetParam();
+  HookedTransformer model = tiny().moved(device, dtype);
+  VerifiedCache good = model.run_with_cache(model.to_tokens("When John and Mary went"),
+                                            {.names = hook_names(model.config(), true)}),
+                bad = model.run_with_cache(model.to_tokens("When John and John went"));
+  double largest = 0;
+  for (double logit : good.output().to_doubles()) largest = std::max(largest, std::abs(logit));
+  double range = std::abs(names()(good.output())[0] - names()(bad.output())[0]);
+  bool narrow = dtype == DType::bf16 || dtype == DType::f16;
+  double limit = narrow                ? 2 * unit_roundoff(dtype) * largest
+                 : dtype == DType::f32 ? 1e-4 * range
+                                       : 1e-12 * range;
+  double furthest = 0;
+  for (auto [site, over] :
+       std::vector<std::pair<Site, std::vector<Axis>>>{{Site::embed, {pos}},
+                                                       {Site::pos_embed, {pos}},
+                                                       {Site::resid_pre, {layer, pos}},
+                                                       {Site::k_input, {layer, kv_head}},
+                                                       {Site::ln1_normalized, {layer}},
+                                                       {Site::q, {layer, head}},
+                                                       {Site::k, {layer, pos}},
+                                                       {Site::v, {layer, kv_head}},
+                                                       {Site::attn_scores, {layer, query}},
+                                                       {Site::pattern, {layer, head}},
+                                                       {Site::z, {layer, pos}},
+                                                       {Site::result, {layer, head}},
+                                                       {Site::attn_out, {layer}},
+                                                       {Site::resid_mid, {layer, pos}},
+                                                       {Site::mlp_in, {layer}},
+                                                       {Site::ln2_scale, {layer}},
+                                                       {Site::mlp_pre, {layer, pos}},
+                                                       {Site::mlp_out, {layer, pos}},
+                                                       {Site::resid_post, {layer, pos}},
+                                                       {Site::ln_final_normalized, {pos}},
+                                                       {Site::unembed_out, {pos}}}) {
+    GridOptions options{.site = site, .over = over, .savings = kNone};
+    GridResult plain = patch_grid(model, good, bad, options, names());
+    options.savings = {};
+    GridResult grid = patch_grid(model, good, bad, options, names());
+    EXPECT_EQ(grid.verdict().status, Status::verified);
+    for (std::int64_t i = 0; i < plain.values().numel(); ++i) {
+      double moved = std::abs(grid.values()[i] - plain.values()[i]);
+      EXPECT_LE(moved, limit) << short_name(site) << " cell " << i;
+      furthest = std::max(furthest, moved);
+    }
+  }
+  std::cout << device << " " << name_of(dtype) << ": at most " << furthest / limit
+            << " of what is allowed\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SavingsOn,
+                         testing::Combine(testing::Values("cpu", "simulated"),
+                                          testing::Values(DType::f32, DType::f64, DType::bf16,
+                                                          DType::f16)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" +
+                                  std::string(name_of(std::get<1>(info.param)));
+                         });
 
 // bfloat16 rounds the sources and every product: the bar reaches as far as the sampled cells do.
 TEST_F(PatchGrid, TheErrorBarCoversTheSampledCells) {
@@ -270,7 +340,7 @@ TEST_F(PatchGrid, AMetricOfAnEarlierPositionIsReadThere) {
 TEST_F(PatchGrid, LittleMemoryMakesMoreRunsOfTheSameValues) {
   GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::head, Axis::pos}};
   GridResult at_once = patch_grid(tiny(), clean(), corrupted(), options, names());
-  options.max_bytes = 1 << 20;
+  options.max_bytes = 1 << 18;
   GridResult in_parts = patch_grid(tiny(), clean(), corrupted(), options, names());
   EXPECT_GT(in_parts.verdict().runs, at_once.verdict().runs);
   for (std::int64_t i = 0; i < at_once.values().numel(); ++i)
@@ -295,6 +365,44 @@ TEST_F(PatchGrid, AFaultInASavingRunIsRefused) {
         EXPECT_EQ(e.partial().verdict().refused_cells.size(), 16u);
       }
     }
+}
+
+// Behind attention, a patch's own layer is computed in its own rows, and refused there.
+TEST_F(PatchGrid, AFaultInARunOfRowsIsRefusedAndCostsTheCellsOfItsLayer) {
+  for (VerifyMode mode : {VerifyMode::exact, VerifyMode::checksum})
+    for (Site site : {Site::resid_pre, Site::z, Site::attn_out, Site::mlp_pre, Site::resid_post}) {
+      GridOptions options{
+          .site = Site::z, .over = {Axis::layer, Axis::pos, Axis::head}, .verify = mode};
+      options.interference = [site](const TensorId& id, const at::Tensor& x) {
+        bool of_rows = id.layer == 1 && x.size(1) == 1;
+        return of_rows && id.site == site && id.stage == 0 ? at::add(x, 0.01) : x;
+      };
+      try {
+        patch_grid(tiny(), clean(), corrupted(), options, names());
+        ADD_FAILURE() << "not refused";
+      } catch (const GridFailed& e) {
+        EXPECT_EQ(to_string(e.verdict().first_failure()->id), hook_name(site, 1));
+        std::vector<std::int64_t> lost;  // of layer 1; before position 10 nothing changes
+        for (std::int64_t cell = 60 + 10 * 4; cell < 120; ++cell) lost.push_back(cell);
+        EXPECT_EQ(e.partial().verdict().refused_cells, lost);
+        EXPECT_TRUE(std::isnan(e.partial().values()[lost[0]]));
+        EXPECT_FALSE(std::isnan(e.partial().values()[0]));
+      }
+    }
+}
+
+TEST_F(PatchGrid, WhatPatchesAreCarriedOnWithMayNotChange) {
+  std::optional<at::Tensor> carried;
+  GridOptions options{.site = Site::z, .over = {Axis::layer, Axis::pos}};
+  options.interference = [&](const TensorId& id, const at::Tensor& x) {
+    if (id == TensorId{Site::resid_post, 1} && x.size(1) == 1) carried = x;
+    return x;
+  };
+  options.progress = [&](std::int64_t, std::int64_t) {
+    if (carried) carried->mutable_data_ptr<float>()[3] += 1;
+    carried.reset();
+  };
+  EXPECT_THROW(patch_grid(tiny(), clean(), corrupted(), options, names()), NotVerified);
 }
 
 TEST_F(PatchGrid, SampledCellsAreRunAgainAsAWhole) {

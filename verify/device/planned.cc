@@ -211,10 +211,12 @@ class Sizes {
 };
 
 // The site at whose tap the device pass leaves the function that holds this one in a variable:
-// attention and MLP are a function each, and so are queries, keys and values with their norms.
+// attention up to z, attention and MLP are a function each, as are queries, keys and values with
+// their norms.
 Site end_of_scope(Site site) {
   if (site >= Site::attn_in && site <= Site::v_ln_out) return Site::v;
-  if (site >= Site::q && site < Site::attn_out) return Site::attn_out;
+  if (site >= Site::q && site < Site::z) return Site::z;
+  if (site >= Site::z && site < Site::attn_out) return Site::attn_out;
   if (site >= Site::mlp_in && site < Site::mlp_out) return Site::mlp_out;
   return site;
 }

@@ -22,6 +22,19 @@ bool is_product(const Link& link) {
   return link.op == Op::linear || link.op == Op::head_linear || link.op == Op::head_result;
 }
 
+void require_fit(const Link& link, const Projection& p, const Array& input, const Array& output) {
+  std::int64_t rows = output.numel() / p.width;  // a head's row being one
+  if (rows * p.width != output.numel() || rows * p.terms != input.numel() || rows % p.heads != 0)
+    throw std::invalid_argument("[checksum] " + to_string(link.output) + ": input " +
+                                to_string(input.shape()) + " and output " +
+                                to_string(output.shape()) + " do not fit the weight");
+}
+
+bool worth_threads(const Array& input, const Array& output) {
+  constexpr std::int64_t kWorthThreads = 1 << 17;  // elements: about 50 microseconds
+  return output.numel() + input.numel() >= kWorthThreads;
+}
+
 // Heads of a product's output: one where the weight acts as a whole.
 std::int64_t heads_of(const Link& link, const Shape& out) {
   return link.op == Op::linear ? 1 : out[out.size() - 2];
@@ -177,6 +190,31 @@ std::vector<Bias> bias_of(const Link& link, const Projection& p) {
   return biases;
 }
 
+SomeColumns columns_of(const Link& link, const std::vector<ColumnRange>& ranges) {
+  const Matrix& w = *link.weight;
+  std::int64_t n = 0, to = 0;
+  for (auto [first, count] : ranges) n += count;
+  MutableArray weight({n, w.in}, w.storage.dtype());
+  std::optional<MutableArray> bias;
+  if (link.bias) bias.emplace(Shape{n}, link.bias->storage.dtype());
+  for (auto [first, count] : ranges) {
+    Mat block = weight_block(w, 0, w.in, first, count).transpose();  // [count, in]
+    weight.store(to * w.in, {block.data(), static_cast<std::size_t>(block.size())});
+    for (std::int64_t i = 0; bias && i < count; ++i)
+      bias->set(to + i, link.bias->storage[link.bias->first + first + i]);
+    to += count;
+  }
+  SomeColumns some{.ranges = ranges,
+                   .weight = {.storage = std::move(weight).freeze(),
+                              .in = w.in,
+                              .out = n,
+                              .outputs_are_rows = true},
+                   .bias = {},
+                   .of = w.storage};
+  if (bias) some.bias = Vector{.storage = std::move(*bias).freeze(), .size = n};
+  return some;
+}
+
 }  // namespace
 
 double residual_rms_limit(std::int64_t rows) {
@@ -193,75 +231,80 @@ std::uint64_t Projections::secret_seed() {
 
 const Projection& Projections::of(const Link& link, std::int64_t heads,
                                   const ParallelFor& parallel) {
-  const Matrix& w = *link.weight;
   std::lock_guard lock(mutex_);
-  auto& known =
-      known_[{w.storage.bytes(), w.first_output, w.out, w.outputs_are_rows, link.op, heads}];
+  auto& known = known_[key_of(link, heads)];
   if (!known)
     known = std::make_unique<const Projection>(project_weight(link, heads, seed_, parallel));
   return *known;
 }
 
+const SomeColumns& Projections::columns(const Link& link, const std::vector<ColumnRange>& ranges) {
+  std::lock_guard lock(mutex_);
+  auto& known = columns_[key_of(link, 1)];
+  if (!known) known = std::make_unique<const SomeColumns>(columns_of(link, ranges));
+  return *known;
+}
+
+Projections::Key Projections::key_of(const Link& link, std::int64_t heads) {
+  const Matrix& w = *link.weight;
+  return {w.storage.bytes(), w.first_output, w.out, w.outputs_are_rows, link.op, heads};
+}
+
 Residuals project(const Link& link, const Array& input, const Array& output, const Contract& c,
                   Projections& projections, const ParallelFor& parallel) {
   const Projection& p = projections.of(link, heads_of(link, output.shape()), parallel);
+  require_fit(link, p, input, output);
   std::int64_t rows = output.numel() / p.width;  // a head's row being one
-  if (rows * p.width != output.numel() || rows * p.terms != input.numel() || rows % p.heads != 0)
-    throw std::invalid_argument("[checksum] " + to_string(link.output) + ": input " +
-                                to_string(input.shape()) + " and output " +
-                                to_string(output.shape()) + " do not fit the weight");
   std::vector<Bias> biases = bias_of(link, p);
   std::int64_t positions = rows / p.heads, tiles = (positions + kTogether - 1) / kTogether;
   Residuals all{.rows = rows};
   double square = 0;
   std::mutex mutex;
   const ParallelFor serial = serial_for;
-  constexpr std::int64_t kWorthThreads = 1 << 17;  // elements: about 50 microseconds
-  bool large = output.numel() + input.numel() >= kWorthThreads;
-  (large ? parallel : serial)(p.heads * tiles, [&](std::int64_t begin, std::int64_t end) {
-    double worst = 0, sum = 0;
-    for (std::int64_t i = begin; i < end; ++i) {
-      std::int64_t h = i / tiles, first = i % tiles * kTogether,
-                   count = std::min<std::int64_t>(kTogether, positions - first);
-      auto rows_of = [&](const Array& array, std::int64_t length) {
-        return HeadRows{array, (first * p.heads + h) * length, p.heads * length, count, length};
-      };
-      Sums y = sums_over(rows_of(output, p.width), p.R, h * p.width, nullptr);
-      Sums x = sums_over(rows_of(input, p.terms), p.P, h * p.terms, &p.w_square[h * p.terms]);
-      for (std::int64_t r = 0; r < count; ++r) {
-        double s = sigma(c, p, x.square[r], y.square[r], biases[h].square);
-        for (Index k = 0; k < 4; ++k) {
-          double e = y.projected[r][k] - x.projected[r][k] - biases[h].projected[k];
-          double ratio = std::abs(e) / s;
-          // Not finite, or nothing allowed: the exact check must judge.
-          if (!(ratio <= std::numeric_limits<double>::max()) || !std::isfinite(s))
-            ratio = std::numeric_limits<double>::infinity();
-          worst = std::max(worst, ratio / kResidualSigmas);
-          sum += ratio * ratio;
+  (worth_threads(input, output) ? parallel : serial)(
+      p.heads * tiles, [&](std::int64_t begin, std::int64_t end) {
+        double worst = 0, sum = 0;
+        for (std::int64_t i = begin; i < end; ++i) {
+          std::int64_t h = i / tiles, first = i % tiles * kTogether,
+                       count = std::min<std::int64_t>(kTogether, positions - first);
+          auto rows_of = [&](const Array& array, std::int64_t length) {
+            return HeadRows{array, (first * p.heads + h) * length, p.heads * length, count, length};
+          };
+          Sums y = sums_over(rows_of(output, p.width), p.R, h * p.width, nullptr);
+          Sums x = sums_over(rows_of(input, p.terms), p.P, h * p.terms, &p.w_square[h * p.terms]);
+          for (std::int64_t r = 0; r < count; ++r) {
+            double s = sigma(c, p, x.square[r], y.square[r], biases[h].square);
+            for (Index k = 0; k < 4; ++k) {
+              double e = y.projected[r][k] - x.projected[r][k] - biases[h].projected[k];
+              double ratio = std::abs(e) / s;
+              // Not finite, or nothing allowed: the exact check must judge.
+              if (!(ratio <= std::numeric_limits<double>::max()) || !std::isfinite(s))
+                ratio = std::numeric_limits<double>::infinity();
+              worst = std::max(worst, ratio / kResidualSigmas);
+              sum += ratio * ratio;
+            }
+          }
         }
-      }
-    }
-    std::lock_guard lock(mutex);
-    all.worst = std::max(all.worst, worst);
-    square += sum;
-  });
+        std::lock_guard lock(mutex);
+        all.worst = std::max(all.worst, worst);
+        square += sum;
+      });
   all.rms = rows > 0 ? std::sqrt(square / static_cast<double>(4 * rows)) : 0;
   return all;
 }
 
 namespace {
 
-// Elements [first, first + count) of the given rows of `row_length` elements, as [1, rows, ...].
+// Some columns of the given rows of `row_length` elements, as [1, rows, ...].
 Array gathered(const Array& array, const std::vector<std::int64_t>& rows, std::int64_t row_length,
-               std::int64_t first, std::int64_t count, Shape rest) {
+               const std::vector<ColumnRange>& columns, Shape rest) {
   rest.insert(rest.begin(), {1, static_cast<std::int64_t>(rows.size())});
   MutableArray part(rest, array.dtype());
   auto width = static_cast<std::int64_t>(size_of(array.dtype()));
   std::byte* to = part.bytes();
-  for (std::int64_t r : rows) {
-    std::memcpy(to, array.bytes() + (r * row_length + first) * width, count * width);
-    to += count * width;
-  }
+  for (std::int64_t r : rows)
+    for (auto [first, count] : columns)
+      to = std::copy_n(array.bytes() + (r * row_length + first) * width, count * width, to);
   return std::move(part).freeze();
 }
 
@@ -272,29 +315,29 @@ std::vector<std::int64_t> sampled_rows(std::int64_t rows) {
   return sample;
 }
 
+constexpr std::int64_t kLeast = 16;  // columns: a line of memory
+
 // Column ranges of those rows: all of them where that is a small share of the product, else the
 // last ones (a partial tile) and some that nobody can foresee. What a column costs is mostly to
 // widen its weights, as much as multiplying kRowsWorth rows.
-std::vector<std::pair<std::int64_t, std::int64_t>> sampled_columns(std::int64_t rows,
-                                                                   std::int64_t sample,
-                                                                   std::int64_t width,
-                                                                   std::uint64_t secret) {
-  constexpr std::int64_t kShare = 32, kLeast = 16, kRowsWorth = 128;
+std::vector<ColumnRange> sampled_columns(std::int64_t rows, std::int64_t sample, std::int64_t width,
+                                         std::uint64_t secret) {
+  constexpr std::int64_t kShare = 32, kRowsWorth = 128;
   std::int64_t each = std::max(kLeast, rows * width / ((sample + kRowsWorth) * kShare) / 2);
   if (2 * each >= width) return {{0, width}};
   auto first = static_cast<std::int64_t>(secret % static_cast<std::uint64_t>(width - 2 * each + 1));
-  first = first / kLeast * kLeast;  // a line of memory, not two
+  first = first / kLeast * kLeast;
   return {{first, each}, {width - each, each}};
 }
 
 // The exact check of a part of a product: of whole rows, and of some columns where it has no heads.
 Point check_sample(const Link& link, const Array& input, const Array& output, const Contract& c,
-                   const Projection& p, std::uint64_t seed, const ParallelFor& parallel) {
+                   const Projection& p, Projections& projections, const ParallelFor& parallel) {
   std::int64_t rows = output.numel() / (p.heads * p.width);
   auto sample = sampled_rows(rows);
   std::int64_t in_row = p.heads * p.terms, out_row = p.heads * p.width;
   Shape in_rest = p.heads == 1 ? Shape{p.terms} : Shape{p.heads, p.terms};
-  Array x = gathered(input, sample, in_row, 0, in_row, in_rest);
+  Array x = gathered(input, sample, in_row, {{0, in_row}}, in_rest);
   Point total{.id = link.output, .op = link.op, .shape = {}};
   auto add = [&](const Link& part, const Array& y) {
     Point point = check_exact(part, {x}, y, c, parallel);
@@ -304,22 +347,28 @@ Point check_sample(const Link& link, const Array& input, const Array& output, co
     total.rms_ratio = std::max(total.rms_ratio, point.rms_ratio);
   };
   if (p.heads > 1) {
-    add(link, gathered(output, sample, out_row, 0, out_row, {p.heads, p.width}));
+    add(link, gathered(output, sample, out_row, {{0, out_row}}, {p.heads, p.width}));
     return total;
   }
   std::uint64_t secret =
-      seed ^ (static_cast<std::uint64_t>(link.output.site) * 0x9e3779b97f4a7c15u +
-              static_cast<std::uint64_t>(link.output.layer) * 0xbf58476d1ce4e5b9u);
-  for (auto [first, count] : sampled_columns(rows, std::ssize(sample), p.width, secret)) {
-    Link part = link;
-    part.op = Op::linear;  // as a product of one head is, too
-    part.weight->first_output += first;
+      projections.seed() ^ (static_cast<std::uint64_t>(link.output.site) * 0x9e3779b97f4a7c15u +
+                            static_cast<std::uint64_t>(link.output.layer) * 0xbf58476d1ce4e5b9u);
+  auto ranges = sampled_columns(rows, std::ssize(sample), p.width, secret);
+  Link part = link;
+  part.op = Op::linear;  // as a product of one head is, too
+  // The least that is ever sampled comes from memory of its own, where it stands together.
+  if (ranges[0].second == kLeast) {
+    const SomeColumns& some = projections.columns(link, ranges);
+    part.weight = some.weight;
+    part.bias = some.bias;
+    add(part, gathered(output, sample, out_row, some.ranges, {some.weight.out}));
+    return total;
+  }
+  for (auto [first, count] : ranges) {
+    part.weight->first_output = link.weight->first_output + first;
     part.weight->out = count;
-    if (part.bias) {
-      part.bias->first += first;
-      part.bias->size = count;
-    }
-    add(part, gathered(output, sample, out_row, first, count, {count}));
+    if (part.bias) part.bias = Vector{link.bias->storage, count, link.bias->first + first};
+    add(part, gathered(output, sample, out_row, {{first, count}}, {count}));
   }
   return total;
 }
@@ -334,11 +383,26 @@ Point check_checksum(const Link& link, const std::vector<Array>& inputs, const A
   if (!is_product(link) || inputs.at(0).empty() || output.empty() ||
       link.weight->out <= kFewOutputs)
     return check_exact(link, inputs, output, contract, parallel);
-  Residuals residuals = project(link, inputs[0], output, contract, projections, parallel);
-  if (!residuals.clean()) return check_exact(link, inputs, output, contract, parallel);
   const Projection& p = projections.of(link, heads_of(link, output.shape()), parallel);
-  Point point = check_sample(link, inputs[0], output, contract, p, projections.seed(), parallel);
-  if (point.failed > 0) return check_exact(link, inputs, output, contract, parallel);
+  require_fit(link, p, inputs[0], output);
+  Residuals residuals;
+  Point point;
+  auto rows = [&](const ParallelFor& threads) {
+    residuals = project(link, inputs[0], output, contract, projections, threads);
+  };
+  auto sample = [&](const ParallelFor& threads) {
+    point = check_sample(link, inputs[0], output, contract, p, projections, threads);
+  };
+  if (worth_threads(inputs[0], output)) {
+    rows(parallel);
+    sample(parallel);
+  } else {  // too little for each to be shared, enough for a thread each
+    parallel(2, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) i == 0 ? rows(serial_for) : sample(serial_for);
+    });
+  }
+  if (!residuals.clean() || point.failed > 0)
+    return check_exact(link, inputs, output, contract, parallel);
   point.shape = output.shape();
   point.projected = output.numel() - point.compared;
   point.residual = residuals.worst;

@@ -9,7 +9,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "verify/reference/exact.h"
@@ -26,8 +28,19 @@ struct Projection {
   Array weight;                      // keeps the memory alive that P was computed from
 };
 
-/// Four projections of every weight of a model, each computed at its first use. Safe for use from
-/// several threads.
+/// Columns [first, first + count) of a product's output.
+using ColumnRange = std::pair<std::int64_t, std::int64_t>;
+
+/// A few columns of a weight and of its bias, side by side in memory.
+struct SomeColumns {
+  std::vector<ColumnRange> ranges;
+  Matrix weight;
+  std::optional<Vector> bias;
+  Array of;  // keeps the memory alive that they were copied from
+};
+
+/// Four projections of every weight of a model, and a few of its columns, each computed at its
+/// first use. Safe for use from several threads.
 class Projections {
  public:
   /// `seed` must be unknown to whatever is checked: secret_seed() of the process, or a test's.
@@ -37,12 +50,16 @@ class Projections {
   std::uint64_t seed() const { return seed_; }
   /// Of a link whose op is linear, head_linear or head_result; `heads` is 1 for linear.
   const Projection& of(const Link& link, std::int64_t heads, const ParallelFor& parallel);
+  /// Of a weight that acts as a whole: the ranges of its first call, which are few columns.
+  const SomeColumns& columns(const Link& link, const std::vector<ColumnRange>& ranges);
 
  private:
   using Key = std::tuple<const std::byte*, std::int64_t, std::int64_t, bool, Op, std::int64_t>;
   std::uint64_t seed_;
   std::mutex mutex_;
+  static Key key_of(const Link& link, std::int64_t heads);
   std::map<Key, std::unique_ptr<const Projection>> known_;
+  std::map<Key, std::unique_ptr<const SomeColumns>> columns_;
 };
 
 /// A residual may be this many sigma; beyond it a link is checked exactly. Honest residuals: at

@@ -240,11 +240,11 @@ Array compute(const Link& link, const std::vector<Array>& inputs, const Shape& o
   threads_for(link, numel(output), parallel)(
       static_cast<std::int64_t>(blocks.size()), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-          Expectation e = kernel->expect(blocks[i]);
+          Mat value = kernel->value(blocks[i]);
           for (std::int64_t r = 0; r < blocks[i].rows; ++r)
             result.store(
                 blocks[i].offset + r * blocks[i].row_stride,
-                {e.value.data() + r * blocks[i].cols, static_cast<std::size_t>(blocks[i].cols)});
+                {value.data() + r * blocks[i].cols, static_cast<std::size_t>(blocks[i].cols)});
         }
       });
   return std::move(result).freeze();

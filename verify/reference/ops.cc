@@ -547,14 +547,7 @@ class Product : public Kernel {
   }
 
   Expectation expect(const Block& b) const override {
-    std::int64_t h = b.offset / width_, first = b.offset % width_;
-    auto in = form_ == Form::whole ? whole_ : input_of(h);
-    std::int64_t row = form_ == Form::per_head_rows ? h * terms_ : 0;
-    std::int64_t column = form_ == Form::per_head_input ? b.offset : first;
-    Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
-    if (bias_)
-      bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
-    auto w = std::make_shared<const RightColumns<double>>(weight_columns(row, column, b.cols));
+    auto [in, w, bias] = operands_of(b);
     Eigen::VectorXd w_square = w->squared_norms();
 
     Expectation e{.value = Mat(rows_, b.cols), .slack = {}, .refine = {}};
@@ -576,6 +569,14 @@ class Product : public Kernel {
     return e;
   }
 
+  Mat value(const Block& b) const override {
+    auto [in, w, bias] = operands_of(b);
+    Mat y(rows_, b.cols);
+    multiply(in->x, *w, y);
+    y.rowwise() += bias;
+    return y;
+  }
+
  private:
   struct Input {
     LeftRows<double> x;
@@ -583,6 +584,23 @@ class Product : public Kernel {
     LeastRoots roots;
   };
   using Columns = std::shared_ptr<const RightColumns<double>>;
+  struct Operands {
+    std::shared_ptr<const Input> in;
+    Columns w;
+    Eigen::RowVectorXd bias;
+  };
+
+  Operands operands_of(const Block& b) const {
+    std::int64_t h = b.offset / width_, first = b.offset % width_;
+    std::int64_t row = form_ == Form::per_head_rows ? h * terms_ : 0;
+    std::int64_t column = form_ == Form::per_head_input ? b.offset : first;
+    Eigen::RowVectorXd bias = Eigen::RowVectorXd::Zero(b.cols);
+    if (bias_)
+      bias_->storage.widen(bias_->first + column, {bias.data(), static_cast<std::size_t>(b.cols)});
+    return {form_ == Form::whole ? whole_ : input_of(h),
+            std::make_shared<const RightColumns<double>>(weight_columns(row, column, b.cols)),
+            std::move(bias)};
+  }
 
   std::shared_ptr<const Input> input_of(std::int64_t h) const {
     auto x = pack_runs<Side::left>(x_, h * terms_, x_.numel() / rows_, rows_, terms_);

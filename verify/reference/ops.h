@@ -36,6 +36,8 @@ class Kernel {
   virtual ~Kernel() = default;
   std::span<const Block> blocks() const { return blocks_; }
   virtual Expectation expect(const Block& block) const = 0;
+  /// Expectation::value alone, for runs that compare nothing.
+  virtual Mat value(const Block& block) const { return expect(block).value; }
   /// Whether `output` is, without looking closer, what `expect` says to the bit (zeros of either
   /// sign being equal). False where that is not known: a cheap answer for copies.
   virtual bool holds(const Block& /*block*/, const Array& /*output*/) const { return false; }

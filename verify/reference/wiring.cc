@@ -179,6 +179,14 @@ class Block {
 
   // Leaves in x the rows that go on: in the last layer perhaps one a prompt.
   TensorId attention(TensorId& x) {
+    const std::optional<Array>& start_z = request.rows.start_z;
+    TensorId z = start_z ? g.given(at(Site::z), *start_z) : attend(x);
+    TensorId out = at(normed_behind() ? Site::attn_sum : Site::attn_out);
+    return behind(Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out, layer.ln1_post_w,
+                  heads_summed(out, z));
+  }
+
+  TensorId attend(TensorId& x) {
     auto [q, k, v] = positioned(request.splits_qkv(l) ? split_qkv(x) : qkv(x));
     TensorId keys = k, values = v;
     if (request.rows.first_pos > 0) {
@@ -191,10 +199,7 @@ class Block {
       x = g.select(at(Site::attn_resid), x, *request.rows.read_pos);
     }
     TensorId pattern = g.softmax(at(Site::pattern), scores(q, keys));
-    TensorId z = g.mix(at(Site::z), pattern, values);
-    TensorId out = at(normed_behind() ? Site::attn_sum : Site::attn_out);
-    return behind(Site::ln1_post_scale, Site::ln1_post_normalized, Site::attn_out, layer.ln1_post_w,
-                  heads_summed(out, z));
+    return g.mix(at(Site::z), pattern, values);
   }
 
   TensorId heads_summed(TensorId out, TensorId z) {
@@ -239,8 +244,9 @@ class Block {
   QKV split_qkv(TensorId x) {
     TensorId in = request.computes(Site::attn_in, l) ? g.copy(at(Site::attn_in), x) : x;
     TensorId q_in = g.copy(at(Site::q_input), in);
-    TensorId k_in = g.copy(at(Site::k_input), in);
-    TensorId v_in = g.copy(at(Site::v_input), in);
+    TensorId kv_in = w.config.n_kv_heads == w.config.n_heads ? in : x;
+    TensorId k_in = g.copy(at(Site::k_input), kv_in);
+    TensorId v_in = g.copy(at(Site::v_input), kv_in);
     auto norm = [&](Site scale, Site normalized, Site out, TensorId input) {
       return before(scale, normalized, out, layer.ln1_w, layer.ln1_b, input);
     };
@@ -312,7 +318,7 @@ class Block {
 
 // What the positions of this run turn queries and keys by.
 void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
-  if (!c.rotary || rows.first_layer == rows.end_layer) return;
+  if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
   auto positions = std::span(rows.positions)
                        .subspan(0, std::min<std::size_t>(rows.positions.size(),
                                                          static_cast<std::size_t>(rows.pos)));

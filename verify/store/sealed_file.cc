@@ -228,7 +228,7 @@ std::shared_ptr<SealedFile::Open> SealedFile::opened(const fs::path& path, bool 
 
 FileKind SealedFile::kind_of(const fs::path& path) { return opened(path, true)->kind; }
 
-SealedFile SealedFile::open(const fs::path& path) {
+SealedFile SealedFile::open_of_any_status(const fs::path& path) {
   auto open = opened(path, true);
   open->guarded("/", [&] {
     std::set<std::string> groups;
@@ -237,10 +237,15 @@ SealedFile SealedFile::open(const fs::path& path) {
   });
   SealedFile file(open);
   for (const auto& [name, entry] : open->entries)
-    if (!entry.dtype) file.document(name);
-  if (open->status != Status::verified)
-    open->refuse("its status is " + std::string(name_of(open->status)) +
-                 ": no analysis may read it; load_unverified opens it to be looked at");
+    if (!entry.dtype && open->kind != FileKind::batch) file.document(name);
+  return file;
+}
+
+SealedFile SealedFile::open(const fs::path& path) {
+  SealedFile file = open_of_any_status(path);
+  if (file.status() != Status::verified)
+    file.open_->refuse("its status is " + std::string(name_of(file.status())) +
+                       ": no analysis may read it; load_unverified opens it to be looked at");
   return file;
 }
 

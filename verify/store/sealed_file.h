@@ -79,12 +79,16 @@ class SealedFile {
     std::vector<std::pair<std::int64_t, std::string>> groups = {};
   };
 
-  /// Opens a file that may be used. Throws NotVerified naming the object when the status is not
+  /// Opens a file that may be used; documents of a batch, of which there may be many, are checked
+  /// when they are read. Throws NotVerified naming the object when the status is not
   /// VERIFIED, a digest of a document or of the table does not match, an object is missing, extra,
   /// or of another dtype or shape, or the file is cut short or half-written; std::invalid_argument
   /// for what is no file of this library, or of a later version of the format; std::system_error
   /// when it cannot be read.
   static SealedFile open(const std::filesystem::path& path);
+  /// The same for a file of any status: every digest is checked, and nothing vouches for what was
+  /// computed.
+  static SealedFile open_of_any_status(const std::filesystem::path& path);
   /// Opens whatever can be read, for looking at: no status and no digest is checked, now or later.
   /// Throws NotVerified for what cannot even be read.
   static SealedFile open_unverified(const std::filesystem::path& path);

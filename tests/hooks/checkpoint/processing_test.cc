@@ -381,6 +381,15 @@ TEST(Process, RoundsOnceFromFloat64) {
   EXPECT_EQ(cast(exact, DType::f32).digest(), once.digest());
 }
 
+TEST(Process, ThreadsChangeNoBit) {
+  // As many ranges as there can be, the last one first.
+  ParallelFor apart = [](std::int64_t n, const auto& body) {
+    for (std::int64_t i = n; i-- > 0;) body(i, i + 1);
+  };
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+    EXPECT_EQ(process(tiny(dtype), {}, apart).digest(), process(tiny(dtype), {}).digest());
+}
+
 TEST(Process, KeepsTheDtype) {
   for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
     process(tiny(dtype), {}).for_each([&](const std::string& name, const Array& array) {

@@ -151,6 +151,55 @@ TEST_P(Checksum, ComparesSampledRowsExactly) {
   }
 }
 
+// Of many rows more columns are sampled than are kept beside the weight.
+TEST(ChecksumSample, GrowsWithTheRows) {
+  constexpr std::int64_t kMany = 2048, kTerms = 32, kWidth = 256;
+  Array x = random_array({1, kMany, kTerms}, DType::f32, 1),
+        w = random_array({kTerms, kWidth}, DType::f32, 2),
+        b = random_array({kWidth}, DType::f32, 3);
+  Link link{.op = Op::linear,
+            .output = {Site::mlp_pre},
+            .inputs = {{Site::ln2_normalized}},
+            .weight = Matrix{.storage = w, .in = kTerms, .out = kWidth},
+            .bias = Vector{.storage = b, .size = kWidth}};
+  Contract contract = contract_of(Site::mlp_pre, DType::f32);
+  Array y = compute(link, {x}, {1, kMany, kWidth}, serial_for).to(DType::f32);
+  Array bound = tolerances(link, {x}, y.shape(), contract);
+  Projections projections(kSeed);
+  Point honest = check_checksum(link, {x}, y, contract, projections, serial_for);
+  EXPECT_TRUE(honest.passed());
+  EXPECT_GT(honest.compared, 3 * 2 * 16);
+  for (std::int64_t row : {std::int64_t{0}, kMany - 32, kMany - 1}) {
+    std::int64_t i = row * kWidth + kWidth - 1 - 20;  // beyond the sixteen last
+    MutableArray changed(y);
+    changed.set(i, y[i] + 3 * bound[i]);
+    Array output = std::move(changed).freeze();
+    EXPECT_TRUE(project(link, x, output, contract, projections, serial_for).clean());
+    EXPECT_EQ(check_checksum(link, {x}, output, contract, projections, serial_for).worst_index, i);
+  }
+}
+
+// Columns are kept as they were when they were copied: of the weight's memory, of its own bias.
+TEST(Projections, KeepAFewColumnsOfEveryWeight) {
+  Product p(DType::bf16);
+  Projections projections(kSeed);
+  const SomeColumns& some = projections.columns(p.link, {{16, 3}, {Product::kOut - 2, 2}});
+  ASSERT_EQ(some.weight.out, 5);
+  for (auto [at, column] : {std::pair<std::int64_t, std::int64_t>{0, 16},
+                            {2, 18},
+                            {3, Product::kOut - 2},
+                            {4, Product::kOut - 1}}) {
+    for (std::int64_t k = 0; k < Product::kIn; ++k)
+      EXPECT_EQ(some.weight.storage[at * Product::kIn + k], p.w[k * Product::kOut + column]);
+    EXPECT_EQ(some.bias->storage[at], p.b[column]);
+  }
+  EXPECT_EQ(&projections.columns(p.link, {{0, 1}}), &some);
+  Link other = p.link;
+  other.weight->first_output = 1;
+  other.weight->out = Product::kOut - 1;
+  EXPECT_EQ(projections.columns(other, {{0, 1}}).weight.storage[0], p.w[1]);
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, Checksum, testing::ValuesIn(kDTypes),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
