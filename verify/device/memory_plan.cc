@@ -1,6 +1,5 @@
 // Peaks of memory, counted over the list of links as the device pass and the verifier walk it.
 #include "verify/device/memory_plan.h"
-#include "hooks/checkpoint/families/family.h"
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -10,6 +9,8 @@
 #include <fstream>
 #include <limits>
 #include <sstream>
+
+#include "hooks/checkpoint/families/family.h"
 
 namespace lenscpp {
 namespace {
@@ -331,11 +332,11 @@ MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
       {"weights as read",
        bytes_of(as_mapped ? elements_of(raw, copied) : elements_of(raw, in_file), master)});
   // Merged weights no longer lie in the file, and their factors are widened while they are merged.
+  std::int64_t unmapped = as_mapped && !turned ? bytes_of(load.merged_elements, master) : 0;
   if (load.merged_elements > 0)
     plan.items.push_back(
-        {"merging the adapter", sum_of(as_mapped ? bytes_of(load.merged_elements, master) : 0,
-                                       product_of(kDouble, load.adapter_bytes))});
-  plan.stays = sum_of(plan.items[0].host, as_mapped ? bytes_of(load.merged_elements, master) : 0);
+        {"merging the adapter", sum_of(unmapped, product_of(kDouble, load.adapter_bytes))});
+  plan.stays = sum_of(plan.items[0].host, unmapped);
   if (load.processing.any()) {
     auto changes = [&](const std::string& name) { return rewritten(name, load.processing); };
     plan.items.push_back({"processed weights", bytes_of(elements_of(used, changes), master)});
