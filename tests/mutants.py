@@ -34,11 +34,31 @@ SPLIT, QUANTIZED = "lens/split_run.cc", "hooks/checkpoint/quantized.cc"
 HARM, REORDERING, DRILL = "verify/device/harm.cc", "verify/device/reordering.cc", "verify/device/drill.cc"
 DOCTOR = "verify/device/doctor.cc"
 DEVICE, FAULT_TABLE = "verify/device/device_faults.cc", "verify/device/device_fault_table.cc"
+ADAPTERS, ADAPTER_CONFIG = "hooks/checkpoint/adapters.cc", "hooks/checkpoint/adapter_config.cc"
+ADAPTER_CHECK, WEIGHTS = "verify/adapter_check.cc", "hooks/checkpoint/weights.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
 # however it is broken into lines.
 MUTANTS = [
+    # adapters
+    (ADAPTER_CHECK, "if (!(std::abs(m_.result[at] - expected) <= bound(m_, expected, slack)))", "if (false)", "merged weights"),
+    (ADAPTER_CHECK, "if (!(std::abs(m_.result[at] - expected) <= bound(m_, expected, slack)))", "if (std::abs(m_.result[at] - expected) > bound(m_, expected, slack))", "a NaN among merged weights"),
+    (ADAPTER_CHECK, "if (!(std::abs(m.result[i] - m.replacement[i]) <= bound(m, m.replacement[i], 0)))", "if (false)", "replaced weights"),
+    (ADAPTER_CHECK, "factor = m_.magnitude[first + o] / norm;", "", "DoRA's magnitudes"),
+    (ADAPTER_CHECK, "scale_(m.rank_stabilized ? m.alpha / std::sqrt(m.rank) : m.alpha / m.rank)", "scale_(m.alpha / m.rank)", "rank-stabilized scaling in the check"),
+    (ADAPTER_CHECK, "m.result.shape() != shape || m.result.empty()", "false", "the shape of merged weights"),
+    (ADAPTERS, "m.alpha / (m.rank_stabilized ? std::sqrt(m.rank) : m.rank)", "m.alpha / m.rank", "rank-stabilized scaling"),
+    (ADAPTERS, "adapter.config().fan_in_fan_out != in_out", "false", "fan_in_fan_out of another kind of model"),
+    (ADAPTERS, "if (shape(key) != needed)", "if (false)", "an adapter of other shapes"),
+    (ADAPTERS, "if (!bias && !config.saves(module))", "if (false)", "tensors that are left over"),
+    (ADAPTERS, "require_targets();", "", "modules that the file holds nothing for"),
+    (ADAPTERS, "require_biases();", "", "biases that were trained and are missing"),
+    (ADAPTERS, "!(static_cast<double>(a[0]) == rank)", "false", "a rank that the config does not say"),
+    (ADAPTER_CONFIG, "if (layers.empty() || targets.pattern ||", "if (true ||", "layers_to_transform"),
+    (ADAPTER_CONFIG, "\"(.*\\\\.)?(\" + pattern + \")\"", "pattern", "patterns match the end of a name"),
+    (WEIGHTS, "if (!merged_.contains(name) && !left_out(name))", "if (false)", "a change that nobody reads"),
+    (WEIGHTS, "return std::stoll(part) >= *loading_.first_n_layers;", "return true;", "unknown tensors beside left-out layers"),
     # preflight
     (PREFLIGHT, "!(found <= limit.most)", "false", "limits of devices"),
     (PREFLIGHT, "!(found <= limit.most)", "!(found < limit.most)", "a limit is inclusive"),

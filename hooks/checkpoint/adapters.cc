@@ -156,6 +156,10 @@ void Merge::add(const std::string& key) {
     refuse("tensor " + in_quotes(key) +
            ": only the LoRA of matrices is merged (lora_A.weight, lora_B.weight, "
            "lora_magnitude_vector), of embeddings none");
+  // With bias "all" peft saves the biases of what modules_to_save replaces as well, which it drops.
+  constexpr std::string_view kReplaced = ".original_module.";
+  if (auto at = name.find(kReplaced); at != std::string::npos && config.saves(name.substr(0, at)))
+    return;
   for (const char* wrapper : {".base_layer.", ".modules_to_save."})
     if (auto at = name.find(wrapper); at != std::string::npos)
       name.replace(at, std::string_view(wrapper).size(), ".");

@@ -42,7 +42,9 @@ double error_against_peft(const std::string& name, const Weights& weights) {
 }
 
 TEST_P(Adapted, ComputesWhatPeftsMergeComputes) {
-  EXPECT_LE(error_against_peft(GetParam(), load(GetParam(), DType::f64).weights), 1e-7);
+  // transformers rounds rotary angles to float32 in a float64 model too.
+  double limit = GetParam().starts_with("llama") ? 3e-6 : 1e-12;
+  EXPECT_LE(error_against_peft(GetParam(), load(GetParam(), DType::f64).weights), limit);
   EXPECT_LE(error_against_peft(GetParam(), load(GetParam(), DType::f32).weights), 1e-5);
   EXPECT_GT(error_against_peft(GetParam(), load_weights(folder(GetParam()), DType::f64)), 1e-2);
 }

@@ -10,6 +10,8 @@
 #include <limits>
 #include <sstream>
 
+#include "hooks/checkpoint/families/family.h"
+
 namespace lenscpp {
 namespace {
 
@@ -297,6 +299,12 @@ MemoryPlan plan_move(std::int64_t elements, const PlannedLoad& load) {
   return plan;
 }
 
+bool stores_in_out(const std::string& model_type) {
+  return std::ranges::any_of(families(), [&](const Family& family) {
+    return family.model_type == model_type && family.stores_in_out;
+  });
+}
+
 }  // namespace
 
 MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
@@ -310,26 +318,31 @@ MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
     return !name.ends_with(".b_U") &&
            (!config.tied_unembedding || config.embed_scale != 1 || !name.ends_with(".W_U"));
   };
+  // Of a file of the same dtype: the zeros of b_U, and matrices that are turned round.
+  bool turned = !stores_in_out(config.family);
+  auto copied = [turned](const std::string& name) {
+    return name.ends_with(".b_U") ||
+           (turned && name.starts_with("blocks.") && name.find(".W_") != name.npos);
+  };
   auto all = [](const std::string&) { return true; };
   if (load.loaded) return plan_move(elements_of(used, all), load);
   MemoryPlan plan{.mapped = bytes_of(elements_of(raw, in_file), config.stored_dtype)};
   bool as_mapped = config.stored_dtype == master;
-  plan.items.push_back({"weights as read", as_mapped
-                                               ? bytes_of(config.d_vocab, master)
-                                               : bytes_of(elements_of(raw, in_file), master)});
+  plan.items.push_back(
+      {"weights as read",
+       bytes_of(as_mapped ? elements_of(raw, copied) : elements_of(raw, in_file), master)});
   // Merged weights no longer lie in the file, and their factors are widened while they are merged.
+  std::int64_t unmapped = as_mapped && !turned ? bytes_of(load.merged_elements, master) : 0;
   if (load.merged_elements > 0)
     plan.items.push_back(
-        {"merging the adapter", sum_of(as_mapped ? bytes_of(load.merged_elements, master) : 0,
-                                       product_of(kDouble, load.adapter_bytes))});
-  plan.stays =
-      sum_of(plan.items[0].host, as_mapped ? bytes_of(load.merged_elements, master) : 0);
+        {"merging the adapter", sum_of(unmapped, product_of(kDouble, load.adapter_bytes))});
+  plan.stays = sum_of(plan.items[0].host, unmapped);
   if (load.processing.any()) {
     auto changes = [&](const std::string& name) { return rewritten(name, load.processing); };
     plan.items.push_back({"processed weights", bytes_of(elements_of(used, changes), master)});
     // What processing does not rewrite stays as it was read; what was mapped is no memory.
     auto read = [&](const std::string& name) {
-      return !changes(name) && (!as_mapped || name.ends_with(".b_U"));
+      return !changes(name) && (!as_mapped || copied(name));
     };
     plan.stays = load.dtype == master
                      ? sum_of(plan.items.back().host, bytes_of(elements_of(used, read), master))
