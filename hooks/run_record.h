@@ -32,7 +32,7 @@ struct RunRecord {
   nlohmann::json plan = nlohmann::json::array();
   std::vector<HookCall> hooks;  // in the order in which they were called
   nlohmann::json processing = nlohmann::json::object();
-  std::string adapter;
+  std::string adapter;  // folder and digest of what was merged into the weights; empty without one
   std::string device, device_name, dtype;
   MatmulPrecision matmul_precision = MatmulPrecision::ieee;  // as declared
   std::map<std::string, std::string> ambient;                // flags of torch as pinned for the run

@@ -12,11 +12,13 @@
 #include <set>
 
 #include "hooks/build_info.h"
+#include "hooks/checkpoint/loading.h"
 #include "hooks/transformer/torch_array.h"
 #include "lens/device.h"
 #include "lens/preflight.h"
 #include "lens/split_run.h"
 #include "lens/torch_parallel.h"
+#include "verify/adapter_check.h"
 #include "verify/device/simulated.h"
 #include "verify/processing_check.h"
 #include "verify/reference/wiring.h"
@@ -83,27 +85,32 @@ std::shared_ptr<const Transformer> place(std::shared_ptr<const Weights> weights,
   }
 }
 
-Weights first_layers(Weights weights, std::int64_t n) {
-  if (n < 1 || n > weights.config.n_layers)
-    throw std::out_of_range("[model] first_n_layers " + std::to_string(n) +
-                            " out of range: the checkpoint has " +
-                            std::to_string(weights.config.n_layers) + " layers");
-  weights.layers.resize(static_cast<std::size_t>(n));
-  weights.config.n_layers = n;
-  return weights;
-}
-
-// Processed in the precision of the checkpoint or better, checked, and only then rounded to the
-// target.
-Weights prepared(const std::filesystem::path& folder, const LoadOptions& options) {
+struct Prepared {
+  std::shared_ptr<const Weights> weights;
+  std::string adapter;
+};
+// Merged and processed in the precision of the checkpoint or better, checked, and only then rounded
+// to the target. What has been used goes at once: of two copies at most one is needed later.
+Prepared prepared(const std::filesystem::path& folder, const LoadOptions& options) {
   DType master = options.dtype == DType::f64 ? DType::f64 : DType::f32;
   if (!options.processing.any()) master = options.dtype;
-  Weights raw = load_weights(folder, master);
-  if (options.first_n_layers) raw = first_layers(std::move(raw), *options.first_n_layers);
-  if (!options.processing.any()) return raw;
-  Weights processed = process(raw, options.processing, torch_parallel_for);
-  check_processing(raw, processed, torch_parallel_for);
-  return options.dtype == master ? processed : cast(processed, options.dtype);
+  std::optional<Adapter> adapter;
+  if (options.adapter) adapter = Adapter::open(*options.adapter);
+  std::string id =
+      adapter ? adapter->origin() + " (XXH3-128 " + adapter->digest() + ")" : std::string();
+  Weights weights = load_weights(folder, Loading{.dtype = master,
+                                                 .first_n_layers = options.first_n_layers,
+                                                 .adapter = adapter ? &*adapter : nullptr,
+                                                 .on_merged = [](const MergedTensor& merged) {
+                                                   check_merged(merged, torch_parallel_for);
+                                                 }});
+  if (options.processing.any()) {
+    Weights processed = process(weights, options.processing, torch_parallel_for);
+    check_processing(weights, processed, torch_parallel_for);
+    weights = std::move(processed);
+  }
+  if (options.dtype != master) weights = cast(weights, options.dtype);
+  return {std::make_shared<const Weights>(std::move(weights)), std::move(id)};
 }
 
 // All rows of a run: from tokens, or from a residual.
@@ -157,8 +164,9 @@ HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path
   named_device(options.device);
   require_dtype(options.device, options.dtype);
   require_loadable(folder, options);
-  auto weights = std::make_shared<const Weights>(prepared(folder, options));
-  HookedTransformer model(std::move(weights), tokenizer_for(folder, options), options);
+  Prepared from = prepared(folder, options);
+  HookedTransformer model(std::move(from.weights), tokenizer_for(folder, options), options);
+  model.adapter_ = std::move(from.adapter);
   model.name_ = folder.filename().empty() ? folder.parent_path().filename().string()
                                           : folder.filename().string();
   return model;
@@ -178,6 +186,7 @@ HookedTransformer HookedTransformer::moved(const std::string& device, DType dtyp
   if (weights->dtype != dtype) weights = std::make_shared<const Weights>(cast(*weights, dtype));
   HookedTransformer model(std::move(weights), tokenizer_, options);
   model.name_ = name_;
+  model.adapter_ = adapter_;
   return model;
 }
 
@@ -386,6 +395,7 @@ RunRecord HookedTransformer::record_for(const Request& request, const Computed& 
                        {"center_writing_weights", options_.processing.center_writing_weights},
                        {"center_unembed", options_.processing.center_unembed},
                        {"fold_value_biases", options_.processing.fold_value_biases}};
+  record.adapter = adapter_;
   record.device = options_.device;
   record.device_name = is_simulated(options_.device)
                            ? "simulated: an accelerator in plain C++ that computes on the CPU"

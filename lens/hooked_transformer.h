@@ -32,7 +32,9 @@ struct LoadOptions {
   std::string device = "cpu";
   DType dtype = DType::f32;
   VerifyMode verify = VerifyMode::exact;
-  std::optional<std::int64_t> first_n_layers = {};
+  std::optional<std::int64_t> first_n_layers = {};  // of the others nothing is read
+  /// A folder of peft's, LoRA or DoRA, merged into the weights before anything else.
+  std::optional<std::filesystem::path> adapter = {};
   /// What the device may do to operands of float32 products. tf32 lets it round them (and asks CUDA
   /// to), and widens the bounds of products by just that.
   MatmulPrecision matmul_precision = MatmulPrecision::ieee;
@@ -73,10 +75,11 @@ struct RunOptions {
 /// A transformer whose every run is checked before anybody reads it. Const after loading.
 class HookedTransformer {
  public:
-  /// Reads a Hugging Face folder. Throws what read_config, load_weights and Tokenizer::from_file
-  /// throw; DeviceError when the device is unknown or missing, cannot hold the dtype or a weight,
+  /// Reads a Hugging Face folder. Throws what read_config, load_weights, Adapter::open and
+  /// Tokenizer::from_file throw; DeviceError when the device is unknown or missing, cannot hold the dtype or a weight,
   /// or when there is not enough memory, before anything large is read; std::runtime_error when the
-  /// processed weights do not compute what the checkpoint computes.
+  /// processed weights do not compute what the checkpoint computes, or merged ones are not the
+  /// checkpoint's and the adapter's.
   static HookedTransformer from_pretrained(const std::filesystem::path& folder,
                                            const LoadOptions& options = {});
   HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer,
@@ -91,6 +94,8 @@ class HookedTransformer {
   std::shared_ptr<const Weights> shared_weights() const { return pass_->shared_weights(); }
   const LoadOptions& options() const { return options_; }
   const std::string& name() const { return name_; }
+  /// Folder and digest of the adapter that was merged, as in every record; empty without one.
+  const std::string& adapter() const { return adapter_; }
   bool has_tokenizer() const { return tokenizer_.has_value(); }
   /// Throws std::invalid_argument when there is none.
   const Tokenizer& tokenizer() const;
@@ -150,7 +155,7 @@ class HookedTransformer {
   std::shared_ptr<const Transformer> pass_;
   std::optional<Tokenizer> tokenizer_;
   LoadOptions options_;
-  std::string name_;
+  std::string name_, adapter_;
   std::shared_future<std::string> digest_;
   std::shared_ptr<Projections> projections_ =
       std::make_shared<Projections>(Projections::secret_seed());  // of the weights, once needed

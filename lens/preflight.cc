@@ -10,6 +10,7 @@
 
 #include <set>
 
+#include "hooks/checkpoint/adapters.h"
 #include "lens/device.h"
 #include "verify/device/simulated.h"
 
@@ -101,6 +102,18 @@ std::optional<AvailableMemory> available_device_memory(const std::string& device
 
 namespace {
 
+// Of an adapter only its config and the headers of its tensors are read.
+PlannedLoad planned_load(const LoadOptions& o, bool on_host,
+                         const std::optional<AlreadyLoaded>& loaded) {
+  PlannedLoad load{
+      .processing = o.processing, .dtype = o.dtype, .on_host = on_host, .loaded = loaded};
+  if (!o.adapter || loaded) return load;
+  Adapter adapter = Adapter::open(*o.adapter);
+  load.adapter_bytes = adapter.nbytes();
+  load.merged_elements = adapter.merged_elements();
+  return load;
+}
+
 Preflight preflight_of(const Config& config, const std::string& name, const PreflightOptions& o,
                        const std::optional<AlreadyLoaded>& loaded) {
   bool on_host = parsed_device(o.load.device).is_cpu();
@@ -108,10 +121,7 @@ Preflight preflight_of(const Config& config, const std::string& name, const Pref
   PreflightQuestion question{
       .model = name,
       .device = o.load.device,
-      .load = {.processing = o.load.processing,
-               .dtype = o.load.dtype,
-               .on_host = on_host,
-               .loaded = loaded},
+      .load = planned_load(o.load, on_host, loaded),
       .use = {.on_host = on_host,
               .verified = o.verify.value_or(o.load.verify) != VerifyMode::off,
               .threads = at::get_num_threads()},

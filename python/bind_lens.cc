@@ -219,6 +219,7 @@ LoadOptions load_options(const py::kwargs& call) {
       matmul_precision_from_name(call["matmul_precision"].cast<std::string>());
   options.allow_fallback = call["allow_fallback"].cast<bool>();
   if (given("first_n_layers")) options.first_n_layers = call["first_n_layers"].cast<std::int64_t>();
+  if (given("adapter")) options.adapter = call["adapter"].cast<std::string>();
   if (given("default_prepend_bos"))
     options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
   if (given("tokenizer") && py::isinstance<Tokenizer>(call["tokenizer"])) {
@@ -263,6 +264,8 @@ void bind_model(py::module_& m) {
       .def("config",
            [](Ours<HookedTransformer> self) { return to_python(to_json(self->config())); })
       .def_property_readonly("name", [](Ours<HookedTransformer> self) { return self->name(); })
+      .def_property_readonly("adapter",
+                             [](Ours<HookedTransformer> self) { return self->adapter(); })
       .def_property_readonly("device",
                              [](Ours<HookedTransformer> self) { return self->options().device; })
       .def_property_readonly(

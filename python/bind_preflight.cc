@@ -35,13 +35,15 @@ void bind_preflight(py::module_& m) {
       [](const std::string& folder, const std::string& device, const std::string& dtype,
          const std::string& verify, std::int64_t batch, std::optional<std::int64_t> length,
          std::optional<std::vector<std::string>> names,
-         const std::map<std::string, bool>& processing) {
-        return answer(preflight(
-            std::filesystem::path(folder),
-            options_from(device, dtype, verify, batch, length, std::move(names), processing)));
+         const std::map<std::string, bool>& processing, std::optional<std::string> adapter) {
+        PreflightOptions options =
+            options_from(device, dtype, verify, batch, length, std::move(names), processing);
+        if (adapter) options.load.adapter = *adapter;
+        return answer(preflight(std::filesystem::path(folder), options));
       },
       py::arg("folder"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("verify"),
-      py::arg("batch"), py::arg("length"), py::arg("names"), py::arg("processing"));
+      py::arg("batch"), py::arg("length"), py::arg("names"), py::arg("processing"),
+      py::arg("adapter"));
   m.def(
       "preflight_model",
       [](Ours<HookedTransformer> model, const std::string& device, const std::string& dtype,

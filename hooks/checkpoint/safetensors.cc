@@ -209,6 +209,14 @@ class Mapping {
   std::size_t size_;
 };
 
+// The whole pages of a mapped tensor can go: whoever reads them again has them from the file.
+void release_pages(const std::byte* data, std::size_t size) {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
+  auto end = (reinterpret_cast<std::uintptr_t>(data) + size) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 struct Descriptor {
   int fd = -1;
   explicit Descriptor(int fd) : fd(fd) {}
@@ -282,7 +290,9 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   if (size < 8) refuse_short(path.string(), size);
   auto mapping = std::make_shared<const Mapping>(file.fd, size, path);
   std::span<const std::byte> bytes = mapping->bytes();
-  return parse_safetensors(bytes, path.string(), std::move(mapping));
+  SafetensorsFile parsed = parse_safetensors(bytes, path.string(), std::move(mapping));
+  parsed.mapped_ = true;
+  return parsed;
 }
 
 std::vector<std::string> SafetensorsFile::names() const {
@@ -301,11 +311,15 @@ Array SafetensorsFile::tensor(const std::string& name) const {
     refuse(origin_, "tensor " + in_quotes(name) + " is stored as " + info.dtype +
                         "; tensors that are read must be one of " + type_names(true));
   const std::byte* data = data_.data() + info.begin_byte;
+  std::size_t size = info.end_byte - info.begin_byte;
+  std::shared_ptr<const void> owner = owner_;
+  if (mapped_)
+    owner = {data, [file = owner_, data, size](const void*) { release_pages(data, size); }};
   // 8-byte headers and sorted tensors keep most files aligned; others are legal and get a copy.
   if (reinterpret_cast<std::uintptr_t>(data) % type->bytes == 0)
-    return Array::wrap(data, info.shape, *type->dtype, owner_);
+    return Array::wrap(data, info.shape, *type->dtype, std::move(owner));
   MutableArray copy(info.shape, *type->dtype);
-  std::memcpy(copy.bytes(), data, info.end_byte - info.begin_byte);
+  std::memcpy(copy.bytes(), data, size);
   return std::move(copy).freeze();
 }
 
@@ -394,19 +408,41 @@ std::map<std::string, std::string> read_weight_map(const std::filesystem::path& 
   return shards;
 }
 
-[[noreturn]] void refuse_folder(const std::filesystem::path& folder) {
-  for (const char* pickled : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
-    if (std::filesystem::exists(folder / pickled)) {
-      std::string at = folder.string();
-      refuse(at, "only pickled weights (" + std::string(pickled) +
+// What else pickled weights are called: a dictionary of tensors, saved by hand.
+bool is_pickled(const std::filesystem::path& path) {
+  for (const char* ending : {".bin", ".pt", ".pth", ".ckpt"})
+    if (path.extension() == ending) return true;
+  return false;
+}
+
+[[noreturn]] void refuse_pickled(const std::string& folder, const std::string& file,
+                                 const std::string& line) {
+  refuse(folder, "only pickled weights (" + file +
                      "), which run code when they are opened; allowed: safetensors. To convert: "
-                     "python -c \"from transformers import AutoModelForCausalLM as M; "
-                     "M.from_pretrained('" +
-                     at + "').save_pretrained('" + at + "', safe_serialization=True)\"");
-    }
-  throw std::system_error(ENOENT, std::generic_category(),
-                          "[safetensors] " + folder.string() + ": neither " + std::string(kSingle) +
-                              " nor " + std::string(kIndex));
+                     "python -c \"" +
+                     line + "\"");
+}
+
+[[noreturn]] void refuse_folder(const std::filesystem::path& folder) {
+  std::string at = folder.string();
+  for (const char* pickled : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
+    if (std::filesystem::exists(folder / pickled))
+      refuse_pickled(at, pickled,
+                     "from transformers import AutoModelForCausalLM as M; M.from_pretrained('" +
+                         at + "').save_pretrained('" + at + "', safe_serialization=True)");
+  std::set<std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (is_pickled(entry.path())) files.insert(entry.path().filename().string());
+  if (!files.empty())
+    refuse_pickled(at, *files.begin(),
+                   "import torch; from safetensors.torch import save_file; save_file({k: "
+                   "v.clone().contiguous() for k, v in torch.load('" +
+                       (folder / *files.begin()).string() +
+                       "', map_location='cpu', weights_only=True).items()}, '" +
+                       (folder / kSingle).string() + "')");
+  throw std::system_error(
+      ENOENT, std::generic_category(),
+      "[safetensors] " + at + ": neither " + std::string(kSingle) + " nor " + std::string(kIndex));
 }
 
 }  // namespace

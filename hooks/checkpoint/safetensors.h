@@ -23,7 +23,7 @@ struct TensorInfo {
 };
 
 /// An open safetensors file. Arrays point into the mapping and keep it alive, also after this
-/// object.
+/// object; the pages of a tensor leave the process's memory with the last array that points there.
 class SafetensorsFile {
  public:
   /// Maps `path` and checks its whole header. Throws std::invalid_argument naming file and tensor
@@ -49,6 +49,7 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
   std::span<const std::byte> data_;  // what follows the header
   std::shared_ptr<const void> owner_;
+  bool mapped_ = false;
 };
 
 /// The same from memory; `origin` is named in errors. `owner` keeps `bytes` alive; without one they

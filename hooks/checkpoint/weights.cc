@@ -12,6 +12,7 @@
 
 #include "hooks/checkpoint/families/family.h"
 #include "hooks/checkpoint/finite.h"
+#include "hooks/checkpoint/loading.h"
 #include "hooks/checkpoint/quantized.h"
 #include "hooks/checkpoint/safetensors.h"
 #include "hooks/nearest.h"
@@ -44,6 +45,19 @@ Array rounded(const Array& array, DType dtype, const std::string& where) {
     require_finite(result, where + ", rounded to " + std::string(name_of(dtype)) + ",",
                    std::string(narrow_hint(dtype)));
   return result;
+}
+
+void require_floating(DType dtype) {
+  if (dtype == DType::i64)
+    throw std::invalid_argument(
+        "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
+}
+
+void require_layers(std::int64_t n, const Config& config) {
+  if (n < 1 || n > config.n_layers)
+    throw std::out_of_range("[model] first_n_layers " + std::to_string(n) +
+                            " out of range: the checkpoint has " + std::to_string(config.n_layers) +
+                            " layers");
 }
 
 bool is_floating(const std::string& file_dtype) {
@@ -157,14 +171,23 @@ std::string Weights::digest() const {
 }
 
 Weights load_weights(const std::filesystem::path& folder, DType dtype) {
-  if (dtype == DType::i64)
-    throw std::invalid_argument(
-        "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
+  return load_weights(folder, Loading{.dtype = dtype});
+}
+
+Weights load_weights(const std::filesystem::path& folder, const Loading& loading) {
+  require_floating(loading.dtype);
   Config config = read_config(folder);
+  if (auto n = loading.first_n_layers) {
+    require_layers(*n, config);
+    config.n_layers = *n;
+  }
+  const Family& kind = family(config.family, folder.string());
   Checkpoint checkpoint = Checkpoint::open(folder);
   refuse_quantized(checkpoint);
-  TensorSource tensors(checkpoint, dtype);
-  Weights weights = family(config.family, folder.string()).weights(config, tensors);
+  std::optional<Merge> merge;
+  if (loading.adapter != nullptr) merge.emplace(*loading.adapter, checkpoint, kind.stores_in_out);
+  TensorSource tensors(checkpoint, loading, merge ? &*merge : nullptr);
+  Weights weights = kind.weights(config, tensors);
   tensors.finish();
   weights.config.stored_dtype = tensors.widest_stored();
   return weights;
@@ -214,9 +237,7 @@ Weights outline(const Config& c, DType dtype) {
 }
 
 Weights cast(const Weights& weights, DType dtype) {
-  if (dtype == DType::i64)
-    throw std::invalid_argument(
-        "[weights] dtype int64; allowed: float32, float64, bfloat16, float16");
+  require_floating(dtype);
   Weights result = weights;
   result.dtype = dtype;
   std::map<std::pair<const std::byte*, Shape>, Array> done;  // what shares a buffer goes on sharing
@@ -264,7 +285,13 @@ Array TensorSource::take_as_stored(const std::string& name, const Shape& shape) 
 Array TensorSource::take(const std::string& name, const Shape& shape) {
   Array stored = checked(name, shape);
   stored_.insert(stored.dtype());
-  return rounded(stored, dtype_, "[weights] " + origin(name) + ": tensor " + in_quotes(name));
+  if (adapted(name)) {
+    MergedTensor merged = merge_->merged(name, stored, dtype());
+    merged_.insert(name);
+    if (loading_.on_merged) loading_.on_merged(merged);
+    return merged.result;
+  }
+  return rounded(stored, dtype(), "[weights] " + origin(name) + ": tensor " + in_quotes(name));
 }
 
 DType TensorSource::widest_stored() const {
@@ -274,12 +301,30 @@ DType TensorSource::widest_stored() const {
   return stored_.contains(DType::f16) ? DType::f16 : DType::bf16;
 }
 
+// The layer of a tensor is the first number in its name.
+bool TensorSource::left_out(const std::string& name) const {
+  if (!loading_.first_n_layers) return false;
+  for (std::size_t begin = 0, end; begin < name.size(); begin = end + 1) {
+    end = std::min(name.find('.', begin), name.size());
+    std::string part = name.substr(begin, end - begin);
+    if (part.empty() || part.size() > 9 || part.find_first_not_of("0123456789") != part.npos)
+      continue;
+    return std::stoll(part) >= *loading_.first_n_layers;
+  }
+  return false;
+}
+
 void TensorSource::finish() const {
   constexpr std::size_t kShown = 5;
   std::set<std::string> taken(taken_.begin(), taken_.end());
+  if (merge_ != nullptr)
+    for (const std::string& name : merge_->changed())
+      if (!merged_.contains(name) && !left_out(name))
+        throw std::invalid_argument("[adapter] " + merge_->origin() + ": changes " +
+                                    in_quotes(name) + ", which this model does not read");
   std::vector<std::string> extra;
   for (const std::string& name : checkpoint_.names())
-    if (!taken.contains(name)) extra.push_back(name);
+    if (!taken.contains(name) && !left_out(name)) extra.push_back(name);
   if (extra.empty()) return;
   std::string shown;
   for (std::size_t i = 0; i < std::min(extra.size(), kShown); ++i)

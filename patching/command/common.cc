@@ -114,6 +114,13 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
                 "Weights as in the checkpoint: nothing folded, nothing centred")
       ->group("Running");
   command
+      .add_option(
+          "--adapter", o.adapter,
+          "A LoRA or DoRA in peft's format, merged into the weights and checked:\nthe folder "
+          "of its adapter_config.json")
+      ->type_name("DIR")
+      ->group("Running");
+  command
       .add_option("--matmul-precision", o.matmul_precision,
                   "ieee, or tf32: operands of float32 products may be rounded\nto 11 bits, and the "
                   "bounds of products allow just that")
@@ -174,6 +181,7 @@ HookedTransformer load(const CommonOptions& o) {
     throw std::invalid_argument(
         "[--dtype] a model cannot be int64; allowed: float32, float64, bfloat16, float16");
   if (o.no_processing) options.processing = Processing::none();
+  if (o.adapter) options.adapter = *o.adapter;
   fs::path folder = resolve_model(o.model);
   if (o.threads > 0) at::set_num_threads(static_cast<int>(o.threads));
   Progress progress("loading " + folder.filename().string());

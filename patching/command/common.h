@@ -47,6 +47,7 @@ struct CommonOptions {
   std::uint64_t seed = 0;
   bool no_processing = false, no_fallback = false, json = false;
   std::vector<std::string> inject = {};
+  std::optional<std::string> adapter = {};
 };
 
 /// A command's work: returns its exit status and throws for every failure.
@@ -74,7 +75,7 @@ CLI::Validator whole_number(std::int64_t least, std::int64_t most);
 void add_model_option(CLI::App& command, CommonOptions& options);
 /// MODEL and --prompt.
 void add_input_options(CLI::App& command, CommonOptions& options, std::string& prompt);
-/// --device --dtype --threads --seed --no-processing --json.
+/// --device --dtype --threads --seed --no-processing --adapter --json.
 void add_common_options(CLI::App& command, CommonOptions& options);
 /// --verify --inject.
 void add_checking_options(CLI::App& command, CommonOptions& options);

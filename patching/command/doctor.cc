@@ -169,6 +169,7 @@ Action add_doctor(CLI::App& program) {
   add_model_option(command, *o);
   command.get_option("MODEL")->required(false);
   add_common_options(command, *o);
+  command.remove_option(command.get_option("--adapter"));  // the device is examined, not a model
   command.add_option("--seconds", o->seconds, "After how long a phase counts as hung")
       ->type_name("S")
       ->group("Running")

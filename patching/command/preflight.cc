@@ -16,8 +16,9 @@ constexpr const char* kFooter = R"(Examples:
   lenscpp preflight tiny-ioi --device mps --batch 64 --length 15 --dtype bfloat16
   lenscpp preflight tiny-ioi --device mps --batch 4000000    # does not fit, status 4
 
-Only config.json is read, and nothing is allocated: the sizes of every weight and of every tensor of a run, beside the
-limits of the device in the PyTorch of this build, and the memory that loading and running need beside what there is.
+Only config.json is read, of an adapter its config and the sizes of its tensors, and nothing is allocated: the sizes of
+every weight and of every tensor of a run, beside the limits of the device in the PyTorch of this build, and the memory
+that loading and running need beside what there is.
 Exit status: 0 it fits, 4 it does not or there is no such device.
 )";
 
@@ -32,6 +33,7 @@ ExitStatus preflight(const Options& o) {
     throw std::invalid_argument(
         "[--dtype] a model cannot be int64; allowed: float32, float64, bfloat16, float16");
   if (o.no_processing) options.load.processing = Processing::none();
+  if (o.adapter) options.load.adapter = *o.adapter;
   if (o.length > 0) options.pos = o.length;
   std::optional<Preflight> found;
   from_disk([&] { found = lenscpp::preflight(resolve_model(o.model), options); });

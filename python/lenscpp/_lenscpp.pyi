@@ -349,6 +349,8 @@ class Model:
     @property
     def name(self) -> str: ...
     @property
+    def adapter(self) -> str: ...
+    @property
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
@@ -592,6 +594,7 @@ def preflight_folder(
     length: int | None,
     names: Sequence[str] | None,
     processing: Mapping[str, bool],
+    adapter: str | None,
 ) -> tuple[dict[str, Any], str]: ...
 def preflight_model(
     model: Model,

@@ -50,7 +50,7 @@ class HookedTransformer:
         verify: str = "exact",
         matmul_precision: str = "ieee",
         allow_fallback: bool = True,
-        adapter: Any = None,
+        adapter: str | os.PathLike[str] | None = None,
         first_n_layers: int | None = None,
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
@@ -64,15 +64,16 @@ class HookedTransformer:
         allow_fallback: False refuses (DeviceError) a run in which operators ran on the CPU because the device has
         none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json, or a loaded one
         (tokenizers.Tokenizer, a fast tokenizer of transformers, another model's); None takes the folder's, if any.
-        default_prepend_bos: None means yes where the tokenizer has a BOS token.
+        default_prepend_bos: None means yes where the tokenizer has a BOS token. adapter: a folder in peft's format (LoRA
+        or DoRA: adapter_config.json, adapter_model.safetensors), merged in float64 before processing and rounding; every
+        merged weight is checked against checkpoint and adapter, and the record names folder and digest. first_n_layers:
+        of the other layers nothing is read.
 
         Raises FileNotFoundError (no such model or file), ValueError naming file and field (what is malformed
-        or not understood), IndexError (first_n_layers), DeviceError (unknown or missing device), TypeError,
-        NotImplementedError (adapter), RuntimeError (processing changed what the model computes).
+        or not understood; an adapter of another model), IndexError (first_n_layers), DeviceError (unknown or missing
+        device), TypeError, RuntimeError (processing or merging changed what the model computes).
         """
         folder = _folder(name_or_path)
-        if adapter is not None:
-            raise NotImplementedError(f"[model] adapter: {_inputs.kind(adapter)} was given; adapters are not built yet")
         processing = {
             "fold_ln": fold_ln,
             "center_writing_weights": center_writing_weights,
@@ -92,6 +93,7 @@ class HookedTransformer:
             matmul_precision=_matmul_precision(matmul_precision),
             allow_fallback=allow_fallback,
             first_n_layers=_inputs.optional_int("first_n_layers", first_n_layers),
+            adapter=_adapter(adapter),
             tokenizer=_tokenizer(tokenizer),
             default_prepend_bos=default_prepend_bos,
         )
@@ -140,6 +142,11 @@ class HookedTransformer:
     def processing(self) -> dict[str, bool]:
         """Which processing steps the weights went through."""
         return self._model.processing()
+
+    @property
+    def adapter(self) -> str | None:
+        """Folder and digest of the adapter that was merged into the weights, as every record has it; None without one."""
+        return self._model.adapter or None
 
     @property
     def digest(self) -> str:
@@ -609,6 +616,16 @@ def _matmul_precision(precision: Any) -> str:
     if not isinstance(precision, str):
         raise TypeError(f'[matmul_precision] needed: "ieee" or "tf32"; found: {_inputs.kind(precision)}')
     return precision
+
+
+def _adapter(adapter: Any) -> str | None:
+    if adapter is None:
+        return None
+    if not isinstance(adapter, (str, os.PathLike)) or not isinstance(os.fspath(adapter), str):
+        raise TypeError(f"[adapter] needed: the path of a folder in peft's format; found: {_inputs.kind(adapter)}")
+    if not Path(adapter).is_dir():
+        raise FileNotFoundError(f"[adapter] no folder {os.fspath(adapter)!r}: give one with adapter_config.json. Nothing is downloaded")
+    return os.fspath(adapter)
 
 
 def _tokenizer(tokenizer: Any) -> str | _lenscpp.Tokenizer | None:

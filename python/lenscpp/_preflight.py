@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import _inputs, _lenscpp
-from ._model import HookedTransformer, _device, _dtype, _folder, _verify
+from ._model import HookedTransformer, _adapter, _device, _dtype, _folder, _verify
 
 _STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 
@@ -57,6 +57,7 @@ def preflight(
     names: Iterable[str] | None = None,
     verify: str | None = None,
     processing: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Preflight:
     """Does it fit? The sizes of every weight and of every tensor of a run, intermediates included, beside the limits of
     the device in this PyTorch and the memory there is. Arithmetic alone: nothing is loaded, allocated or tried.
@@ -64,7 +65,8 @@ def preflight(
     model: a model, or the name or folder of one, of which only config.json is read (the folder may hold nothing else).
     batch prompts of length tokens (None: the model's context) are run; names: which hook points are kept (None: all).
     device, dtype, verify: None means the model's, or the CPU, float32 and "exact". processing: of a folder, whether the
-    weights are processed, which is on by default.
+    weights are processed, which is on by default; adapter: of a folder, the adapter to be merged, of which only its config
+    and the sizes of its tensors are read.
 
     Raises ValueError (an unknown dtype, mode or hook, no prompts), IndexError (a length beyond the context),
     FileNotFoundError, TypeError, DeviceError (a name that is no device). What does not fit is not raised: see .fits.
@@ -75,6 +77,8 @@ def preflight(
     for what, value in (("batch", batch), ("length", length)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise TypeError(f"[preflight] {what} is an int; found: {_inputs.kind(value)}")
+    if loaded and adapter is not None:
+        raise ValueError("[preflight] adapter: the model is loaded already; it goes with the folder of a model")
     if isinstance(names, str):
         names = [names]
     question: dict[str, Any] = {
@@ -87,4 +91,6 @@ def preflight(
     }
     if loaded:
         return Preflight(*_lenscpp.preflight_model(loaded._model, **question))
-    return Preflight(*_lenscpp.preflight_folder(os.fspath(_folder(model)), **question, processing=dict.fromkeys(_STEPS, processing)))
+    folder = os.fspath(_folder(model))
+    steps = dict.fromkeys(_STEPS, processing)
+    return Preflight(*_lenscpp.preflight_folder(folder, **question, processing=steps, adapter=_adapter(adapter)))

@@ -157,6 +157,55 @@ TEST(Statistics, ComeBackFromJson) {
   EXPECT_TRUE(std::isnan(grid_statistics_from_json(json).cells[0].standard_error));
 }
 
+TEST(Statistics, TakeNoNonsense) {
+  Measured m = of_one_cell({1, 2}, {4, 4}, {0, 0});
+  for (const StatisticsOptions& o : {StatisticsOptions{.resamples = -1},
+                                     {.resamples = std::int64_t{1} << 40},
+                                     {.permutations = 0},
+                                     {.level = 1},
+                                     {.false_discovery_rate = kNaN},
+                                     {.false_discovery_rate = 2},
+                                     {.top = 0},
+                                     {.error_bar = kNaN}})
+    EXPECT_THROW(statistics_of(m, o), std::invalid_argument);
+}
+
+TEST(Statistics, FindNothingWithinTheErrorBar) {
+  std::vector<double> values(12, 1e-7);
+  Measured m = of_one_cell(values, std::vector<double>(12, 4), std::vector<double>(12, 0));
+  EXPECT_EQ(statistics_of(m).significant, 1);
+  EXPECT_EQ(statistics_of(m, {.error_bar = 1e-6}).significant, 0);
+  EXPECT_TRUE(
+      std::isnan(statistics_of(of_one_cell({0, 0}, {4, 4}, {0, 0})).cells[0].sign_consistency));
+}
+
+// Effects 1, 2, 3 and 10 in clusters {1, 2}, {3}, {10}; ranges 4, 8, 4, 5.
+TEST(Statistics, ClustersOfUnequalSize) {
+  Measured m = of_one_cell({1, 2, 3, 10}, {4, 8, 4, 5}, {0, 0, 0, 0});
+  m.cluster = {7, 7, 9, 8};
+  CellStatistics s = statistics_of(m).cells[0];
+  EXPECT_DOUBLE_EQ(s.mean, 4);
+  // Residual sums of clusters: -5, -1, 6.
+  EXPECT_DOUBLE_EQ(s.standard_error, std::sqrt(3.0 / 2 * (25 + 1 + 36)) / 4);
+  EXPECT_DOUBLE_EQ(s.mean_of_ratios, (0.25 + 0.25 + 0.75 + 2) / 4);
+  double r = s.mean_of_ratios, a = 0.5 - 2 * r, b = 0.75 - r, c = 2 - r;
+  EXPECT_DOUBLE_EQ(s.ratio_standard_error, std::sqrt(3.0 / 2 * (a * a + b * b + c * c)) / 4);
+  EXPECT_DOUBLE_EQ(s.ratio_of_means, 16.0 / 21);
+  // Cluster sums 3, 3, 10: as large in absolute value only with all signs alike.
+  EXPECT_DOUBLE_EQ(s.p, 2.0 / 8);
+}
+
+// 2^14 assignments, of which 1,000 are drawn: p within what drawing them allows.
+TEST(Statistics, RandomSignsAreAsGoodAsAll) {
+  std::vector<double> values;
+  for (int i = 0; i < 14; ++i) values.push_back(0.4 + std::sin(3.0 * i));
+  Measured m = of_one_cell(values, std::vector<double>(14, 4), std::vector<double>(14, 0));
+  double all = statistics_of(m, {.permutations = 1 << 14}).cells[0].p;
+  double some = statistics_of(m, {.permutations = 1000}).cells[0].p;
+  EXPECT_NEAR(some, all, 4 * std::sqrt(all * (1 - all) / 1000) + 1e-3);
+  EXPECT_NE(some, all);
+}
+
 TEST(Statistics, RefuseRowsThatDoNotFit) {
   Measured m = of_one_cell({1, 2}, {4}, {0, 0});
   EXPECT_THROW(statistics_of(m), std::invalid_argument);

@@ -41,8 +41,8 @@ def test_reports_what_became_of_it(report, task):
 
 def test_values_are_those_of_patch_grid(model, task, result):
     grid = result["z"]
-    assert grid.shape == (len(result), 4, 4) and grid.over == ("layer", "head") and len(grid) == len(result)
-    for row in (0, len(result) - 1):
+    assert grid.shape == (result.n, 4, 4) and grid.over == ("layer", "head") and len(grid) == result.n
+    for row in (0, result.n - 1):
         one = task[int(result.index[row])]
         alone = lens.patching.patch_grid(model, one["clean"], one["corrupted"], "z", ("layer", "head"), lens.LogitDiff(one["answer"], one["wrong"]), savings=False)
         scale = abs(alone.clean - alone.corrupted)
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_the_values(result):
     assert torch.allclose(grid.statistics["mean"], effect.mean(0), atol=1e-12)
     ratio = effect.sum(0) / (result.clean - result.corrupted).sum()
     assert torch.allclose(grid.statistics["ratio_of_means"], ratio, atol=1e-12)
-    assert torch.equal(grid.statistics["n"], torch.full((4, 4), float(len(result)), dtype=torch.float64))
+    assert torch.equal(grid.statistics["n"], torch.full((4, 4), float(result.n), dtype=torch.float64))
     top = grid.top
     assert top and top[0]["layer"] == str(int(effect.mean(0).abs().max(1).values.argmax()))
     assert all(abs(a["mean"]) >= abs(b["mean"]) for a, b in zip(top, top[1:]))
@@ -78,13 +78,15 @@ def test_statistics_are_those_of_the_values(result):
 def test_goes_to_pandas_and_xarray(result):
     pandas, xarray = pytest.importorskip("pandas"), pytest.importorskip("xarray")
     frame = result["z"].to_dataframe()
+    assert len(frame[frame.layer == 1]) == 4  # numbers, where labels are
     assert isinstance(frame, pandas.DataFrame) and len(frame) == 16 and list(frame.columns[:2]) == ["layer", "head"]
     long = result["z"].to_long_dataframe(1, 3)
     assert len(long) == 32 and torch.equal(torch.tensor(long["value"].to_numpy()).reshape(2, 4, 4), result["z"][1:3])
     assert list(result.to_dataframe()["id"]) == [row["id"] for row in result.experiments()]
     array = result["resid_pre"].to_xarray()
     assert isinstance(array, xarray.DataArray) and array.dims == ("experiment", "layer", "pos")
-    picked = array.sel(pos="S2", layer="1").compute()
+    assert array.attrs["status"] == "VERIFIED"
+    picked = array.sel(pos="S2", layer=1).compute()
     column = result["resid_pre"].labels["pos"].index("S2")
     assert torch.equal(torch.tensor(picked.to_numpy()), result["resid_pre"].values[:, 1, column])
 
@@ -112,7 +114,7 @@ def test_takes_a_dataframe_and_token_ids(model, tmp_path):
     ids = model.to_tokens(CLEAN)[0], model.to_tokens(CORRUPTED)[0]
     frame = pandas.DataFrame([PAIR, {"id": "b", "clean": ids[0], "corrupted": ids[1].tolist(), "answer": " Mary", "wrong": model.to_single_token(" John"), "template": None}])
     merged = lens.run_experiments(model, frame, tmp_path / "out", sites=[("z", ("layer", "head", "pos"))]).merge()
-    assert len(merged) == 2 and merged["z"].over == ("layer", "head", "pos")
+    assert merged.n == 2 and merged["z"].over == ("layer", "head", "pos")
     assert (merged["z"][0] - merged["z"][1]).abs().max() < 1e-4
 
 
@@ -120,7 +122,7 @@ def test_rejects_with_a_reason(model, tmp_path):
     bad = {**PAIR, "id": "b", "answer": " Mary and"}
     swapped = {**PAIR, "id": "c", "answer": " John", "wrong": " Mary"}
     merged = lens.run_experiments(model, [PAIR, bad, swapped], tmp_path / "out").merge()
-    assert merged.reasons == {"not_one_token": 1, "clean_wrong": 1} and len(merged) == 1
+    assert merged.reasons == {"not_one_token": 1, "clean_wrong": 1} and merged.n == 1
     assert {one["id"] for one in merged.rejected} == {"b", "c"}
 
 
@@ -136,6 +138,77 @@ def test_refuses_what_it_cannot_use(model, tmp_path):
     with pytest.raises(ValueError, match="holds a batch already"):
         lens.run_experiments(model, [PAIR], tmp_path / "twice")
     assert lens.run_experiments(model, [PAIR], tmp_path / "twice", resume=True)["before"] == 1
+
+
+def test_is_a_mapping_of_grids(result):
+    assert list(result) == ["resid_pre_by_layer_pos", "z_by_layer_head"] and len(result) == 2
+    assert "z" in result and "mlp_out" not in result and 3 not in result
+    assert {key: grid.key for key, grid in result.items()} == {key: key for key in result}
+    for wrong in ([0, 2], ..., None, "a"):
+        with pytest.raises(TypeError, match="an int or a slice"):
+            result["z"][wrong]
+
+
+def test_metrics_are_kept_apart(model, tmp_path):
+    pairs = [PAIR, {**PAIR, "id": "b", "metric": "prob"}, {**PAIR, "id": "c", "metric": "log_prob"}]
+    merged = lens.run_experiments(model, pairs, tmp_path / "out", sites=["head_z"]).merge()
+    assert set(merged) == {"z_by_layer_head", "z_by_layer_head_of_prob", "z_by_layer_head_of_log_prob"}
+    assert all(int(merged[key].statistics["n"][0, 0]) == 1 for key in merged)
+    assert set(merged.to_dataframe()["metric"]) == {"logit_diff", "prob", "log_prob"}
+
+
+def test_the_error_bar_is_that_of_rounding(model, result):
+    assert 0 < result.error_bar < 1e-3
+    assert all(abs(cell["mean"]) > result.error_bar for cell in result["resid_pre"].top)
+
+
+def test_a_batch_keeps_its_experiments(model, task, tmp_path):
+    lens.run_experiments(model, task[:4], tmp_path / "out")
+    with pytest.raises(ValueError, match="experiments? that are not among these"):
+        lens.run_experiments(model, task[:2], tmp_path / "out", resume=True)
+    with pytest.raises(ValueError, match="sites"):
+        lens.run_experiments(model, task[:4], tmp_path / "out", resume=True, sites=["mlp_out"])
+    more = lens.run_experiments(model, task[:8], tmp_path / "out", resume=True)
+    assert more.complete and more.merge().n + sum(more["rejected"].values()) == 8
+
+
+def test_bad_values_name_their_experiment(model, tmp_path):
+    for wrong in ({**PAIR, "answer": float("nan")}, {**PAIR, "answer": {1, 2}}, {**PAIR, "clean": "\ud800"}):
+        with pytest.raises(ValueError, match="experiment 0"):
+            lens.run_experiments(model, [wrong], tmp_path / "out")
+    deep: list = []
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises((ValueError, RecursionError)):
+        lens.run_experiments(model, [{**PAIR, "clean": deep}], tmp_path / "out")
+    for options in ({"sites": []}, {"block": 0}, {"block": None}, {"block": 10**30}):
+        with pytest.raises(ValueError):
+            lens.run_experiments(model, [PAIR], tmp_path / "out", **options)
+    for sites in (3, [("z", "layer")], [("z", ("layer", "head"), 3)]):
+        with pytest.raises(TypeError):
+            lens.run_experiments(model, [PAIR], tmp_path / "out", sites=sites)
+    for over in (["head"], ["layer", "layer"]):
+        with pytest.raises(ValueError, match="over"):
+            lens.run_experiments(model, [PAIR], tmp_path / "out", sites=[("z", over)])
+    with pytest.raises(ValueError, match="empty"):
+        lens.run_experiments(model, [PAIR], "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_take_no_nonsense(report, tmp_path):
+    before = open(os.path.join(report.folder, "batch.json"), "rb").read()
+    report.merge(tmp_path / "m.h5")
+    kept = (tmp_path / "m.h5").read_bytes()
+    for options in ({"false_discovery_rate": float("nan")}, {"false_discovery_rate": 2}, {"permutations": 0}, {"resamples": -1}, {"resamples": 10**12}):
+        with pytest.raises(ValueError, match="allowed"):
+            report.merge(tmp_path / "m.h5", **options)
+        assert (tmp_path / "m.h5").read_bytes() == kept
+    assert open(os.path.join(report.folder, "batch.json"), "rb").read() == before
+
+
+def test_a_shard_opened_unverified_says_so(report, tmp_path):
+    shard = os.path.join(report.folder, "shards", sorted(os.listdir(os.path.join(report.folder, "shards")))[0])
+    assert lens.load(shard).status == "VERIFIED" and lens.load_unverified(shard).status == "UNVERIFIED"
 
 
 def test_a_fault_is_refused_and_never_merged(model, task, tmp_path):
@@ -251,7 +324,12 @@ def client():
 
 def test_dask_makes_the_same_folder(model, task, report, client, tmp_path):
     seen = []
+    with lens.faults.inject("nan"), pytest.raises(ValueError, match="do not reach workers"):
+        lens.distributed.run(task, client, model="tiny-ioi", folder=tmp_path / "out")
+    with pytest.raises(TypeError, match="Client"):
+        lens.distributed.run(task, None, model="tiny-ioi", folder=tmp_path / "out")
     done = lens.distributed.run(task, client, model="tiny-ioi", folder=tmp_path / "out", block=4, progress=lambda a, b: seen.append((a, b)))
+    assert set(done) >= set(report) - {"seconds"} and done["rejected"] == report["rejected"]
     assert done.complete and done["done"] == done["shards"] == report["shards"] and seen[-1] == (report["shards"],) * 2
     assert sorted(os.listdir(tmp_path / "out" / "shards")) == sorted(os.listdir(os.path.join(report.folder, "shards")))
     merged, own = done.merge(), report.merge()

@@ -317,7 +317,13 @@ MemoryPlan plan_load(const Config& config, const PlannedLoad& load) {
   plan.items.push_back({"weights as read", as_mapped
                                                ? bytes_of(config.d_vocab, master)
                                                : bytes_of(elements_of(raw, in_file), master)});
-  plan.stays = plan.items[0].host;
+  // Merged weights no longer lie in the file, and their factors are widened while they are merged.
+  if (load.merged_elements > 0)
+    plan.items.push_back(
+        {"merging the adapter", sum_of(as_mapped ? bytes_of(load.merged_elements, master) : 0,
+                                       product_of(kDouble, load.adapter_bytes))});
+  plan.stays =
+      sum_of(plan.items[0].host, as_mapped ? bytes_of(load.merged_elements, master) : 0);
   if (load.processing.any()) {
     auto changes = [&](const std::string& name) { return rewritten(name, load.processing); };
     plan.items.push_back({"processed weights", bytes_of(elements_of(used, changes), master)});

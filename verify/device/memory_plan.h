@@ -38,6 +38,8 @@ struct PlannedLoad {
   DType dtype;
   bool on_host;  // the device is the CPU, which uses the weights where they lie
   std::optional<AlreadyLoaded> loaded = {};
+  std::int64_t adapter_bytes = 0;    // of its file
+  std::int64_t merged_elements = 0;  // of the weights that it changes
 };
 /// The peak of a load: raw weights, processed ones and rounded ones are there at once.
 /// `config.stored_dtype` says how the file holds them. Of a model that is loaded, what moving it

@@ -452,6 +452,12 @@ void take_unembedding(Weights& weights, TensorSource& tensors, const std::string
   if (!c.tied_unembedding) {
     weights.W_U = tensors.take(name, shape);
   } else {
+    for (const std::string& tied : {name, embedding})
+      if (tensors.adapted(tied))
+        throw std::invalid_argument(
+            "[adapter] changes " + in_quotes(tied) +
+            ", but config.json ties unembedding and embedding: it is not said which is meant. "
+            "Merge it with peft, untie them (tie_word_embeddings false) and load what it saves");
     weights.W_U = c.embed_scale == 1 ? weights.W_E : tensors.take(embedding, shape);
     if (tensors.has(name)) {
       Array stored = tensors.take_as_stored(name, shape);

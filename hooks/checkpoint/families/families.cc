@@ -15,7 +15,7 @@ std::span<const Family> families() {
       {"gemma", gemma_config, gemma_weights},
       {"gemma2", gemma2_config, gemma2_weights},
       {"gemma3_text", gemma3_config, gemma3_weights},
-      {"gpt2", gpt2_config, gpt2_weights},
+      {"gpt2", gpt2_config, gpt2_weights, true},
       {"gpt_neo", gpt_neo_config, gpt_neo_weights},
       {"gpt_neox", gpt_neox_config, gpt_neox_weights},
       {"gptj", gptj_config, gptj_weights},

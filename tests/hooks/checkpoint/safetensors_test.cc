@@ -501,6 +501,12 @@ TEST_F(CheckpointTest, RefusesPickledWeightsWithTheLineThatConvertsThem) {
         {name, "python -c", "save_pretrained", "safe_serialization", folder_.path().string()});
     std::filesystem::remove(folder_ / name);
   }
+  for (std::string name : {"weights.bin", "model.pt", "consolidated.00.pth", "last.ckpt"}) {
+    write_file(folder_ / name, "x");
+    expect_folder_refused({name, "python -c", "torch.load", "weights_only=True", "save_file",
+                           (folder_ / "model.safetensors").string()});
+    std::filesystem::remove(folder_ / name);
+  }
 }
 
 TEST_F(CheckpointTest, RefusesFoldersThatAreEmptyMissingOrNone) {

@@ -169,7 +169,7 @@ def test_refused_shards_are_kept_apart(experiments, whole, tmp_path):
     assert shards(folder) == good
     refused = sorted((folder / "refused").glob("*.h5"))
     assert len(refused) + len(good) == len(shards(whole))
-    assert "INVALID" in lenscpp("show", refused[0]).stdout
+    assert "INVALID" in lenscpp("show", refused[0]).stdout and lenscpp("show", folder).returncode == 3
     assert lenscpp("show", refused[0]).returncode == 3
     with pytest.raises(lens.NotVerified, match="INVALID"):
         lens.load(refused[0])
