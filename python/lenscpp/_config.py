@@ -112,9 +112,9 @@ def _optional_kinds(c: Mapping[str, Any]) -> dict[str, Any]:
     """What only some models have; transformer-lens writes -1 and None for what a model has not."""
     rotary, windowed = c.get("rotary"), c.get("windowed_layers") or []
     return {
-        "rotary_dim": rotary and rotary["dimensions"],
+        "rotary_dim": rotary["dimensions"] if rotary else None,
         "rotary_base": rotary["rope"]["base"] if rotary else 10000,
-        "rotary_adjacent_pairs": bool(rotary) and rotary["pairs"] == "adjacent",
+        "rotary_adjacent_pairs": rotary["pairs"] == "adjacent" if rotary else False,
         "window_size": c.get("window") if any(windowed) else None,
         "use_local_attn": any(windowed),
         "attn_types": ["local" if w else "global" for w in windowed] if any(windowed) else None,

@@ -187,8 +187,8 @@ def test_bad_values_name_their_experiment(model, tmp_path):
     for sites in (3, [("z", "layer")], [("z", ("layer", "head"), 3)]):
         with pytest.raises(TypeError):
             lens.run_experiments(model, [PAIR], tmp_path / "out", sites=sites)
-    for over in (["head"], ["layer", "layer"]):
-        with pytest.raises(ValueError, match="over"):
+    for over, what in ((["head"], "layer is missing"), (["layer", "layer"], "twice")):
+        with pytest.raises(ValueError, match=what):
             lens.run_experiments(model, [PAIR], tmp_path / "out", sites=[("z", over)])
     with pytest.raises(ValueError, match="empty"):
         lens.run_experiments(model, [PAIR], "")

@@ -98,7 +98,7 @@ TEST_F(Planned, ATensorIsHeldUntilNothingReadsIt) {
   auto links = plan_links(weights, request_of(c, 1, 4));
   auto index = [&](TensorId id) { return static_cast<std::size_t>(&at(links, id) - links.data()); };
   EXPECT_EQ(at(links, {Site::q, 0}).last_reader, index({Site::attn_scores, 0}));
-  EXPECT_EQ(at(links, {Site::q, 0}).last_use, index({Site::attn_out, 0}));
+  EXPECT_EQ(at(links, {Site::q, 0}).last_use, index({Site::z, 0}));
   EXPECT_EQ(at(links, {Site::q, 0}).parts_until, index({Site::v, 0}));
   EXPECT_EQ(at(links, {Site::mlp_pre, 0}).last_use, index({Site::mlp_out, 0}));
   EXPECT_TRUE(at(links, {Site::resid_pre, 1}).same_memory);
