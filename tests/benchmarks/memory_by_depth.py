@@ -40,7 +40,10 @@ def measure(folder: str, kind: str, length: int) -> None:
 def peak(layers: int, kind: str, length: int, checkpoints: Path) -> dict:
     folder = common.make_checkpoint(checkpoints / f"narrow-{layers}-layers", {"n_layer": layers, **SHAPE})
     arguments = ("--child", str(folder), kind, "--length", str(length))
-    return common.in_fresh_process(sys.executable, Path(__file__), *arguments, env=common.threads_env(1))
+    # One arena of the allocator: what a loading thread frees in another is not there for the run. The least of three:
+    # chance only adds.
+    env = {**common.threads_env(1), "MALLOC_ARENA_MAX": "1"}
+    return min((common.in_fresh_process(sys.executable, Path(__file__), *arguments, env=env) for _ in range(3)), key=lambda found: found["peak_mib"])
 
 
 def plot(rows: list[dict], width: int = 640, height: int = 400) -> str:

@@ -24,7 +24,7 @@ TEST_P(WeightViews, AreTransformerLenss) {
   SafetensorsFile file =
       SafetensorsFile::open(golden::folder(GetParam()) / "tl_weights_processed.safetensors");
   for (const std::string& name : weight_names()) {
-    if (name == "W_gate") {  // of gated MLPs alone
+    if (name.ends_with("_gate")) {  // of gated MLPs alone
       EXPECT_THROW(weight_view(weights, name), std::invalid_argument);
       continue;
     }
