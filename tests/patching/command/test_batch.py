@@ -146,12 +146,10 @@ def test_a_signal_ends_it_after_the_running_shard(experiments, whole, tmp_path, 
     until = time.time() + 60
     while time.time() < until and not (folder.exists() and shards(folder)):
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(number)  # two dozen shards are left
     out, _ = process.communicate(timeout=120)
     report = json.loads(out)
-    if report["left"] == 0:
-        pytest.skip("it was done before the signal came")
-    assert process.returncode == status and report["stopped"]
+    assert process.returncode == status and report["stopped"] and report["left"] > 0
     assert len(shards(folder)) == report["done"] > 0
     assert not list((folder / "shards").glob(".*"))
     succeeds(*batch(experiments, folder, "--resume"))
