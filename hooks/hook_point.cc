@@ -27,7 +27,9 @@ constexpr Axis kAllKeys[] = {batch, key, kv_head, d_head};
 constexpr Axis kScores[] = {batch, head, query, key};
 constexpr Axis kMlp[] = {batch, pos, d_mlp};
 constexpr Axis kLogits[] = {batch, pos, d_vocab};
-constexpr Axis kTurns[] = {pos, pair};
+constexpr Axis kTurns[] = {apart, pos, pair};
+constexpr Axis kPooled[] = {batch, d_model};
+constexpr Axis kLabels[] = {batch, label};
 constexpr Axis kBias[] = {head, query, key};
 
 constexpr auto kAlways = Presence::always;
@@ -40,6 +42,8 @@ constexpr SiteInfo kSites[] = {
     {Site::tokens, "hook_tokens", false, kDemand, Stored::ids, kIds},
     {Site::embed, "hook_embed", false, kAlways, kModel, kResidual},
     {Site::pos_embed, "hook_pos_embed", false, kAlways, kModel, kResidual},
+    {Site::token_type_embed, "hook_token_type_embed", false, kAlways, kModel, kResidual},
+    {Site::embed_sum, "embed.sum", false, kInternal, kModel, kResidual},
     {Site::embed_ln_scale, "embed.ln.hook_scale", false, kAlways, kWide, kScale},
     {Site::embed_ln_normalized, "embed.ln.hook_normalized", false, kAlways, kModel, kResidual},
     {Site::rotary_cos, "rotary.cos", false, kInternal, kWide, kTurns},
@@ -89,6 +93,9 @@ constexpr SiteInfo kSites[] = {
     {Site::ln1_post_normalized, "ln1_post.hook_normalized", true, kAlways, kModel, kResidual},
     {Site::attn_out, "hook_attn_out", true, kAlways, kModel, kResidual},
     {Site::resid_mid, "hook_resid_mid", true, kAlways, kModel, kResidual},
+    {Site::mid_ln_scale, "ln1.hook_scale", true, kAlways, kWide, kScale},
+    {Site::mid_ln_normalized, "ln1.hook_normalized", true, kAlways, kModel, kResidual},
+    {Site::mid_ln_out, "ln1.out", true, kInternal, kModel, kResidual},
     {Site::mlp_in, "hook_mlp_in", true, kDemand, kModel, kResidual},
     {Site::ln2_scale, "ln2.hook_scale", true, kAlways, kWide, kScale},
     {Site::ln2_normalized, "ln2.hook_normalized", true, kAlways, kModel, kResidual},
@@ -102,6 +109,15 @@ constexpr SiteInfo kSites[] = {
     {Site::ln2_post_normalized, "ln2_post.hook_normalized", true, kAlways, kModel, kResidual},
     {Site::mlp_out, "hook_mlp_out", true, kAlways, kModel, kResidual},
     {Site::resid_post, "hook_resid_post", true, kAlways, kModel, kResidual},
+    {Site::post_ln_scale, "ln2.hook_scale", true, kAlways, kWide, kScale},
+    {Site::post_ln_normalized, "ln2.hook_normalized", true, kAlways, kModel, kResidual},
+    {Site::normalized_resid_post, "hook_normalized_resid_post", true, kAlways, kModel, kResidual},
+    {Site::pooler_in, "pooler.in", false, kInternal, kModel, kPooled},
+    {Site::pooler_pre, "pooler.pre", false, kInternal, kModel, kPooled},
+    {Site::pooler_out, "pooler.hook_pooler_out", false, kAlways, kModel, kPooled},
+    {Site::class_logits, "classifier.hook_out", false, kAlways, kModel, kLabels},
+    {Site::mlm_pre, "mlm_head.hook_pre", false, kAlways, kModel, kResidual},
+    {Site::mlm_post, "mlm_head.hook_post", false, kAlways, kModel, kResidual},
     {Site::ln_final_scale, "ln_final.hook_scale", false, kAlways, kWide, kScale},
     {Site::ln_final_normalized, "ln_final.hook_normalized", false, kAlways, kModel, kResidual},
     {Site::unembed_in, "unembed.hook_in", false, kAlways, kModel, kResidual},
@@ -189,8 +205,12 @@ std::string_view name_of(Axis axis) {
       return "d_mlp";
     case d_vocab:
       return "d_vocab";
+    case label:
+      return "label";
     case pair:
       return "pair";
+    case apart:
+      return "apart";
     case one:
       return "1";
     case layer:
@@ -257,14 +277,18 @@ TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
 }
 
 bool exists(Site site, const Config& c) {
-  bool before = c.norm_placement != NormPlacement::after;
-  bool behind = c.norm_placement != NormPlacement::before;
+  bool before = reads_normed(c.norm_placement), behind = returns_normed(c.norm_placement);
+  bool summed = c.norm_placement == NormPlacement::sum;
   bool turned = c.positions == PositionKind::rotary;
   // Not Config::norms_affine, which the simulated device is not linked with.
   bool affine = c.norm == NormKind::layer_norm || c.norm == NormKind::rms_norm;
   switch (site) {
     case Site::pos_embed:
       return c.positions == PositionKind::learned;
+    case Site::token_type_embed:
+      return c.n_token_types > 0;
+    case Site::embed_sum:
+      return c.embed_norm && c.positions == PositionKind::learned;
     case Site::embed_ln_scale:
     case Site::embed_ln_normalized:
       return c.embed_norm;
@@ -313,9 +337,32 @@ bool exists(Site site, const Config& c) {
       return behind;
     case Site::resid_mid:
       return c.topology == Topology::sequential;
+    case Site::mid_ln_scale:
+    case Site::mid_ln_normalized:
+    case Site::mid_ln_out:
+    case Site::post_ln_scale:
+    case Site::post_ln_normalized:
+    case Site::normalized_resid_post:
+      return summed;
+    case Site::mlp_in:  // TransformerLens's is read by the residual as well where sums are normed
+      return !summed;
     case Site::mlp_pre_linear:
     case Site::mlp_act:
       return c.gated_mlp;
+    case Site::pooler_in:
+    case Site::pooler_pre:
+    case Site::pooler_out:
+      return c.head == Head::pooled || c.head == Head::classifier;
+    case Site::class_logits:
+      return c.head == Head::classifier;
+    case Site::mlm_pre:
+    case Site::mlm_post:
+      return c.head == Head::masked_lm;
+    case Site::ln_final_scale:
+    case Site::ln_final_normalized:
+    case Site::unembed_in:
+    case Site::unembed_out:
+      return unembeds(c.head);
     case Site::logits:
       return c.logits_softcap.has_value();
     default:
@@ -324,7 +371,13 @@ bool exists(Site site, const Config& c) {
 }
 
 Site logits_of(const Config& config) {
+  if (config.head == Head::classifier) return Site::class_logits;
   return exists(Site::logits, config) ? Site::logits : Site::unembed_out;
+}
+
+Site block_output(const Config& config) {
+  return exists(Site::normalized_resid_post, config) ? Site::normalized_resid_post
+                                                     : Site::resid_post;
 }
 
 Site keys_of(const Config& config) { return exists(Site::rot_k, config) ? Site::rot_k : Site::k; }
@@ -381,8 +434,14 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
       case d_vocab:
         shape.push_back(extents.logits > 0 ? extents.logits : config.d_vocab);
         break;
+      case label:
+        shape.push_back(config.n_labels);
+        break;
       case pair:
         shape.push_back(config.rotary ? config.rotary->dimensions / 2 : 0);
+        break;
+      case apart:
+        shape.push_back(extents.apart);
         break;
       case one:
         shape.push_back(1);

@@ -4,8 +4,9 @@
 //
 // Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value
 // heads), query and key (positions, as rows and columns of attention), d_model (residual stream),
-// d_head (one head), d_mlp (neurons), d_vocab (tokens), pair (elements of a head turned together),
-// one (a kept dimension of extent 1).
+// d_head (one head), d_mlp (neurons), d_vocab (tokens), label (of a classifier), pair (elements of
+// a head turned together), apart (prompts that stand at positions of their own: one where all stand
+// at the same), one (a kept dimension of extent 1).
 #pragma once
 
 #include <compare>
@@ -25,6 +26,8 @@ enum class Site : std::uint8_t {
   tokens,
   embed,
   pos_embed,
+  token_type_embed,
+  embed_sum,
   embed_ln_scale,
   embed_ln_normalized,
   rotary_cos,
@@ -74,6 +77,9 @@ enum class Site : std::uint8_t {
   ln1_post_normalized,
   attn_out,
   resid_mid,
+  mid_ln_scale,
+  mid_ln_normalized,
+  mid_ln_out,
   mlp_in,
   ln2_scale,
   ln2_normalized,
@@ -87,6 +93,15 @@ enum class Site : std::uint8_t {
   ln2_post_normalized,
   mlp_out,
   resid_post,
+  post_ln_scale,
+  post_ln_normalized,
+  normalized_resid_post,
+  pooler_in,
+  pooler_pre,
+  pooler_out,
+  class_logits,
+  mlm_pre,
+  mlm_post,
   ln_final_scale,
   ln_final_normalized,
   unembed_in,
@@ -105,7 +120,9 @@ enum class Axis : std::uint8_t {
   d_head,
   d_mlp,
   d_vocab,
+  label,
   pair,
+  apart,
   one,
   layer,
 };
@@ -166,15 +183,21 @@ constexpr bool is_embedding(Site site) { return site < Site::rotary_cos; }
 constexpr bool is_table(Site site) {
   return site >= Site::rotary_cos && site <= Site::windowed_sin;
 }
-/// Where the logits of a model are: behind their softcap where it has one.
+/// Whether the site is computed from what the last block returns.
+constexpr bool is_head(Site site) { return site >= Site::pooler_in; }
+/// Where the logits of a model are: behind their softcap where it has one; a classifier's, of
+/// labels.
 Site logits_of(const Config& config);
+/// What a block returns: the next one's resid_pre.
+Site block_output(const Config& config);
 /// Where the keys are that scores read, as those before a run's first position are given.
 Site keys_of(const Config& config);
 
 /// Extents of a run that shapes depend on. `pos` positions are computed, `key` can be attended to;
-/// `logits`: of how many tokens, all where 0.
+/// `logits`: of how many tokens, all where 0; `apart`: prompts that stand at positions of their
+/// own.
 struct Extents {
-  std::int64_t batch, pos, key, logits = 0;
+  std::int64_t batch, pos, key, logits = 0, apart = 1;
 };
 Shape shape_of(Site site, const Config& config, const Extents& extents);
 /// The dtype in which a site is stored in a model of dtype `model`.

@@ -1,6 +1,7 @@
 // Rows and requests: what a run may be asked for.
 #include "hooks/rows.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace lenscpp {
@@ -17,6 +18,34 @@ void check_tokens(const std::vector<std::int64_t>& tokens, std::int64_t pos, con
                               " out of range: the vocabulary has " +
                               std::to_string(config.d_vocab) + " tokens (0.." +
                               std::to_string(config.d_vocab - 1) + ")");
+}
+
+void check_token_types(const std::vector<std::int64_t>& types, std::size_t count,
+                       const Config& config) {
+  if (types.empty()) return;
+  if (config.n_token_types == 0) refuse("token types are given; this model has none");
+  if (types.size() != count)
+    refuse(std::to_string(types.size()) + " token types for " + std::to_string(count) + " rows");
+  for (std::int64_t type : types)
+    if (type < 0 || type >= config.n_token_types)
+      throw std::out_of_range("[run] token type " + std::to_string(type) +
+                              " out of range: the model has " +
+                              std::to_string(config.n_token_types));
+}
+
+void check_spans(const Rows& rows) {
+  std::int64_t keys = rows.first_pos + rows.pos, prompts = std::ssize(rows.spans);
+  if (prompts == 0) return;
+  for (const Span& span : rows.spans)
+    if (span.begin < 0 || span.begin >= span.end || span.end > keys)
+      refuse("tokens of a prompt stand at positions " + std::to_string(span.begin) + " to " +
+             std::to_string(span.end) + " of " + std::to_string(keys));
+  bool fit = rows.batch % prompts == 0;
+  for (const Array& residual : rows.entering)
+    fit &= residual.rank() == 0 || residual.size(0) % prompts == 0;
+  if (!fit)
+    refuse("spans of " + std::to_string(prompts) +
+           " prompts do not divide those of the run, or those that enter it");
 }
 
 void check_entering(const Rows& rows, const Config& config) {
@@ -58,7 +87,8 @@ void check_start_z(const Rows& rows, const Config& config) {
 
 }  // namespace
 
-Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config) {
+Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, const Config& config,
+                       std::vector<Span> spans) {
   if (batch < 1 || tokens.empty() || tokens.size() % static_cast<std::size_t>(batch) != 0)
     refuse(std::to_string(tokens.size()) + " tokens do not make " + std::to_string(batch) +
            " prompts of equal length; at least one token and one prompt are needed");
@@ -66,11 +96,23 @@ Rows Rows::from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch, con
             .pos = static_cast<std::int64_t>(tokens.size()) / batch,
             .tokens = std::move(tokens),
             .positions = {},
+            .spans = std::move(spans),
             .end_layer = config.n_layers};
-  rows.positions.resize(rows.tokens.size());
-  for (std::size_t i = 0; i < rows.positions.size(); ++i)
-    rows.positions[i] = static_cast<std::int64_t>(i) % rows.pos;
+  for (std::int64_t i = 0; i < batch * rows.pos; ++i)
+    rows.positions.push_back(position_in(rows.span_of(i / rows.pos), i % rows.pos));
   return rows;
+}
+
+Span Rows::span_of(std::int64_t prompt) const {
+  if (spans.empty()) return {0, first_pos + pos};
+  return spans[static_cast<std::size_t>(prompt) % spans.size()];
+}
+
+TensorId Rows::output(const Config& config) const {
+  if (unembeds && (lenscpp::unembeds(config.head) || config.head == Head::classifier))
+    return {logits_of(config)};
+  if (first_layer == end_layer) return {Site::resid_pre, first_layer};
+  return {block_output(config), end_layer - 1};
 }
 
 void Rows::validate(const Config& config) const {
@@ -83,11 +125,17 @@ void Rows::validate(const Config& config) const {
       throw std::out_of_range(
           "[run] position " + std::to_string(p) + " is beyond the model's context: n_ctx is " +
           std::to_string(config.n_ctx) + " (0.." + std::to_string(config.n_ctx - 1) + ")");
+  check_spans(*this);
+  std::size_t apart = static_cast<std::size_t>(pos) * std::max<std::size_t>(1, spans.size());
   if (config.positions != PositionKind::learned && !start_z)
-    for (std::size_t i = static_cast<std::size_t>(pos); i < count; ++i)
-      if (positions[i] != positions[i % static_cast<std::size_t>(pos)])
+    for (std::size_t i = apart; i < count; ++i)
+      if (positions[i] != positions[i % apart])
         refuse("prompts stand at different positions, which are " +
-               std::string(name_of(config.positions)) + " in this model; needed: the same in all");
+               std::string(name_of(config.positions)) +
+               " in this model; needed: the same in all, or spans of their own");
+  if (!config.causal && first_pos > 0)
+    refuse("positions before the first computed one see it in this model: none can be left out");
+  check_token_types(token_types, count, config);
   if (first_layer < 0 || end_layer > config.n_layers || first_layer > end_layer)
     throw std::out_of_range("[run] layers " + std::to_string(first_layer) + " to " +
                             std::to_string(end_layer) + " of " + std::to_string(config.n_layers));
@@ -124,8 +172,9 @@ void Rows::validate(const Config& config) const {
   if (read_pos && (*read_pos < 0 || *read_pos >= pos))
     throw std::out_of_range("[run] read_pos " + std::to_string(*read_pos) + " of " +
                             std::to_string(pos) + " computed positions");
-  if ((read_pos || !read_tokens.empty()) && (!unembeds || first_layer == end_layer))
-    refuse("a run without layers or logits has no output to choose from");
+  if ((read_pos || !read_tokens.empty()) &&
+      (!unembeds || first_layer == end_layer || !lenscpp::unembeds(config.head)))
+    refuse("a run without layers or logits of tokens has no output to choose from");
   for (std::int64_t id : read_tokens)
     if (id < 0 || id >= config.d_vocab)
       throw std::out_of_range("[run] the logit of token " + std::to_string(id) +
@@ -143,29 +192,31 @@ std::int64_t Rows::batch_at(std::int64_t layer) const {
 
 bool Rows::reads_one(Site site, std::int64_t layer) const {
   if (!read_pos) return false;
-  return site >= Site::ln_final_scale || (layer == end_layer - 1 && site >= Site::queries);
+  return is_head(site) || (layer == end_layer - 1 && site >= Site::queries);
 }
 
 Extents Rows::extents(Site site, std::int64_t layer) const {
-  return {.batch = batch_at(info(site).per_layer           ? layer
-                            : site >= Site::ln_final_scale ? end_layer
-                                                           : first_layer),
+  return {.batch = batch_at(info(site).per_layer ? layer
+                            : is_head(site)      ? end_layer
+                                                 : first_layer),
           .pos = reads_one(site, layer) ? 1 : pos,
           .key = first_pos + pos,
-          .logits = std::ssize(read_tokens)};
+          .logits = std::ssize(read_tokens),
+          .apart = std::max<std::int64_t>(1, std::ssize(spans))};
 }
 
 Extents Rows::extents() const {
   return {.batch = batch_at(end_layer),
           .pos = pos,
           .key = first_pos + pos,
-          .logits = std::ssize(read_tokens)};
+          .logits = std::ssize(read_tokens),
+          .apart = std::max<std::int64_t>(1, std::ssize(spans))};
 }
 
 bool Rows::reach(Site site, std::int64_t layer) const {
   if (is_embedding(site)) return !start_residual;
   if (is_table(site)) return first_layer < end_layer && !start_z;
-  if (site >= Site::ln_final_scale) return unembeds;
+  if (is_head(site)) return unembeds;
   if (start_z && site > Site::resid_pre && site < Site::z) return false;
   bool first_residual = site == Site::resid_pre && layer == first_layer && !unembeds;
   return layer >= first_layer && (layer < end_layer || first_residual);
@@ -201,6 +252,12 @@ void Request::check_used(Site site, std::int64_t layer, const std::string& what)
   if ((site == Site::ln1_scale || site == Site::ln1_normalized) && splits_qkv(layer))
     refuse(what +
            ", which nothing reads once the inputs of q, k or v are edited in the same layer");
+}
+
+TensorId Request::output(const Config& config) const {
+  TensorId id = rows.output(config);
+  id.stage = stages(id.site, id.layer);
+  return id;
 }
 
 std::vector<const Callback*> Request::callbacks_at(Site site, std::int64_t layer) const {

@@ -12,6 +12,7 @@
 #include "hooks/array.h"
 #include "hooks/callback.h"
 #include "hooks/plan.h"
+#include "hooks/prompts.h"
 
 namespace lenscpp {
 
@@ -26,9 +27,14 @@ struct Rows {
   std::int64_t batch, pos;              // prompts at first_layer, and positions computed of each
   std::vector<std::int64_t> tokens;     // [batch * pos], empty when starting from a residual
   std::vector<std::int64_t> positions;  // [batch * pos], each row's position, for its embedding
+  /// [batch * pos], the kind of each token; empty: all of kind 0, and where there are none.
+  std::vector<std::int64_t> token_types = {};
+  /// Where the tokens of each prompt stand among its keys; they serve the prompts of the batch in
+  /// turn, over and over. Empty: no padding.
+  std::vector<Span> spans = {};
   std::int64_t first_layer = 0;
   std::int64_t end_layer = 0;                // exclusive
-  bool unembeds = true;                      // final norm and logits; only after the last layer
+  bool unembeds = true;                      // the head; only after the last layer
   std::optional<Array> start_residual = {};  // [batch, pos, d_model]: resid_pre of first_layer
   /// [batch, pos, n_heads, d_head]: z of first_layer, the only one then, whose attention is not
   /// computed. Rows do not see each other behind it: each may stand for a prompt of its own.
@@ -44,9 +50,14 @@ struct Rows {
   std::optional<std::int64_t> read_pos = {};
   std::vector<std::int64_t> read_tokens = {};  // compute logits of these only; empty: of all
 
-  /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers.
+  /// All positions of `batch` prompts of `pos` tokens, row-major, through all layers. Positions are
+  /// counted from each prompt's first token.
   static Rows from_tokens(std::vector<std::int64_t> tokens, std::int64_t batch,
-                          const Config& config);
+                          const Config& config, std::vector<Span> spans = {});
+  /// Where the tokens of a prompt of the run stand.
+  Span span_of(std::int64_t prompt) const;
+  /// What a run returns: logits, or else what its last block does.
+  TensorId output(const Config& config) const;
   /// Whether a run of these rows computes the site at all.
   bool reach(Site site, std::int64_t layer) const;
   /// Prompts that have entered by the layer; beyond the last one: all.
@@ -70,6 +81,8 @@ struct Request {
   std::set<std::pair<Site, std::int64_t>> on_demand;
   std::vector<Callback> callbacks = {};  // in the order in which they are applied at their points
 
+  /// What the run returns, after its edits and callbacks.
+  TensorId output(const Config& config) const;
   std::vector<const Callback*> callbacks_at(Site site, std::int64_t layer) const;
   /// Whether later operations may read something else than what the model computed there.
   bool touches(Site site, std::int64_t layer) const { return stages(site, layer) > 0; }

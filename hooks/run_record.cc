@@ -42,6 +42,8 @@ nlohmann::json to_json(const RunRecord& r) {
                       {"coverage", r.coverage},
                       {"time", r.time}};
   if (r.seed) json["seed"] = *r.seed;
+  for (const Span& span : r.spans) json["spans"].push_back({span.begin, span.end});
+  if (!r.token_types.empty()) json["token_types"] = r.token_types;
   return json;
 }
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hooks/array.h"
+#include "hooks/prompts.h"
 
 namespace lenscpp {
 
@@ -27,6 +28,8 @@ struct RunRecord {
   std::string tokenizer_digest;  // empty without a tokenizer
   std::int64_t batch = 0, pos = 0;
   std::vector<std::int64_t> tokens;  // [batch * pos], row-major; empty when started from a residual
+  std::vector<Span> spans;           // of each prompt; empty: no padding
+  std::vector<std::int64_t> token_types;  // [batch * pos]; empty: all of kind 0
   std::int64_t first_layer = 0, end_layer = 0;
   std::vector<std::int64_t> split;  // prompts of each part that ran by itself; empty: all at once
   nlohmann::json plan = nlohmann::json::array();

@@ -116,7 +116,7 @@ Prepared prepared(const std::filesystem::path& folder, const LoadOptions& option
 // All rows of a run: from tokens, or from a residual.
 Rows rows_of(const Tokens& tokens, const std::optional<Start>& start, const Config& config,
              DType dtype) {
-  if (!start) return Rows::from_tokens(tokens.ids, tokens.batch, config);
+  if (!start) return lenscpp::rows_of(tokens, config);
   const Array& x = start->residual;
   if (!tokens.ids.empty()) refuse("a run starts from tokens or from a residual, not from both");
   if (x.rank() != 3 || x.dtype() != dtype || x.size(2) != config.d_model)
@@ -132,9 +132,11 @@ Rows rows_of(const Tokens& tokens, const std::optional<Start>& start, const Conf
             .pos = x.size(1),
             .tokens = {},
             .positions = {},
+            .spans = tokens.spans,
             .first_layer = layer,
             .end_layer = config.n_layers};
-  for (std::int64_t i = 0; i < rows.batch * rows.pos; ++i) rows.positions.push_back(i % rows.pos);
+  for (std::int64_t i = 0; i < rows.batch * rows.pos; ++i)
+    rows.positions.push_back(position_in(rows.span_of(i / rows.pos), i % rows.pos));
   rows.start_residual = x;
   return rows;
 }
@@ -158,6 +160,16 @@ std::optional<Tokenizer> tokenizer_for(const std::filesystem::path& folder,
 }
 
 }  // namespace
+
+Tokens tokens_of(const RunRecord& record) {
+  return {record.batch, record.pos, record.tokens, record.spans, record.token_types};
+}
+
+Rows rows_of(const Tokens& tokens, const Config& config) {
+  Rows rows = Rows::from_tokens(tokens.ids, tokens.batch, config, tokens.spans);
+  rows.token_types = tokens.types;
+  return rows;
+}
 
 HookedTransformer HookedTransformer::from_pretrained(const std::filesystem::path& folder,
                                                      const LoadOptions& options) {
@@ -204,27 +216,79 @@ Tokens HookedTransformer::to_tokens(const std::string& text,
 }
 
 Tokens HookedTransformer::to_tokens(const std::vector<std::string>& texts,
-                                    std::optional<bool> prepend_bos) const {
-  const Tokenizer& t = tokenizer();
-  if (texts.empty()) refuse("no prompt was given");
-  bool bos =
-      prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
-  if (bos && !t.bos_token_id())
-    refuse("prepend_bos is asked for, but the tokenizer has no bos token");
-  Tokens tokens{.batch = static_cast<std::int64_t>(texts.size())};
-  for (const std::string& text : texts) {
-    std::vector<std::int64_t> ids;
-    if (bos) ids.push_back(*t.bos_token_id());
-    std::ranges::copy(t.encode(text), std::back_inserter(ids));
-    auto length = static_cast<std::int64_t>(ids.size());
-    if (length == 0) refuse("an empty prompt without a bos token has no positions");
-    if (tokens.pos != 0 && length != tokens.pos)
-      refuse("prompts of " + std::to_string(tokens.pos) + " and " + std::to_string(length) +
-             " tokens cannot be run together: \"" + texts[0] + "\", \"" + text + "\"");
-    tokens.pos = length;
-    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+                                    std::optional<bool> prepend_bos,
+                                    std::optional<PaddingSide> side) const {
+  std::vector<std::vector<std::int64_t>> rows;
+  for (const std::string& text : texts) rows.push_back(ids_of(text, prepend_bos));
+  return padded(rows, side);
+}
+
+Tokens HookedTransformer::to_tokens_of_pairs(
+    const std::vector<std::pair<std::string, std::string>>& pairs,
+    std::optional<PaddingSide> side) const {
+  if (config().causal)
+    refuse("pairs of texts are put together by models that see both ways; this one is causal");
+  std::vector<std::vector<std::int64_t>> rows, types;
+  for (const auto& [first, second] : pairs) {
+    SpecialEncoding both = tokenizer().encode_with_special(first, second);
+    rows.push_back(std::move(both.ids));
+    types.push_back(std::move(both.type_ids));
+  }
+  Tokens tokens = padded(rows, side);
+  if (config().n_token_types == 0) return tokens;
+  tokens.types.resize(tokens.ids.size());
+  for (std::size_t b = 0; b < types.size(); ++b) {
+    std::int64_t begin = tokens.spans.empty() ? 0 : tokens.spans[b].begin;
+    std::ranges::copy(types[b],
+                      tokens.types.begin() + static_cast<std::int64_t>(b) * tokens.pos + begin);
   }
   return tokens;
+}
+
+std::vector<std::int64_t> HookedTransformer::ids_of(const std::string& text,
+                                                    std::optional<bool> prepend_bos) const {
+  const Tokenizer& t = tokenizer();
+  std::vector<std::int64_t> ids;
+  if (!config().causal && !prepend_bos) {
+    ids = t.encode_with_special(text).ids;
+  } else {
+    bool bos =
+        prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
+    if (bos && !t.bos_token_id())
+      refuse("prepend_bos is asked for, but the tokenizer has no bos token");
+    if (bos) ids.push_back(*t.bos_token_id());
+    std::ranges::copy(t.encode(text), std::back_inserter(ids));
+  }
+  if (ids.empty()) refuse("an empty prompt without a bos token has no positions");
+  return ids;
+}
+
+Tokens HookedTransformer::padded(const std::vector<std::vector<std::int64_t>>& rows,
+                                 std::optional<PaddingSide> side) const {
+  if (rows.empty()) refuse("no prompt was given");
+  Tokens tokens{.batch = std::ssize(rows)};
+  for (const auto& row : rows) {
+    if (row.empty()) refuse("a prompt of no tokens was given");
+    tokens.pos = std::max(tokens.pos, std::ssize(row));
+  }
+  bool left = side.value_or(options_.default_padding_side) == PaddingSide::left, unequal = false;
+  for (const auto& row : rows) {
+    std::int64_t length = std::ssize(row), before = left ? tokens.pos - length : 0;
+    tokens.ids.insert(tokens.ids.end(), static_cast<std::size_t>(before), pad_token());
+    tokens.ids.insert(tokens.ids.end(), row.begin(), row.end());
+    tokens.ids.resize(static_cast<std::size_t>(tokens.pos) * (tokens.spans.size() + 1),
+                      pad_token());
+    tokens.spans.push_back({before, before + length});
+    unequal |= length != tokens.pos;
+  }
+  if (!unequal) tokens.spans.clear();
+  return tokens;
+}
+
+std::int64_t HookedTransformer::pad_token() const {
+  if (!tokenizer_) return 0;
+  std::int64_t id = tokenizer_->pad_token_id().value_or(tokenizer_->eos_token_id().value_or(0));
+  return id < config().d_vocab ? id : 0;  // some tokenizers have more tokens than their model
 }
 
 Tokens HookedTransformer::tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const {
@@ -386,6 +450,8 @@ RunRecord HookedTransformer::record_for(const Request& request, const Computed& 
   record.batch = request.rows.batch;
   record.pos = request.rows.pos;
   record.tokens = request.rows.tokens;
+  record.spans = request.rows.spans;
+  record.token_types = request.rows.token_types;
   record.first_layer = request.rows.first_layer;
   record.end_layer = request.rows.end_layer;
   record.split = computed.split;
@@ -470,12 +536,8 @@ UnverifiedCache HookedTransformer::run_unverified(const Tokens& tokens,
       activations.add(id, found->second, found->second.digest());
   }
   Array output = snapshot(computed.pass.output);
-  std::int64_t end = request.rows.end_layer;
-  TensorId last = request.rows.unembeds     ? TensorId{logits_of(config())}
-                  : end < config().n_layers ? TensorId{Site::resid_pre, end}
-                                            : TensorId{Site::resid_post, end - 1};
   std::string digest = output.digest();
-  activations.set_output(last, std::move(output), std::move(digest));
+  activations.set_output(request.rows.output(config()), std::move(output), std::move(digest));
   RunRecord record = record_for(request, computed);
   record.mode = name_of(VerifyMode::off);
   return UnverifiedCache(pass_->shared_weights(), std::move(activations), std::move(record),

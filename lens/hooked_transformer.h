@@ -20,10 +20,12 @@ namespace lenscpp {
 
 class DeviceFaults;
 
-/// Token ids of prompts of equal length, [batch, pos].
+/// Token ids of prompts, [batch, pos], shorter ones padded.
 struct Tokens {
   std::int64_t batch = 0, pos = 0;
-  std::vector<std::int64_t> ids;  // row-major
+  std::vector<std::int64_t> ids;         // row-major
+  std::vector<Span> spans = {};          // where the tokens of each prompt stand; empty: no padding
+  std::vector<std::int64_t> types = {};  // [batch * pos], the kind of each token; empty: 0
 };
 
 /// How a checkpoint is loaded. Nothing is chosen unasked: the device is the CPU.
@@ -40,6 +42,7 @@ struct LoadOptions {
   MatmulPrecision matmul_precision = MatmulPrecision::ieee;
   bool allow_fallback = true;  // of operators to the CPU where the device has none; always recorded
   std::optional<bool> default_prepend_bos = {};  // unset: true where the tokenizer has such a token
+  PaddingSide default_padding_side = PaddingSide::right;  // of prompts of unequal length
   std::optional<std::filesystem::path> tokenizer =
       {};  // unset: loaded_tokenizer, else tokenizer.json in the folder, if any
   std::optional<Tokenizer> loaded_tokenizer = {};
@@ -76,10 +79,10 @@ struct RunOptions {
 class HookedTransformer {
  public:
   /// Reads a Hugging Face folder. Throws what read_config, load_weights, Adapter::open and
-  /// Tokenizer::from_file throw; DeviceError when the device is unknown or missing, cannot hold the dtype or a weight,
-  /// or when there is not enough memory, before anything large is read; std::runtime_error when the
-  /// processed weights do not compute what the checkpoint computes, or merged ones are not the
-  /// checkpoint's and the adapter's.
+  /// Tokenizer::from_file throw; DeviceError when the device is unknown or missing, cannot hold the
+  /// dtype or a weight, or when there is not enough memory, before anything large is read;
+  /// std::runtime_error when the processed weights do not compute what the checkpoint computes, or
+  /// merged ones are not the checkpoint's and the adapter's.
   static HookedTransformer from_pretrained(const std::filesystem::path& folder,
                                            const LoadOptions& options = {});
   HookedTransformer(std::shared_ptr<const Weights> weights, std::optional<Tokenizer> tokenizer,
@@ -102,13 +105,22 @@ class HookedTransformer {
   /// Digest of config and weights; computed once, in the background of loading.
   std::string digest() const { return digest_.get(); }
 
-  /// Tokens of one prompt or of several, which must be of equal length; `prepend_bos` unset means
-  /// the model's default. Throws std::invalid_argument (no tokenizer, unequal lengths, no such
-  /// token).
+  /// Tokens of one prompt or of several, shorter ones padded on a side; `prepend_bos` and `side`
+  /// unset mean the model's defaults. A model that is not causal gets the special tokens that its
+  /// tokenizer adds around a text ([CLS] ... [SEP]) instead of a bos. Throws std::invalid_argument
+  /// (no tokenizer, no such token).
   Tokens to_tokens(const std::string& text, std::optional<bool> prepend_bos = {}) const;
-  Tokens to_tokens(const std::vector<std::string>& texts,
-                   std::optional<bool> prepend_bos = {}) const;
+  Tokens to_tokens(const std::vector<std::string>& texts, std::optional<bool> prepend_bos = {},
+                   std::optional<PaddingSide> side = {}) const;
+  /// Of two texts each, which the tokenizer puts together and tells apart by their types.
+  Tokens to_tokens_of_pairs(const std::vector<std::pair<std::string, std::string>>& pairs,
+                            std::optional<PaddingSide> side = {}) const;
   Tokens tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const;
+  /// Rows of ids, shorter ones padded. Throws std::invalid_argument for an empty one.
+  Tokens padded(const std::vector<std::vector<std::int64_t>>& rows,
+                std::optional<PaddingSide> side = {}) const;
+  /// What padding is filled with, which nothing reads: the tokenizer's pad token, or its eos, or 0.
+  std::int64_t pad_token() const;
   std::string to_string(const std::vector<std::int64_t>& ids) const;
   std::vector<std::string> to_str_tokens(const std::string& text,
                                          std::optional<bool> prepend_bos = {}) const;
@@ -141,6 +153,7 @@ class HookedTransformer {
                                 const std::map<std::string, Array>& recorded) const;
 
  private:
+  std::vector<std::int64_t> ids_of(const std::string& text, std::optional<bool> prepend_bos) const;
   PassResult pass(const Request& request, Sink* sink, const RunOptions& options) const;
   // What a pass over the request leaves, in one go or in parts, and how it was split.
   struct Computed {
@@ -160,6 +173,11 @@ class HookedTransformer {
   std::shared_ptr<Projections> projections_ =
       std::make_shared<Projections>(Projections::secret_seed());  // of the weights, once needed
 };
+
+/// The prompts of a run that was recorded; without ids where it started from a residual.
+Tokens tokens_of(const RunRecord& record);
+/// All rows of a run from tokens.
+Rows rows_of(const Tokens& tokens, const Config& config);
 
 /// The one token of `text`; throws std::invalid_argument listing the tokens when it is not one.
 std::int64_t single_token(const Tokenizer& tokenizer, const std::string& text);

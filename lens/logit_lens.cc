@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "lens/residual_parts.h"
 #include "lens/torch_parallel.h"
 #include "verify/reference/exact.h"
 
@@ -133,6 +134,7 @@ Shape without_vocab(const Array& logits) {
 
 LogitLens logit_lens(const VerifiedCache& cache, const LogitLensOptions& options) {
   const Weights& weights = cache.weights();
+  require_additive(weights.config, "logit_lens");
   bool residual = options.site != Site::attn_out && options.site != Site::mlp_out;
   auto rows = rows_of(options.site, weights.config.n_layers);
   Reader reader(weights);

@@ -9,8 +9,19 @@
 #include "lens/torch_parallel.h"
 
 namespace lenscpp {
+namespace {
 
-Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& tokens) {
+// Whether a position and the one behind it hold tokens of the prompt.
+bool predicts(const std::vector<Span>& spans, std::int64_t prompt, std::int64_t pos) {
+  if (spans.empty()) return true;
+  const Span& span = spans[static_cast<std::size_t>(prompt) % spans.size()];
+  return pos >= span.begin && pos + 1 < span.end;
+}
+
+}  // namespace
+
+Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& tokens,
+                      const std::vector<Span>& spans) {
   if (logits.rank() != 3 ||
       logits.size(0) * logits.size(1) != static_cast<std::int64_t>(tokens.size()))
     throw std::invalid_argument(
@@ -28,7 +39,8 @@ Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& toke
   torch_parallel_for(batch * (pos - 1), [&](std::int64_t begin, std::int64_t end) {
     std::vector<double> row(static_cast<std::size_t>(vocab));
     for (std::int64_t i = begin; i < end; ++i) {
-      std::int64_t at = i / (pos - 1) * pos + i % (pos - 1);
+      std::int64_t prompt = i / (pos - 1), at = prompt * pos + i % (pos - 1);
+      if (!predicts(spans, prompt, i % (pos - 1))) continue;
       logits.widen(at * vocab, row);
       double max = *std::ranges::max_element(row), sum = 0;
       for (double x : row) sum += std::exp(x - max);
@@ -40,6 +52,20 @@ Array next_token_loss(const Array& logits, const std::vector<std::int64_t>& toke
   MutableArray result({batch, pos - 1}, accumulate_type(logits.dtype()));
   result.store(0, losses);
   return std::move(result).freeze();
+}
+
+Array mean_loss(const Array& losses, const std::vector<Span>& spans) {
+  if (spans.empty()) return mean_of(losses);
+  std::int64_t pairs = losses.size(1), count = 0;
+  double sum = 0;
+  for (std::int64_t b = 0; b < losses.size(0); ++b) {
+    const Span& span = spans[static_cast<std::size_t>(b) % spans.size()];
+    for (std::int64_t i = span.begin; i + 1 < span.end; ++i, ++count) sum += losses[b * pairs + i];
+  }
+  if (count == 0) throw std::invalid_argument("[loss] no prompt has a next token to predict");
+  MutableArray mean(Shape{}, losses.dtype());
+  mean.set(0, sum / static_cast<double>(count));
+  return std::move(mean).freeze();
 }
 
 Array mean_of(const Array& values) {

@@ -52,7 +52,30 @@ ResidualParts::ResidualParts(const VerifiedCache& cache, std::string where, cons
       where_(std::move(where)),
       extent_(kept_positions(cache)),
       collapses_(pos.collapses),
-      pos_(chosen(where_, "position", pos, extent_)) {}
+      pos_(chosen(where_, "position", pos, extent_)) {
+  require_additive(config(), where_);
+  if (pos.indices) check_padding();
+}
+
+// A position that is asked for by name is a token in every prompt, not padding.
+void ResidualParts::check_padding() const {
+  const RunRecord& record = cache_.record();
+  if (record.pos != extent_) return;  // positions were chosen when the run was recorded
+  for (std::size_t b = 0; b < record.spans.size(); ++b)
+    for (std::int64_t p : pos_)
+      if (p < record.spans[b].begin || p >= record.spans[b].end)
+        throw std::invalid_argument("[" + where_ + "] position " + std::to_string(p) +
+                                    " of prompt " + std::to_string(b) +
+                                    " is padding; pad on the other side (padding_side)");
+}
+
+void require_additive(const Config& config, const std::string& where) {
+  if (config.norm_placement == NormPlacement::sum)
+    throw std::invalid_argument(
+        "[" + where + "] the residual stream of this model is normed behind " +
+        "every sum: what is in it is no sum of contributions, and no earlier "
+        "one can be unembedded");
+}
 
 Shape ResidualParts::shape(const Shape& last) const {
   Shape shape{batch()};

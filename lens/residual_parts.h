@@ -19,6 +19,9 @@ namespace lenscpp {
 std::vector<std::int64_t> chosen(std::string_view where, std::string_view what,
                                  const Choice& choice, std::int64_t extent);
 
+/// Throws std::invalid_argument, opened by `where`, for a model whose residual stream is no sum.
+void require_additive(const Config& config, const std::string& where);
+
 /// A labelled part of the residual stream: [batch * pos, d_model] when asked for.
 struct Part {
   std::string label;
@@ -76,6 +79,7 @@ class ResidualParts {
   Eigen::VectorXd norm_scale(std::int64_t layer, bool mlp_input) const;
 
  private:
+  void check_padding() const;
   VerifiedCache cache_;
   std::string where_;
   std::int64_t extent_;

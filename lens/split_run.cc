@@ -29,8 +29,22 @@ Array concatenated(const std::vector<Array>& parts) {
   return std::move(whole).freeze();
 }
 
+// What every part computes for itself alone: without a batch axis, or with one for padding only.
+bool is_shared(Site site, bool padded) {
+  Axis first = info(site).axes[0];
+  return first != Axis::batch && !(first == Axis::apart && padded);
+}
+
+// One of many that should be equal: one that is not, if there is such a part, so that the check of
+// it fails.
+Array shared(const std::vector<Array>& parts) {
+  auto odd = std::ranges::find_if(
+      parts, [&](const Array& part) { return part.digest() != parts[0].digest(); });
+  return odd == parts.end() ? parts[0] : *odd;
+}
+
 // Hands on what the parts recorded and lets go of it.
-void hand_on(std::vector<InOrder>& parts, Sink& sink) {
+void hand_on(std::vector<InOrder>& parts, bool padded, Sink& sink) {
   for (std::size_t i = 0; i < parts[0].tensors.size(); ++i) {
     TensorId id = parts[0].tensors[i].first;
     std::vector<Array> values;
@@ -39,13 +53,15 @@ void hand_on(std::vector<InOrder>& parts, Sink& sink) {
         throw std::logic_error("[split] the parts of a run computed different tensors");
       values.push_back(std::exchange(part.tensors[i].second, {}));
     }
-    sink.take(id, concatenated(values));
+    sink.take(id, is_shared(id.site, padded) ? shared(values) : concatenated(values));
   }
 }
 
 std::string why_whole(const Request& request) {
   const Rows& rows = request.rows;
   if (!rows.entering.empty()) return "some prompts enter at later layers";
+  if (!rows.spans.empty() && std::ssize(rows.spans) != rows.batch)
+    return "its prompts take turns in their padding";
   if (!rows.base.empty() && rows.base[0].keys.size(0) != rows.batch)
     return "its prompts share their base keys and values";
   if (!request.callbacks.empty())
@@ -106,8 +122,12 @@ Request part_of(const Request& request, std::int64_t first, std::int64_t count) 
       ids = {ids.begin() + first * rows.pos, ids.begin() + (first + count) * rows.pos};
   };
   part.rows.batch = count;
+  part.rows.spans.clear();
   cut(part.rows.tokens);
   cut(part.rows.positions);
+  cut(part.rows.token_types);
+  for (std::int64_t b = first; b < first + count && !rows.spans.empty(); ++b)
+    part.rows.spans.push_back(rows.span_of(b));
   if (rows.start_residual)
     part.rows.start_residual = rows.start_residual->rows(first, first + count);
   if (rows.start_z) part.rows.start_z = rows.start_z->rows(first, first + count);
@@ -154,7 +174,7 @@ PassResult run_in_parts(const Request& request, const std::vector<std::int64_t>&
     add_part(result, passed, i == 0);
     first += parts[i];
   }
-  if (sink != nullptr) hand_on(recorded, *sink);
+  if (sink != nullptr) hand_on(recorded, !request.rows.spans.empty(), *sink);
   result.output = alias(concatenated(outputs));
   return result;
 }

@@ -111,6 +111,13 @@ constexpr View kViews[] = {
     {"b_out", [](const Weights& w) { return whole(w, &LayerWeights::b_out, {w.config.d_model}); }},
 };
 
+void require_logits(const Config& config, std::string_view name) {
+  if (!unembeds(config.head))
+    throw std::invalid_argument("[weights] " + std::string(name) +
+                                ": this model has no logits of tokens (its head: " +
+                                std::string(name_of(config.head)) + ")");
+}
+
 }  // namespace
 
 Array weight_view(const Weights& weights, std::string_view name) {
@@ -119,6 +126,7 @@ Array weight_view(const Weights& weights, std::string_view name) {
       if (name.ends_with("_gate") && !weights.config.gated_mlp)
         throw std::invalid_argument("[weights] " + std::string(name) +
                                     ": the MLPs of this model are not gated");
+      if (name.ends_with("_U")) require_logits(weights.config, name);
       if (name == "W_pos" && weights.W_pos.empty())
         throw std::invalid_argument("[weights] W_pos: the positions of this model are " +
                                     std::string(name_of(weights.config.positions)));
@@ -136,6 +144,7 @@ std::vector<std::string> weight_names() {
 }
 
 Array residual_directions(const Weights& weights, const std::vector<std::int64_t>& tokens) {
+  require_logits(weights.config, "W_U");
   std::int64_t d_model = weights.config.d_model;
   std::size_t row_bytes = static_cast<std::size_t>(d_model) * size_of(weights.dtype);
   MutableArray result({static_cast<std::int64_t>(tokens.size()), d_model}, weights.dtype);

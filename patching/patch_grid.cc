@@ -333,6 +333,7 @@ class Sweep {
   void count(const Verdict& verdict);
   void sample(const std::vector<Patch>& patches, double base_value);
   std::string name_of_cell(std::int64_t cell) const;
+  void check_metric(const VerifiedCache& run, const std::string& which) const;
   std::vector<double> of_run(const VerifiedCache& run, const std::string& which) const;
   double value_of(std::int64_t cell) const;
   std::vector<GridAxis> labelled_axes() const;
@@ -343,9 +344,7 @@ class Sweep {
   const VerifiedCache& base() const { return denoises() ? corrupted_ : clean_; }
   const VerifiedCache& source() const { return denoises() ? clean_ : corrupted_; }
   bool denoises() const { return o_.direction == Direction::denoise; }
-  Tokens base_tokens() const {
-    return {base().record().batch, base().record().pos, base().record().tokens};
-  }
+  Tokens base_tokens() const { return tokens_of(base().record()); }
 
   const HookedTransformer& model_;
   const VerifiedCache &clean_, &corrupted_;
@@ -591,15 +590,20 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
       edit.where.batch = static_cast<std::int64_t>(i) * batch + b;
       edits.push_back(std::move(edit));
     }
-    const std::vector<std::int64_t>& ids = base().record().tokens;
-    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+    auto once_more = [](auto& to, const auto& from) {
+      to.insert(to.end(), from.begin(), from.end());
+    };
+    once_more(tokens.ids, base().record().tokens);
+    once_more(tokens.spans, base().record().spans);
+    once_more(tokens.types, base().record().token_types);
     sampled_.emplace_back(Plan(std::move(of_cell)), value_of(chosen[i].cell));
   }
   RunOptions run = run_options();
   run.plan = Plan(std::move(edits));
   Request request = model_.request_for(tokens, run);
   // Logits of these alone, but at all positions; of all where logits are what is patched.
-  const Reads reads = o_.site == Site::unembed_out ? Reads{} : metric_.reads();
+  bool whole = o_.site == Site::unembed_out || !unembeds(model_.config().head);
+  const Reads reads = whole ? Reads{} : metric_.reads();
   request.rows.read_tokens = reads.tokens;
   auto measured = [&](const Array& logits) {
     if (reads.tokens.empty()) return metric_.mean(logits);
@@ -626,7 +630,29 @@ std::string Sweep::name_of_cell(std::int64_t cell) const {
   return "at " + text;
 }
 
+// A declared metric reads logits, and no padding.
+void Sweep::check_metric(const VerifiedCache& run, const std::string& which) const {
+  const Config& c = model_.config();
+  const std::string name = metric_.description().at("metric");
+  if (name == "function") return;
+  bool labels = c.head == Head::classifier;
+  if (!unembeds(c.head) && !labels)
+    refuse("the metric " + name +
+           " reads logits, and this model has none: give a function of what "
+           "the last block returns");
+  if (name == "loss" && (!c.causal || !run.record().spans.empty()))
+    refuse("the loss is of the next token, of causal models and prompts without padding");
+  if (labels || !metric_.reads().pos) return;
+  std::int64_t pos = *metric_.reads().pos + (*metric_.reads().pos < 0 ? run.record().pos : 0);
+  for (std::size_t b = 0; b < run.record().spans.size(); ++b)
+    if (const Span& span = run.record().spans[b]; pos < span.begin || pos >= span.end)
+      refuse("the metric reads position " + std::to_string(pos) + ", which is padding in prompt " +
+             std::to_string(b) + " of the " + which +
+             " run; pad on the left (padding_side) to read the last token of each");
+}
+
 std::vector<double> Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
+  check_metric(run, which);
   std::vector<double> values = metric_.values(run.output());
   for (double value : values)
     if (!std::isfinite(value))
@@ -666,7 +692,7 @@ std::shared_future<double> Sweep::error_bar(double clean, double corrupted) cons
   auto weights = model_.shared_weights();
   // Of a whole run: without edits, or with those of one sampled cell.
   auto drift = [weights, metric = metric_](const RunRecord& r, const Plan& plan, double value) {
-    Request request{.rows = Rows::from_tokens(r.tokens, r.batch, weights->config), .plan = plan};
+    Request request{.rows = rows_of(tokens_of(r), weights->config), .plan = plan};
     double exact = metric.mean(run_in_float64(*weights, request, torch_parallel_for));
     if (!std::isfinite(exact))
       refuse("the metric is " + short_number(exact) +

@@ -28,7 +28,7 @@ Array elements(const Array& array, const std::vector<std::int64_t>& indices) {
 }
 
 // Where rows do not see each other until the next layer.
-bool behind_attention(Site site) { return site >= Site::z && site <= Site::resid_post; }
+bool behind_attention(Site site) { return site >= Site::z && site <= Site::normalized_resid_post; }
 
 // The given rows of [batch, pos, ...], as [row, 1, ...].
 Array rows_of(const Array& of_base, const std::vector<std::int64_t>& rows) {
@@ -58,7 +58,9 @@ PatchRuns::PatchRuns(const HookedTransformer& model, Site site, const VerifiedCa
       pos_(base.record().pos),
       sources_(std::move(sources)),
       savings_(savings) {
+  savings_.positions &= model.config().causal;  // else every position sees every other
   if (!savings.output || !reads.pos || site == Site::unembed_out) return;
+  if (!unembeds(model.config().head)) return;
   read_pos_ = *reads.pos < 0 ? *reads.pos + pos_ : *reads.pos;
   if (reads.tokens.size() <= kFewTokens) read_tokens_ = reads.tokens;
 }
@@ -79,14 +81,13 @@ std::vector<std::string> PatchRuns::needed(Site site, const Config& config) {
 std::int64_t PatchRuns::start_layer(const Patch& patch) const {
   if (!savings_.layers) return 0;
   if (info(site_).per_layer) return in_two_parts(patch) ? patch.layer + 1 : patch.layer;
-  return site_ >= Site::ln_final_scale ? model_.config().n_layers - 1 : 0;
+  return is_head(site_) ? model_.config().n_layers - 1 : 0;
 }
 
 // Whether a run computes the site in this layer for the position that is read alone.
 bool PatchRuns::only_read_position(std::int64_t layer) const {
   if (!read_pos_) return false;
-  return site_ >= Site::ln_final_scale ||
-         (site_ >= Site::queries && layer == model_.config().n_layers - 1);
+  return is_head(site_) || (site_ >= Site::queries && layer == model_.config().n_layers - 1);
 }
 
 // Those that a patch writes and its run computes, in increasing order.
@@ -131,7 +132,9 @@ bool PatchRuns::changes_anything(Patch& patch) const {
   auto positions = positions_of(patch, 0);
   if (positions.empty()) return false;
   auto first = std::ranges::find_if(positions, [&](std::int64_t p) { return differs(patch, p); });
-  bool read = first != positions.end() && (!read_pos_ || *first <= *read_pos_);
+  bool seen =
+      !model_.config().causal || !read_pos_ || first == positions.end() || *first <= *read_pos_;
+  bool read = first != positions.end() && seen;
   if (!read && savings_.equal) return false;
   if (savings_.positions)
     patch.first_pos = read ? *first : std::min(positions[0], read_pos_.value_or(pos_ - 1));
@@ -284,16 +287,22 @@ Request PatchRuns::request(std::span<const Patch> group) const {
             .pos = computed,
             .tokens = {},
             .positions = {},
+            .spans = base_.record().spans,
             .first_layer = first_layer,
             .end_layer = layers,
             .first_pos = first_pos};
-  for (std::int64_t row = 0; row < rows.batch; ++row)
+  const std::vector<std::int64_t>&tokens = base_.record().tokens,
+        &types = base_.record().token_types;
+  for (std::int64_t row = 0; row < rows.batch; ++row) {
+    Span span = rows.spans.empty() ? Span{0, pos_} : rows.span_of(row);
     for (std::int64_t p = first_pos; p < pos_; ++p) {
-      rows.positions.push_back(p);
-      if (is_embedding(site_))
-        rows.tokens.push_back(
-            base_.record().tokens[static_cast<std::size_t>(row % batch_ * pos_ + p)]);
+      rows.positions.push_back(position_in(span, p));
+      if (!is_embedding(site_)) continue;
+      auto at = static_cast<std::size_t>(row % batch_ * pos_ + p);
+      rows.tokens.push_back(tokens[at]);
+      if (!types.empty()) rows.token_types.push_back(types[at]);
     }
+  }
   if (rows.tokens.empty()) rows.start_residual = residuals(first, first_layer, first_pos);
   for (std::int64_t l = first_layer; l < layers; ++l) {
     if (first_pos > 0)
@@ -311,6 +320,10 @@ Request PatchRuns::request(std::span<const Patch> group) const {
 
 Array PatchRuns::whole_logits(const Array& output, std::span<const Patch> group,
                               std::size_t i) const {
+  if (base_.output().rank() == 2) {  // a classifier's
+    auto row = static_cast<std::int64_t>(i) * batch_;
+    return output.rows(row, row + batch_);
+  }
   std::int64_t first_pos = std::ranges::min(group, {}, &Patch::first_pos).first_pos;
   MutableArray whole(base_.output());
   std::size_t row = base_.output().nbytes() / static_cast<std::size_t>(batch_ * pos_);

@@ -26,7 +26,36 @@ std::optional<Tokenizer> tokenizer_of(const HookedTransformer& model) {
 
 // Token ids as tensors or rows; those that a model is to run are held to its vocabulary and
 // context.
-Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool to_run) {
+std::optional<PaddingSide> side_from(const std::optional<std::string>& name) {
+  if (!name) return {};
+  for (PaddingSide side : {PaddingSide::left, PaddingSide::right})
+    if (*name == name_of(side)) return side;
+  throw std::invalid_argument("[model] padding_side \"" + *name +
+                              "\"; allowed: \"left\", \"right\"");
+}
+
+// With an attention mask, which must say the same of what is known to be padding.
+Tokens masked(const Tokens& tokens, const std::vector<std::int64_t>& mask) {
+  Tokens result = tokens;
+  result.spans = spans_of_mask(mask, tokens.batch, tokens.pos);
+  if (!tokens.spans.empty() && result.spans != tokens.spans)
+    throw std::invalid_argument(
+        "[model] attention_mask is another than the padding of these prompts of unequal length");
+  return result;
+}
+
+Tokens typed(const Tokens& tokens, std::vector<std::int64_t> types) {
+  if (types.size() != tokens.ids.size())
+    throw std::invalid_argument("[model] token_type_ids has " + std::to_string(types.size()) +
+                                " values; needed: one for each of " +
+                                std::to_string(tokens.ids.size()) + " tokens");
+  Tokens result = tokens;
+  result.types = std::move(types);
+  return result;
+}
+
+Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool to_run,
+                   std::optional<PaddingSide> side) {
   auto checked = [&](std::vector<std::int64_t> flat, std::int64_t batch) {
     if (to_run) return model.tokens_of(std::move(flat), batch);
     return Tokens{.batch = batch,
@@ -34,16 +63,12 @@ Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool t
                   .ids = std::move(flat)};
   };
   if (py::isinstance<py::list>(ids)) {
-    auto rows = ids.cast<std::vector<std::vector<std::int64_t>>>();
-    std::vector<std::int64_t> flat;
-    for (const auto& row : rows) {
-      if (row.size() != rows[0].size())
-        throw std::invalid_argument("[model] prompts of " + std::to_string(rows[0].size()) +
-                                    " and " + std::to_string(row.size()) +
-                                    " tokens cannot be run together");
-      flat.insert(flat.end(), row.begin(), row.end());
-    }
-    return checked(std::move(flat), static_cast<std::int64_t>(rows.size()));
+    Tokens padded = model.padded(ids.cast<std::vector<std::vector<std::int64_t>>>(), side);
+    if (!to_run && !padded.spans.empty())
+      throw std::invalid_argument("[model] rows of tokens of unequal length");
+    Tokens tokens = checked(std::move(padded.ids), padded.batch);
+    tokens.spans = std::move(padded.spans);
+    return tokens;
   }
   Array array = to_ids(ids, "[model] tokens");
   if ((array.rank() != 1 && array.rank() != 2) || array.empty())
@@ -177,12 +202,16 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
   RunOptions options = options_from(model, call);
   bool verified = options.verify.value_or(model.options().verify) != VerifyMode::off;
   bool wants_loss = return_type == "loss" || return_type == "both";
+  if (wants_loss && (!model.config().causal || !unembeds(model.config().head)))
+    throw std::invalid_argument("[model] return_type \"" + return_type +
+                                "\": the loss is that of the next token, which this model does not "
+                                "predict; allowed: \"logits\", None");
   std::optional<HeldVerified> cache;
   std::optional<HeldUnverified> unverified;
   Array output;
   std::optional<Array> loss;
   with_faults(model, options, call, [&] {
-    Tokens start = options.start ? Tokens{} : *tokens;
+    Tokens start = options.start ? Tokens{.spans = tokens->spans} : *tokens;
     if (!keep) {
       output = model.forward(start, options);
     } else if (verified) {
@@ -196,8 +225,8 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
       output = unverified->cache->activations().output().value;
     }
     if (wants_loss && !options.stop_at_layer) {
-      loss = next_token_loss(output, tokens->ids);
-      if (!loss_per_token) loss = mean_of(*loss);
+      loss = next_token_loss(output, tokens->ids, tokens->spans);
+      if (!loss_per_token) loss = mean_loss(*loss, tokens->spans);
     }
   });
   py::object result = options.stop_at_layer ? to_python(output) : wanted(return_type, output, loss);
@@ -220,6 +249,8 @@ LoadOptions load_options(const py::kwargs& call) {
   options.allow_fallback = call["allow_fallback"].cast<bool>();
   if (given("first_n_layers")) options.first_n_layers = call["first_n_layers"].cast<std::int64_t>();
   if (given("adapter")) options.adapter = call["adapter"].cast<std::string>();
+  if (auto side = side_from(call["default_padding_side"].cast<std::optional<std::string>>()))
+    options.default_padding_side = *side;
   if (given("default_prepend_bos"))
     options.default_prepend_bos = call["default_prepend_bos"].cast<bool>();
   if (given("tokenizer") && py::isinstance<Tokenizer>(call["tokenizer"])) {
@@ -235,6 +266,28 @@ void bind_model(py::module_& m) {
                                    "Token ids that a model can run: [batch, pos].");
   tokens.def_property_readonly("batch", [](Ours<Tokens> self) { return self->batch; })
       .def_property_readonly("pos", [](Ours<Tokens> self) { return self->pos; })
+      .def("mask",
+           [](Ours<Tokens> self) {
+             std::vector<std::int64_t> mask(self->ids.size(), self->spans.empty() ? 1 : 0);
+             for (std::size_t b = 0; b < self->spans.size(); ++b)
+               std::fill(
+                   mask.begin() + static_cast<std::int64_t>(b) * self->pos + self->spans[b].begin,
+                   mask.begin() + static_cast<std::int64_t>(b) * self->pos + self->spans[b].end, 1);
+             return to_python(
+                 Array::of(std::span<const std::int64_t>(mask), {self->batch, self->pos}));
+           })
+      .def(
+          "masked",
+          [](Ours<Tokens> self, const std::vector<std::int64_t>& mask) {
+            return masked(*self, mask);
+          },
+          py::arg("mask"))
+      .def(
+          "typed",
+          [](Ours<Tokens> self, std::vector<std::int64_t> types) {
+            return typed(*self, std::move(types));
+          },
+          py::arg("types"))
       .def("tensor",
            [](Ours<Tokens> self) {
              return to_python(
@@ -274,6 +327,15 @@ void bind_model(py::module_& m) {
       .def_property_readonly(
           "verify",
           [](Ours<HookedTransformer> self) { return std::string(name_of(self->options().verify)); })
+      .def_property_readonly("default_padding_side",
+                             [](Ours<HookedTransformer> self) {
+                               return std::string(name_of(self->options().default_padding_side));
+                             })
+      .def_property_readonly("pad_token",
+                             [](Ours<HookedTransformer> self) -> std::optional<std::int64_t> {
+                               if (!self->has_tokenizer()) return {};
+                               return self->tokenizer().pad_token_id();
+                             })
       .def("processing",
            [](Ours<HookedTransformer> self) {
              const Processing& p = self->options().processing;
@@ -312,17 +374,28 @@ void bind_model(py::module_& m) {
       .def(
           "tokens_of_texts",
           [](Ours<HookedTransformer> self, const std::vector<std::string>& texts,
-             std::optional<bool> prepend_bos) {
+             std::optional<bool> prepend_bos, const std::optional<std::string>& padding_side) {
             py::gil_scoped_release release;
-            return self->to_tokens(texts, prepend_bos);
+            return self->to_tokens(texts, prepend_bos, side_from(padding_side));
           },
-          py::arg("texts"), py::arg("prepend_bos") = py::none())
+          py::arg("texts"), py::arg("prepend_bos") = py::none(),
+          py::arg("padding_side") = py::none())
+      .def(
+          "tokens_of_pairs",
+          [](Ours<HookedTransformer> self,
+             const std::vector<std::pair<std::string, std::string>>& pairs,
+             const std::optional<std::string>& padding_side) {
+            py::gil_scoped_release release;
+            return self->to_tokens_of_pairs(pairs, side_from(padding_side));
+          },
+          py::arg("pairs"), py::arg("padding_side") = py::none())
       .def(
           "tokens_of_ids",
-          [](Ours<HookedTransformer> self, const py::object& ids, bool to_run) {
-            return tokens_from(*self, ids, to_run);
+          [](Ours<HookedTransformer> self, const py::object& ids, bool to_run,
+             const std::optional<std::string>& padding_side) {
+            return tokens_from(*self, ids, to_run, side_from(padding_side));
           },
-          py::arg("ids"), py::arg("to_run") = true)
+          py::arg("ids"), py::arg("to_run") = true, py::arg("padding_side") = py::none())
       .def(
           "to_single_token",
           [](Ours<HookedTransformer> self, const std::string& text) {

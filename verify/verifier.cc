@@ -146,7 +146,8 @@ void Verifier::check(const Link& link, const Array& value) {
     live_[link.output] = {value, digest, readers->second, !shaped};
   if (link.output.stage == request_.stages(link.output.site, link.output.layer) && shaped)
     keep(link.output, value, digest);
-  if (&link == &links_.back() && shaped) kept_.set_output(link.output, value, digest);
+  if (link.output == request_.output(weights_->config) && shaped)
+    kept_.set_output(link.output, value, digest);
 }
 
 void Verifier::follow_in_float64(const Link& link, const Array& value) {
@@ -315,7 +316,8 @@ VerifiedCache Verifier::check_recorded(std::shared_ptr<const Weights> weights, R
           check_exact(link, inputs, found->second, contract, options.parallel, reached));
       known[link.output] = {found->second, {}};
       kept.add(link.output, found->second, digest);
-      if (&link == &links.back()) kept.set_output(link.output, found->second, digest);
+      if (link.output == request.output(weights->config))
+        kept.set_output(link.output, found->second, digest);
     } else {
       verdict.recomputed.push_back(to_string(link.output));
       Array own = tolerances(link, inputs, shape, contract);

@@ -33,6 +33,8 @@ std::string_view name_of(NormPlacement kind) {
       return "around";
     case NormPlacement::after:
       return "after";
+    case NormPlacement::sum:
+      return "sum";
   }
   throw std::logic_error("[config] not a NormPlacement");
 }
@@ -85,6 +87,8 @@ std::string_view name_of(Activation kind) {
       return "relu";
     case Activation::silu:
       return "silu";
+    case Activation::tanh:
+      return "tanh";
   }
   throw std::logic_error("[config] not an Activation");
 }
@@ -109,6 +113,22 @@ std::string_view name_of(Topology kind) {
       return "parallel";
   }
   throw std::logic_error("[config] not a Topology");
+}
+
+std::string_view name_of(Head kind) {
+  switch (kind) {
+    case Head::unembedding:
+      return "unembedding";
+    case Head::masked_lm:
+      return "masked_lm";
+    case Head::none:
+      return "none";
+    case Head::pooled:
+      return "pooled";
+    case Head::classifier:
+      return "classifier";
+  }
+  throw std::logic_error("[config] not a Head");
 }
 
 double Config::attn_divisor(std::int64_t layer) const {
@@ -187,6 +207,13 @@ void add_optional_parts(nlohmann::json& j, const Config& config) {
     if (value) j[name] = *value;
   if (config.window) j["window"] = *config.window;
   if (!config.windowed_layers.empty()) j["windowed_layers"] = config.windowed_layers;
+  if (!config.causal) j["causal"] = false;
+  if (config.n_token_types > 0) j["n_token_types"] = config.n_token_types;
+  if (config.head != plain.head) {
+    j["head"] = name_of(config.head);
+    j["head_activation"] = name_of(config.head_activation);
+  }
+  if (config.n_labels > 0) j["n_labels"] = config.n_labels;
   if (!config.rotary) return;
   nlohmann::json rotary = {{"dimensions", config.rotary->dimensions},
                            {"pairs", name_of(config.rotary->pairs)},

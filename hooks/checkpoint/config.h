@@ -18,13 +18,22 @@ namespace lenscpp {
 /// RMSNorm divides by the root mean square and has no bias (arXiv 1910.07467). `_pre`: without
 /// weight and bias, what remains once they are folded.
 enum class NormKind { layer_norm, layer_norm_pre, rms_norm, rms_norm_pre };
-/// Which norms a block has: of what attention and MLP read, also of what they return, only of that.
-enum class NormPlacement { before, around, after };
+/// Which norms a block has: of what attention and MLP read, also of what they return, only of that;
+/// or of the residual stream behind each sum, which is then itself normed (arXiv 1706.03762).
+enum class NormPlacement { before, around, after, sum };
+/// Whether attention and MLP read what was normed for them alone.
+constexpr bool reads_normed(NormPlacement p) {
+  return p == NormPlacement::before || p == NormPlacement::around;
+}
+/// Whether what they return is normed before it is added.
+constexpr bool returns_normed(NormPlacement p) {
+  return p == NormPlacement::around || p == NormPlacement::after;
+}
 /// RMSNorm of queries and keys before positions: none, each head by itself, or all heads as one.
 enum class QkNorm { none, per_head, whole };
 /// gelu_tanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) ("gelu_new"); gelu_erf: x Phi(x)
 /// ("gelu").
-enum class Activation { gelu_tanh, gelu_erf, relu, silu };
+enum class Activation { gelu_tanh, gelu_erf, relu, silu, tanh };
 /// Rotary: queries and keys are turned by their position (arXiv 2104.09864); alibi: scores fall
 /// with distance, each head by its own slope (arXiv 2108.12409).
 enum class PositionKind { learned, rotary, alibi };
@@ -34,6 +43,12 @@ enum class RotaryPairs { halves, adjacent };
 enum class RopeScaling { none, linear, dynamic, llama3, yarn };
 /// How attention and MLP stand in a block: parallel ones read the same residual.
 enum class Topology { sequential, parallel };
+/// What is made of the last residual: logits of the next token; of masked tokens, behind a dense
+/// layer and a norm; nothing; an activation of the first token's dense layer (BERT's pooler); of
+/// that, logits of labels.
+enum class Head { unembedding, masked_lm, none, pooled, classifier };
+/// Whether the head ends in logits of tokens.
+constexpr bool unembeds(Head head) { return head == Head::unembedding || head == Head::masked_lm; }
 
 std::string_view name_of(NormKind kind);
 std::string_view name_of(NormPlacement kind);
@@ -43,6 +58,7 @@ std::string_view name_of(RopeScaling kind);
 std::string_view name_of(Activation kind);
 std::string_view name_of(PositionKind kind);
 std::string_view name_of(Topology kind);
+std::string_view name_of(Head kind);
 
 /// Angles of rotary positions: position times base^(-2 i / dimensions) for pair i, scaled as
 /// transformers' modeling_rope_utils.py says. Fields that `scaling` does not need are zero.
@@ -98,6 +114,11 @@ struct Config {
   std::optional<double> logits_softcap = {};  // and of logits
   std::optional<std::int64_t> window = {};    // keys that a query sees, itself among them
   std::vector<bool> windowed_layers = {};     // which layers have it; empty: none
+  bool causal = true;                         // queries see no key behind them
+  std::int64_t n_token_types = 0;             // embeddings of the kinds of tokens; 0: none
+  Head head = Head::unembedding;
+  Activation head_activation = Activation::tanh;  // of masked_lm, pooled and classifier
+  std::int64_t n_labels = 0;                      // of a classifier
 
   /// What attention scores are divided by in `layer`: sqrt(d_head) and layer + 1, each where asked
   /// for, or scores_divisor.

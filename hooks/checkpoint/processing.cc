@@ -235,6 +235,8 @@ Processing applicable(Processing steps, const Config& config) {
   steps.center_writing_weights &= config.norms_centre();
   steps.center_unembed &= !config.logits_softcap;
   steps.fold_ln &= config.norm_placement != NormPlacement::after;
+  // What is normed is the residual stream itself, which everything behind reads: nothing may move.
+  if (config.norm_placement == NormPlacement::sum) return Processing::none();
   return steps;
 }
 

@@ -77,6 +77,7 @@ template <class WeightsT, class Visit>
 void visit_all(WeightsT& w, const Visit& visit) {
   visit("embed.W_E", w.W_E);
   visit("pos_embed.W_pos", w.W_pos);
+  visit("token_type_embed.W", w.W_type);
   visit("embed.ln.w", w.embed_ln_w);
   visit("embed.ln.b", w.embed_ln_b);
   for (std::size_t l = 0; l < w.layers.size(); ++l) {
@@ -101,6 +102,10 @@ void visit_all(WeightsT& w, const Visit& visit) {
     visit(block + "mlp.b_out", layer.b_out);
     visit(block + "ln2_post.w", layer.ln2_post_w);
   }
+  visit("head.W", w.W_head);
+  visit("head.b", w.b_head);
+  visit("classifier.W", w.W_class);
+  visit("classifier.b", w.b_class);
   visit("ln_final.w", w.ln_final_w);
   visit("ln_final.b", w.ln_final_b);
   visit("unembed.W_U", w.W_U);
@@ -196,8 +201,8 @@ Weights load_weights(const std::filesystem::path& folder, const Loading& loading
 Weights outline(const Config& c, DType dtype) {
   auto of = [dtype](Shape shape) { return Array::wrap(nullptr, std::move(shape), dtype, nullptr); };
   auto where = [](bool there, Array array) { return there ? array : Array(); };
-  bool before = c.norm_placement != NormPlacement::after,
-       behind = c.norm_placement != NormPlacement::before;
+  bool behind = returns_normed(c.norm_placement), logits = unembeds(c.head),
+       before = c.norm_placement != NormPlacement::after;  // or on the sum: two norms either way
   auto norm = [&] { return where(c.norms_affine(), of({c.d_model})); };
   auto bias = [&] { return where(c.norm == NormKind::layer_norm, of({c.d_model})); };
   auto qk_norm = [&](std::int64_t heads) {
@@ -207,6 +212,7 @@ Weights outline(const Config& c, DType dtype) {
   Weights w{.config = c, .dtype = dtype};
   w.W_E = of({c.d_vocab, c.d_model});
   w.W_pos = where(c.positions == PositionKind::learned, of({c.n_ctx, c.d_model}));
+  w.W_type = where(c.n_token_types > 0, of({c.n_token_types, c.d_model}));
   w.embed_ln_w = where(c.embed_norm, of({c.d_model}));
   w.embed_ln_b = where(c.embed_norm && c.norms_centre(), of({c.d_model}));
   std::int64_t qkv = width_Q(c) + 2 * width_KV(c);
@@ -229,10 +235,15 @@ Weights outline(const Config& c, DType dtype) {
                      .b_out = of({c.d_model}),
                      .ln2_post_w = where(behind, of({c.d_model}))};
   w.layers.assign(static_cast<std::size_t>(c.n_layers), layer);
-  w.ln_final_w = norm();
-  w.ln_final_b = bias();
-  w.W_U = of({c.d_vocab, c.d_model});
-  w.b_U = of({c.d_vocab});
+  bool dense = c.head != Head::unembedding && c.head != Head::none;
+  w.W_head = where(dense, of({c.d_model, c.d_model}));
+  w.b_head = where(dense, of({c.d_model}));
+  w.W_class = where(c.n_labels > 0, of({c.d_model, c.n_labels}));
+  w.b_class = where(c.n_labels > 0, of({c.n_labels}));
+  w.ln_final_w = where(logits, norm());
+  w.ln_final_b = where(logits, bias());
+  w.W_U = where(logits, of({c.d_vocab, c.d_model}));
+  w.b_U = where(logits, of({c.d_vocab}));
   return w;
 }
 

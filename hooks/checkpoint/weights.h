@@ -29,7 +29,7 @@ struct Vector {
 /// Weights of one block. Empty arrays: a norm's weight and bias once folded, the bias of an
 /// RMSNorm. Biases that a checkpoint lacks are zeros.
 struct LayerWeights {
-  Array ln1_w, ln1_b;        // [d_model]
+  Array ln1_w, ln1_b;        // [d_model], before attention, or behind the sum with what it returns
   Array q_norm_w, k_norm_w;  // [d_head], or of all heads together; empty without such norms
   Array ln1_post_w;          // [d_model], of what attention returns; empty without
   Array W_QKV;  // [d_model, (n_heads + 2 n_kv_heads) d_head]: queries, keys, values, head-major
@@ -51,11 +51,14 @@ struct Weights {
   DType dtype;
   Array W_E;                     // [d_vocab, d_model]
   Array W_pos;                   // [n_ctx, d_model]; empty unless positions are learned
+  Array W_type;                  // [n_token_types, d_model]; empty without kinds of tokens
   Array embed_ln_w, embed_ln_b;  // [d_model]; empty without a norm behind the embedding
   std::vector<LayerWeights> layers;
-  Array ln_final_w, ln_final_b;  // [d_model]; empty once folded
+  Array W_head, b_head;          // [d_model, d_model], [d_model]: a head's dense layer; or empty
+  Array W_class, b_class;        // [d_model, n_labels], [n_labels]; empty unless a classifier
+  Array ln_final_w, ln_final_b;  // [d_model]; empty once folded, and without logits of tokens
   Array W_U;  // [d_vocab, d_model]: one row a token, the same buffer as W_E when tied and raw
-  Array b_U;  // [d_vocab]
+  Array b_U;  // [d_vocab]; both empty without logits of tokens
 
   /// Views into the arrays above. Throw std::out_of_range for a layer that is not there.
   Matrix W_Q(std::int64_t layer) const;

@@ -242,6 +242,8 @@ std::optional<std::int64_t> Tokenizer::bos_token_id() const { return tables_->sp
 
 std::optional<std::int64_t> Tokenizer::eos_token_id() const { return tables_->special.eos; }
 
+std::optional<std::int64_t> Tokenizer::pad_token_id() const { return tables_->special.pad; }
+
 const std::string& Tokenizer::source_bytes_hash() const { return tables_->source_bytes_hash; }
 
 }  // namespace lenscpp

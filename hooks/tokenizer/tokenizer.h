@@ -61,6 +61,8 @@ class Tokenizer {
   /// From tokenizer_config.json, else <|endoftext|> when there is such a token.
   std::optional<std::int64_t> bos_token_id() const;
   std::optional<std::int64_t> eos_token_id() const;
+  /// From tokenizer_config.json alone.
+  std::optional<std::int64_t> pad_token_id() const;
 
   /// XXH3-128 of the bytes of tokenizer.json, as 32 hexadecimal digits.
   const std::string& source_bytes_hash() const;

@@ -26,9 +26,9 @@ std::optional<TokenId> id_of(const TokenizerFile& file, std::string_view content
 
 // A token is given as a string or as an object with "content".
 std::optional<TokenId> named_token(const json& config, const std::string& origin, const char* key,
-                                   const TokenizerFile& file) {
+                                   const TokenizerFile& file, std::optional<TokenId> absent) {
   const auto found = config.find(key);
-  if (found == config.end()) return id_of(file, kEndOfText);
+  if (found == config.end()) return absent;
   if (found->is_null()) return std::nullopt;
   const json& content =
       found->is_object() && found->contains("content") ? (*found)["content"] : *found;
@@ -70,13 +70,15 @@ SpecialTokens read_tokenizer_config(std::string_view text, const std::string& or
                                     const TokenizerFile& file) {
   const json config = parse_json_object(text, origin);
   check_agreement(config, origin, file);
-  return {named_token(config, origin, "bos_token", file),
-          named_token(config, origin, "eos_token", file)};
+  const auto end_of_text = id_of(file, kEndOfText);
+  return {named_token(config, origin, "bos_token", file, end_of_text),
+          named_token(config, origin, "eos_token", file, end_of_text),
+          named_token(config, origin, "pad_token", file, std::nullopt)};
 }
 
 SpecialTokens default_special_tokens(const TokenizerFile& file) {
   const auto end_of_text = id_of(file, kEndOfText);
-  return {end_of_text, end_of_text};
+  return {end_of_text, end_of_text, std::nullopt};
 }
 
 }  // namespace lenscpp::tokenizing

@@ -35,6 +35,7 @@ TokenizerFile read_tokenizer_file(std::string_view json, const std::string& orig
 struct SpecialTokens {
   std::optional<TokenId> bos;
   std::optional<TokenId> eos;
+  std::optional<TokenId> pad = {};  // by tokenizer_config.json alone
 };
 
 /// Reads bos_token and eos_token. Of the rest, what would make `transformers` tokenize otherwise

@@ -5,14 +5,17 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/amax.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/einsum.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/masked_fill.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/native_layer_norm.h>
@@ -28,7 +31,10 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -56,6 +62,8 @@ at::Tensor activate(Activation kind, const at::Tensor& x) {
       return at::relu(x);
     case Activation::silu:
       return at::silu(x);
+    case Activation::tanh:
+      return at::tanh(x);
   }
   throw std::logic_error("[transformer] not an Activation");
 }
@@ -75,14 +83,9 @@ class Pass {
         key(rows.first_pos + rows.pos),
         tokens(batch * pos),
         dtype(to_scalar_type(model.weights_->dtype)),
-        wide(to_scalar_type(accumulate_type(model.weights_->dtype))) {
-    // 0 where key <= query, -inf elsewhere: added to the scores inside their product.
-    at::Tensor masked =
-        at::full({pos, key}, -std::numeric_limits<double>::infinity(), at::dtype(dtype));
-    at::Tensor future = at::triu(masked, rows.first_pos + 1);
-    mask = future.to(m.device_);  // [query, key]
-    if (c.window)
-      windowed_mask = at::add(future, at::tril(masked, rows.first_pos - *c.window)).to(m.device_);
+        wide(to_scalar_type(accumulate_type(model.weights_->dtype))),
+        mask(mask_of({})) {
+    if (c.window) windowed_mask = mask_of(c.window);
   }
 
   at::Tensor run() {
@@ -94,10 +97,13 @@ class Pass {
       if (l > rows.first_layer) x = tap(Site::resid_pre, l, with_entering(x));
       switch (c.topology) {
         case Topology::sequential: {
+          const DeviceLayer& w = m.layers_[l];
           at::Tensor attn_out = attention(x);
-          x = tap(Site::resid_mid, l, at::add(x, attn_out));
+          x = summed({Site::mid_ln_scale, Site::mid_ln_normalized, Site::mid_ln_out},
+                     Site::resid_mid, w.ln1_w, w.ln1_b, at::add(x, attn_out));
           at::Tensor mlp_out = mlp(x);
-          x = tap(Site::resid_post, l, at::add(x, mlp_out));
+          x = summed({Site::post_ln_scale, Site::post_ln_normalized, Site::normalized_resid_post},
+                     Site::resid_post, w.ln2_w, w.ln2_b, at::add(x, mlp_out));
           break;
         }
         case Topology::parallel: {
@@ -108,22 +114,53 @@ class Pass {
         }
       }
     }
-    return rows.unembeds ? unembed(x) : x;
+    return rows.unembeds ? head(x) : x;
   }
 
  private:
-  struct Turning {
-    at::Tensor cos, sin;  // [pos, 1, pair]
+  struct Mask {
+    at::Tensor added;  // [prompt, 1, query, key]: 0 where a query sees a key, -inf elsewhere
+    at::Tensor blind;  // [prompt, 1, query, 1]: queries that see nothing; undefined without any
   };
-  // Rotary positions are those of the first prompt; Rows::validate has seen that all are the same.
+  // Of one prompt where there is no padding. Made on the host.
+  Mask mask_of(std::optional<std::int64_t> window) {
+    constexpr double kHidden = -std::numeric_limits<double>::infinity();
+    at::Tensor hidden = at::full({pos, key}, kHidden, at::dtype(dtype));
+    at::Tensor added = c.causal ? at::triu(hidden, rows.first_pos + 1) : at::zeros_like(hidden);
+    if (window) added = at::add(added, at::tril(hidden, rows.first_pos - *window));
+    if (rows.spans.empty()) return {added.view({1, 1, pos, key}).to(m.device_), {}};
+    std::vector<at::Tensor> prompts;
+    for (const Span& span : rows.spans) {
+      at::Tensor padding = at::zeros({1, key}, at::dtype(dtype));
+      padding.narrow(1, 0, span.begin).fill_(kHidden);
+      padding.narrow(1, span.end, key - span.end).fill_(kHidden);
+      prompts.push_back(at::add(added, padding));
+    }
+    added = at::stack(prompts).unsqueeze(1);
+    at::Tensor blind = at::eq(at::amax(added, {-1}, true), kHidden);
+    return {added.to(m.device_), blind.any().item<bool>() ? blind.to(m.device_) : at::Tensor()};
+  }
+  // What some prompts have, for the whole batch: they serve it in turn, over and over.
+  at::Tensor in_turn(const at::Tensor& of_prompts) const {
+    std::int64_t n = of_prompts.size(0);
+    return n == 1 ? of_prompts : of_prompts.repeat({batch / n, 1, 1, 1});
+  }
+
+  struct Turning {
+    at::Tensor cos, sin;  // [prompt, pos, 1, pair]
+  };
+  // Of one prompt where there is no padding: Rows::validate has seen that all stand where it does.
   void turn_by_positions() {
     if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
-    std::vector<std::int64_t> positions(rows.positions.begin(), rows.positions.begin() + pos);
+    std::int64_t apart = std::max<std::int64_t>(1, std::ssize(rows.spans));
+    std::vector<std::int64_t> positions(rows.positions.begin(),
+                                        rows.positions.begin() + apart * pos);
     auto place = [&](Site cos, Site sin, const Rope& rope) {
       TurnTables tables = turn_tables(*c.rotary, rope, positions, to_dtype(wide));
-      at::Tensor x = tap(cos, 0, upload(tables.cos, m.device_)),
-                 y = tap(sin, 0, upload(tables.sin, m.device_));
-      return Turning{x.unsqueeze(1), y.unsqueeze(1)};
+      Shape shape{apart, pos, c.rotary->dimensions / 2};
+      at::Tensor x = tap(cos, 0, upload(tables.cos.reshaped(shape), m.device_)),
+                 y = tap(sin, 0, upload(tables.sin.reshaped(shape), m.device_));
+      return Turning{x.unsqueeze(2), y.unsqueeze(2)};
     };
     turning = place(Site::rotary_cos, Site::rotary_sin, c.rotary->rope);
     if (c.rotary->windowed_rope)
@@ -135,16 +172,26 @@ class Pass {
     at::Tensor x = tap(Site::embed, 0, lookup(m.W_E_, rows.tokens));  // [batch, pos, d_model]
     switch (c.positions) {
       case PositionKind::learned:
-        return tap(Site::resid_pre, 0,
-                   at::add(x, tap(Site::pos_embed, 0, lookup(m.W_pos_, rows.positions))));
+        x = with_learned(x);
+        if (c.embed_norm) x = tap(Site::embed_sum, 0, x);
+        break;
       case PositionKind::rotary:
       case PositionKind::alibi:
-        return c.embed_norm
-                   ? norm({Site::embed_ln_scale, Site::embed_ln_normalized, Site::resid_pre},
-                          m.embed_ln_w_, m.embed_ln_b_, x)
-                   : tap(Site::resid_pre, 0, x);
+        break;
     }
-    throw std::logic_error("[transformer] not a PositionKind");
+    return c.embed_norm ? norm({Site::embed_ln_scale, Site::embed_ln_normalized, Site::resid_pre},
+                               m.embed_ln_w_, m.embed_ln_b_, x)
+                        : tap(Site::resid_pre, 0, x);
+  }
+
+  // The embedding, plus that of the position, plus that of the kind of token.
+  at::Tensor with_learned(const at::Tensor& x) {
+    at::Tensor position = tap(Site::pos_embed, 0, lookup(m.W_pos_, rows.positions));
+    if (c.n_token_types == 0) return at::add(x, position);
+    std::vector<std::int64_t> types = rows.token_types;
+    types.resize(static_cast<std::size_t>(tokens));  // all of kind 0 where none are given
+    at::Tensor type = tap(Site::token_type_embed, 0, lookup(m.W_type_, types));
+    return at::add(at::add(x.to(wide), position), type).to(dtype);
   }
 
   // The residual at the next layer: of the prompts already there, then of those that enter.
@@ -183,31 +230,37 @@ class Pass {
       k = tap(Site::keys, l, behind(base.keys, k));  // [batch, key, kv_head, d_head]
       v = tap(Site::values, l, behind(base.values, v));
     }
-    at::Tensor seen = c.window_of(l) ? windowed_mask : mask;  // [query, key]
+    Mask seen = c.window_of(l) ? windowed_mask : mask;
     if (rows.reads_one(Site::queries, l)) {
       q = tap(Site::queries, l, position_read(q));
       x = tap(Site::attn_resid, l, position_read(x));
-      seen = seen.narrow(0, *rows.read_pos, 1);
+      seen.added = seen.added.narrow(2, *rows.read_pos, 1);
+      if (seen.blind.defined()) seen.blind = seen.blind.narrow(2, *rows.read_pos, 1);
       pos = 1;
       tokens = batch;
     }
-    at::Tensor scores = at::baddbmm(seen.expand({batch * c.n_heads, pos, key}), by_head(q),
-                                    by_head(k).transpose(1, 2), 1,
-                                    1 / c.attn_divisor(l));  // [batch * head, query, key]
-    scores = capped_and_biased(scores.view({batch, c.n_heads, pos, key}), seen);
-    at::Tensor pattern = tap(Site::pattern, l, at::_softmax(scores, -1, false));
+    at::Tensor added = in_turn(seen.added);
+    at::Tensor scores = at::baddbmm(
+        added.expand({batch, c.n_heads, pos, key}).reshape({batch * c.n_heads, pos, key}),
+        by_head(q), by_head(k).transpose(1, 2), 1,
+        1 / c.attn_divisor(l));  // [batch * head, query, key]
+    scores = capped_and_biased(scores.view({batch, c.n_heads, pos, key}), added);
+    at::Tensor pattern = at::_softmax(scores, -1, false);
+    // What sees nothing attends to nothing, as in TransformerLens.
+    if (seen.blind.defined()) pattern = at::masked_fill(pattern, in_turn(seen.blind), 0);
+    pattern = tap(Site::pattern, l, pattern);
     at::Tensor z = at::bmm(pattern.view({batch * c.n_heads, pos, key}), by_head(v));
     return z.view({batch, c.n_heads, pos, c.d_head})
         .transpose(1, 2)
         .contiguous();  // [batch, pos, head, d_head]
   }
 
-  at::Tensor capped_and_biased(const at::Tensor& scores, const at::Tensor& seen) {
+  at::Tensor capped_and_biased(const at::Tensor& scores, const at::Tensor& mask_added) {
     bool biased = c.positions == PositionKind::alibi;
     if (!c.scores_softcap && !biased) return tap(Site::attn_scores, l, scores);
     at::Tensor raw = tap(Site::raw_scores, l, scores);
     if (c.scores_softcap)
-      return tap(Site::attn_scores, l, at::add(softcap(raw, *c.scores_softcap), seen));
+      return tap(Site::attn_scores, l, at::add(softcap(raw, *c.scores_softcap), mask_added));
     // Beyond the first computed position, and behind what is left out where one position is read.
     std::int64_t first =
         rows.first_pos + (tap.request().rows.reads_one(Site::attn_scores, l) ? *rows.read_pos : 0);
@@ -225,8 +278,15 @@ class Pass {
   struct NormSites;
   at::Tensor behind(const NormSites& sites, Site sum, const at::Tensor& weight,
                     const at::Tensor& x) {
-    if (c.norm_placement == NormPlacement::before) return tap(sites.out, l, x);
+    if (!returns_normed(c.norm_placement)) return tap(sites.out, l, x);
     return norm(sites, weight, {}, tap(sum, l, x));
+  }
+
+  // The residual with what was added to it, normed where the model does that.
+  at::Tensor summed(const NormSites& sites, Site sum, const at::Tensor& weight,
+                    const at::Tensor& bias, const at::Tensor& x) {
+    at::Tensor out = tap(sum, l, x);
+    return c.norm_placement == NormPlacement::sum ? norm(sites, weight, bias, out) : out;
   }
 
   // Keys or values of the base run, each of its prompts as often as it has copies, then those of
@@ -318,10 +378,11 @@ class Pass {
   at::Tensor turned(const at::Tensor& heads, const Turning& by) {
     std::int64_t dimensions = c.rotary->dimensions, pairs = dimensions / 2;
     at::Tensor in = heads.narrow(3, 0, dimensions).to(wide).contiguous(), x, y, out;
+    at::Tensor cos = in_turn(by.cos), sin = in_turn(by.sin);
     auto turn = [&] {
       x = x.contiguous(), y = y.contiguous();
-      at::Tensor first = at::sub(at::mul(x, by.cos), at::mul(y, by.sin)),
-                 second = at::add(at::mul(y, by.cos), at::mul(x, by.sin));
+      at::Tensor first = at::sub(at::mul(x, cos), at::mul(y, sin)),
+                 second = at::add(at::mul(y, cos), at::mul(x, sin));
       x = first, y = second;
     };
     switch (c.rotary->pairs) {
@@ -369,8 +430,39 @@ class Pass {
     return tap(Site::mlp_post, l, at::mul(act, up));
   }
 
+  // What the head makes of the last residual.
+  at::Tensor head(const at::Tensor& x) {
+    l = 0;  // what follows has no layer
+    switch (c.head) {
+      case Head::unembedding:
+        return unembed(x);
+      case Head::masked_lm: {
+        at::Tensor pre = linear(x, m.W_head_, m.b_head_).view({batch, pos, c.d_model});
+        pre = tap(Site::mlm_pre, 0, pre);
+        return unembed(tap(Site::mlm_post, 0, activate(c.head_activation, pre)));
+      }
+      case Head::none:
+        return x;
+      case Head::pooled:
+        pool(x);
+        return x;
+      case Head::classifier:
+        return tap(Site::class_logits, 0, linear(pool(x), m.W_class_, m.b_class_));
+    }
+    throw std::logic_error("[transformer] not a Head");
+  }
+
+  // A dense layer of each prompt's first token: [batch, d_model].
+  at::Tensor pool(const at::Tensor& x) {
+    std::vector<std::int64_t> firsts;
+    for (std::int64_t b = 0; b < batch; ++b) firsts.push_back(b * pos + rows.span_of(b).begin);
+    at::Tensor first = at::index_select(x.view({tokens, c.d_model}), 0, ids(firsts));
+    first = tap(Site::pooler_in, 0, first);
+    at::Tensor pre = tap(Site::pooler_pre, 0, linear(first, m.W_head_, m.b_head_));
+    return tap(Site::pooler_out, 0, activate(c.head_activation, pre));
+  }
+
   at::Tensor unembed(const at::Tensor& x) {
-    l = 0;  // the final norm has no layer
     at::Tensor n = norm({Site::ln_final_scale, Site::ln_final_normalized, Site::unembed_in},
                         m.ln_final_w_, m.ln_final_b_, x);
     if (!m.ln_final_w_.defined()) n = tap(Site::unembed_in, 0, n);
@@ -393,7 +485,7 @@ class Pass {
   // The norm of what attention or MLP reads, where the model has one.
   at::Tensor before(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
                     const at::Tensor& x) {
-    return c.norm_placement == NormPlacement::after ? x : norm(sites, weight, bias, x);
+    return reads_normed(c.norm_placement) ? norm(sites, weight, bias, x) : x;
   }
   // In the accumulation dtype; a changed scale is the one that is used.
   at::Tensor norm(const NormSites& sites, const at::Tensor& weight, const at::Tensor& bias,
@@ -425,7 +517,7 @@ class Pass {
   }
 
   at::Tensor linear(const at::Tensor& x, const LinearWeight& weight, const at::Tensor& bias) {
-    return weight(x.view({tokens, weight.in()}), bias);  // [batch * pos, out]
+    return weight(x.view({-1, weight.in()}), bias);  // [batch * pos, out]
   }
 
   // z_h W_O,h for every head, without the bias.
@@ -447,7 +539,8 @@ class Pass {
     return x.dim() == 4 ? x : x.unsqueeze(2).expand({batch, pos, heads, c.d_model}).contiguous();
   }
   at::Tensor ids(const std::vector<std::int64_t>& values) {
-    return upload(Array::of(std::span<const std::int64_t>(values), {tokens}), m.device_);
+    return upload(Array::of(std::span<const std::int64_t>(values), {std::ssize(values)}),
+                  m.device_);
   }
   at::Tensor lookup(const at::Tensor& table, const std::vector<std::int64_t>& rows_wanted) {
     return at::index_select(table, 0, ids(rows_wanted)).view({batch, pos, c.d_model});
@@ -459,7 +552,8 @@ class Pass {
   const Rows& rows;
   std::int64_t batch, pos, key, tokens, l = 0;
   c10::ScalarType dtype, wide;
-  at::Tensor mask, windowed_mask, bias;
+  Mask mask, windowed_mask;
+  at::Tensor bias;
   Turning turning, windowed_turning;
 };
 
@@ -470,32 +564,39 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
   auto place = [&](const Array& array) { return placed(array, device_); };
   W_E_ = place(w.W_E);
   W_pos_ = place(w.W_pos);
+  W_type_ = place(w.W_type);
   embed_ln_w_ = place(w.embed_ln_w);
   embed_ln_b_ = place(w.embed_ln_b);
   ln_final_w_ = place(w.ln_final_w);
   ln_final_b_ = place(w.ln_final_b);
-  W_U_ = LinearWeight(place(w.W_U), /*outputs_are_rows=*/true);
+  auto dense = [&](const Array& weight) {
+    return weight.rank() == 0 ? LinearWeight() : LinearWeight(place(weight));
+  };
+  W_head_ = dense(w.W_head);
+  b_head_ = place(w.b_head);
+  W_class_ = dense(w.W_class);
+  b_class_ = place(w.b_class);
+  if (unembeds(w.config.head)) W_U_ = LinearWeight(place(w.W_U), /*outputs_are_rows=*/true);
   b_U_ = place(w.b_U);
   for (const LayerWeights& layer : w.layers)
-    layers_.push_back(
-        {.ln1_w = place(layer.ln1_w),
-         .ln1_b = place(layer.ln1_b),
-         .b_QKV = place(layer.b_QKV),
-         .q_norm_w = place(layer.q_norm_w),
-         .k_norm_w = place(layer.k_norm_w),
-         .b_O = place(layer.b_O),
-         .ln1_post_w = place(layer.ln1_post_w),
-         .ln2_w = place(layer.ln2_w),
-         .ln2_b = place(layer.ln2_b),
-         .b_gate = place(layer.b_gate),
-         .b_in = place(layer.b_in),
-         .b_out = place(layer.b_out),
-         .ln2_post_w = place(layer.ln2_post_w),
-         .W_QKV = LinearWeight(place(layer.W_QKV)),
-         .W_O = LinearWeight(place(layer.W_O)),
-         .W_gate = w.config.gated_mlp ? LinearWeight(place(layer.W_gate)) : LinearWeight(),
-         .W_in = LinearWeight(place(layer.W_in)),
-         .W_out = LinearWeight(place(layer.W_out))});
+    layers_.push_back({.ln1_w = place(layer.ln1_w),
+                       .ln1_b = place(layer.ln1_b),
+                       .b_QKV = place(layer.b_QKV),
+                       .q_norm_w = place(layer.q_norm_w),
+                       .k_norm_w = place(layer.k_norm_w),
+                       .b_O = place(layer.b_O),
+                       .ln1_post_w = place(layer.ln1_post_w),
+                       .ln2_w = place(layer.ln2_w),
+                       .ln2_b = place(layer.ln2_b),
+                       .b_gate = place(layer.b_gate),
+                       .b_in = place(layer.b_in),
+                       .b_out = place(layer.b_out),
+                       .ln2_post_w = place(layer.ln2_post_w),
+                       .W_QKV = LinearWeight(place(layer.W_QKV)),
+                       .W_O = LinearWeight(place(layer.W_O)),
+                       .W_gate = dense(layer.W_gate),
+                       .W_in = LinearWeight(place(layer.W_in)),
+                       .W_out = LinearWeight(place(layer.W_out))});
 }
 
 PassResult Transformer::run(const Request& request, Sink* sink,

@@ -25,8 +25,8 @@ struct DeviceLayer {
 
 /// What a run of the device pass leaves beside the tensors that its taps saw.
 struct PassResult {
-  at::Tensor output;  // logits [batch, pos, d_vocab], or the residual [batch, pos, d_model] when
-                      // not unembedded
+  at::Tensor output;  // logits [batch, pos, d_vocab] or [batch, label], or the residual
+                      // [batch, pos, d_model] where there are none
   std::map<std::string, std::string> ambient;  // flags as pinned
   std::vector<HookCall> hooks = {};            // calls of the request's callbacks, in order
   std::vector<std::string> fallbacks = {};  // operators that ran on the CPU instead of the device
@@ -53,8 +53,9 @@ class Transformer {
   std::shared_ptr<const Weights> weights_;
   c10::Device device_;
   MatmulPrecision precision_;
-  at::Tensor W_E_, W_pos_, embed_ln_w_, embed_ln_b_, ln_final_w_, ln_final_b_, b_U_;
-  LinearWeight W_U_;
+  at::Tensor W_E_, W_pos_, W_type_, embed_ln_w_, embed_ln_b_, b_head_, b_class_, ln_final_w_,
+      ln_final_b_, b_U_;
+  LinearWeight W_head_, W_class_, W_U_;
   std::vector<DeviceLayer> layers_;
 };
 

@@ -29,6 +29,8 @@ struct Options : CommonOptions {
 struct Recording {
   std::int64_t batch = 0;
   std::vector<std::int64_t> ids = {};
+  std::vector<Span> spans = {};
+  std::vector<std::int64_t> types = {};
   std::map<std::string, Array> activations = {};
   std::string dtype = {}, model_digest = {};
   nlohmann::json record = {};  // of the run, where the file has one
@@ -49,10 +51,20 @@ Recording recording_of_run(const Options& o) {
     refuse(o, "only some positions were kept (pos_slice); needed: whole activations");
   return {.batch = record.batch,
           .ids = record.tokens,
+          .spans = record.spans,
+          .types = record.token_types,
           .activations = activations_of(run.cache),
           .dtype = record.dtype,
           .model_digest = record.model_digest,
           .record = to_json(record)};
+}
+
+std::vector<std::int64_t> integers_of(const Array& array) {
+  if (array.dtype() != DType::i64)
+    throw std::invalid_argument("[verify] attention_mask and token_type_ids are int64; found: " +
+                                std::string(name_of(array.dtype())));
+  auto values = array.as<std::int64_t>();
+  return {values.begin(), values.end()};
 }
 
 // A norm's scale is stored wider than the model: its dtype is the narrowest of all.
@@ -67,8 +79,13 @@ Recording recording_of_tensors(const Options& o) {
   Recording recording{.batch = tokens.rank() == 1 ? 1 : tokens.size(0),
                       .ids = {ids.begin(), ids.end()}};
   std::size_t narrowest = sizeof(double) + 1;
+  std::int64_t pos = std::ssize(recording.ids) / recording.batch;
+  if (file.has("attention_mask"))
+    recording.spans =
+        spans_of_mask(integers_of(file.tensor("attention_mask")), recording.batch, pos);
+  if (file.has("token_type_ids")) recording.types = integers_of(file.tensor("token_type_ids"));
   for (const std::string& name : file.names()) {
-    if (name == "tokens") continue;
+    if (name == "tokens" || name == "attention_mask" || name == "token_type_ids") continue;
     Array value = file.tensor(name);
     if (value.dtype() != DType::i64 && size_of(value.dtype()) < narrowest) {
       narrowest = size_of(value.dtype());
@@ -108,6 +125,8 @@ ExitStatus verify(Options o, bool dtype_given) {
   if (!dtype_given) o.dtype = recording.dtype;
   HookedTransformer model = load(o);
   Tokens tokens = model.tokens_of(recording.ids, recording.batch);
+  tokens.spans = recording.spans;
+  tokens.types = recording.types;
   std::string heading = model_in_words(model) + "\n" + tokens_in_words(model, tokens) + "\n";
   if (!recording.model_digest.empty() && recording.model_digest != model.digest())
     heading +=

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "silu": "silu"}
+_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 _NORMS = {"layer_norm": "LN", "layer_norm_pre": "LNPre", "rms_norm": "RMS", "rms_norm_pre": "RMSPre"}
 _POSITIONS = {"learned": "standard", "rotary": "rotary", "alibi": "alibi"}
 _ARCHITECTURES = {
@@ -18,6 +18,8 @@ _ARCHITECTURES = {
     "opt": "OPTForCausalLM", "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM", "stablelm": "StableLmForCausalLM",
 }  # fmt: skip
+_ENCODERS = {"bert": "Bert", "distilbert": "DistilBert"}
+_HEADS = {"none": "Model", "pooled": "Model", "masked_lm": "ForMaskedLM", "classifier": "ForSequenceClassification"}
 
 
 class HookedTransformerConfig(Mapping[str, Any]):
@@ -28,7 +30,7 @@ class HookedTransformerConfig(Mapping[str, Any]):
     original_architecture use_attn_scale attn_scale scale_attn_by_inverse_layer_idx tied_unembedding device dtype
     default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts) gated_mlp
     parallel_attn_mlp rotary_dim rotary_base rotary_adjacent_pairs window_size use_local_attn attn_types
-    attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm use_normalization_before_and_after.
+    attention_dir ("causal" or "bidirectional") attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm use_normalization_before_and_after.
     """
 
     _values: dict[str, Any]
@@ -78,7 +80,7 @@ def config_of(model: Any) -> HookedTransformerConfig:
     return HookedTransformerConfig(
         {
             "model_name": model.name,
-            "original_architecture": _ARCHITECTURES.get(c["family"], c["family"]),
+            "original_architecture": _architecture(c),
             "n_layers": c["n_layers"],
             "n_heads": heads,
             "n_key_value_heads": None if kv_heads == heads else kv_heads,
@@ -86,13 +88,14 @@ def config_of(model: Any) -> HookedTransformerConfig:
             "d_head": c["d_head"],
             "d_mlp": c["d_mlp"],
             "d_vocab": c["d_vocab"],
-            "d_vocab_out": c["d_vocab"],
+            "d_vocab_out": c.get("n_labels", c["d_vocab"]),
             "n_ctx": c["n_ctx"],
             "eps": c["norm_eps"],
             "act_fn": _ACTIVATIONS[c["activation"]],
             "normalization_type": _NORMS[c["norm"]],
             "positional_embedding_type": _POSITIONS[c["positions"]],
             "attn_only": False,
+            "attention_dir": "causal" if c.get("causal", True) else "bidirectional",
             "gated_mlp": gated,
             "parallel_attn_mlp": c["topology"] != "sequential",
             "use_attn_scale": c["scale_attn_by_sqrt_d_head"],
@@ -106,6 +109,12 @@ def config_of(model: Any) -> HookedTransformerConfig:
         }
         | _optional_kinds(c)
     )
+
+
+def _architecture(c: Mapping[str, Any]) -> str:
+    if c["family"] in _ENCODERS:
+        return _ENCODERS[c["family"]] + _HEADS[c["head"]]
+    return _ARCHITECTURES.get(c["family"], c["family"])
 
 
 def _optional_kinds(c: Mapping[str, Any]) -> dict[str, Any]:

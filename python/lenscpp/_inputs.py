@@ -11,7 +11,7 @@ import torch
 
 from . import _lenscpp
 
-ALLOWED = "a str, a list of str, or token ids [pos] or [batch, pos]: a torch.Tensor or numpy array of integers, or lists of int"
+ALLOWED = "a str, a list of str or of pairs of them, or token ids [pos] or [batch, pos]: a torch.Tensor or numpy array of integers, or lists of int"
 
 
 def kind(value: Any) -> str:
@@ -30,14 +30,46 @@ def is_numpy(value: Any) -> bool:
     return type(value).__module__ == "numpy" and hasattr(value, "dtype")
 
 
-def tokens(model: _lenscpp.Model, value: Any, prepend_bos: bool | None = None) -> _lenscpp.Tokens:
-    """Token ids of any allowed input. `prepend_bos` concerns text alone."""
+def tokens(model: _lenscpp.Model, value: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> _lenscpp.Tokens:
+    """Token ids of any allowed input, shorter prompts padded. `prepend_bos` concerns text alone."""
     optional_bool("prepend_bos", prepend_bos)
+    if padding_side not in (None, "left", "right"):
+        raise ValueError(f'[model] padding_side is "left", "right" or None; found: {padding_side!r}')
     if isinstance(value, str):
         return model.tokens_of_texts([utf8(value)], prepend_bos)
     if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
-        return model.tokens_of_texts([utf8(v) for v in value], prepend_bos)
-    return model.tokens_of_ids(ids(value))
+        return model.tokens_of_texts([utf8(v) for v in value], prepend_bos, padding_side)
+    if isinstance(value, (list, tuple)) and value and all(_is_pair(v) for v in value):
+        if prepend_bos is not None:
+            raise ValueError("[model] prepend_bos concerns texts by themselves, not pairs of them")
+        return model.tokens_of_pairs([(utf8(first), utf8(second)) for first, second in value], padding_side)
+    return model.tokens_of_ids(ids(value), padding_side=padding_side)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def with_mask(tokens: _lenscpp.Tokens, mask: Any) -> _lenscpp.Tokens:
+    """The same prompts with an attention mask [batch, pos]: 1 for a token, 0 for padding, before or behind them."""
+    return tokens if mask is None else tokens.masked(_one_each("attention_mask", mask, tokens))
+
+
+def with_types(tokens: _lenscpp.Tokens, types: Any) -> _lenscpp.Tokens:
+    """The same prompts with the kind of each token, [batch, pos]."""
+    return tokens if types is None else tokens.typed(_one_each("token_type_ids", types, tokens))
+
+
+def _one_each(what: str, values: Any, tokens: _lenscpp.Tokens) -> list[int]:
+    if isinstance(values, (list, tuple)):
+        values = torch.tensor(values)
+    if is_numpy(values):
+        values = torch.as_tensor(values)
+    if not isinstance(values, torch.Tensor) or values.is_floating_point() or values.is_complex():
+        raise TypeError(f"[model] {what} are integers or bools [batch, pos]: a tensor, an array, lists; found: {kind(values)}")
+    if list(values.shape) != [tokens.batch, tokens.pos]:
+        raise ValueError(f"[model] {what} is [batch, pos] = [{tokens.batch}, {tokens.pos}]; found: {kind(values)}")
+    return [int(v) for v in values.flatten().tolist()]
 
 
 def ids(value: Any) -> torch.Tensor | list[list[int]]:

@@ -54,6 +54,7 @@ class HookedTransformer:
         first_n_layers: int | None = None,
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
+        default_padding_side: str | None = None,
     ) -> HookedTransformer:
         """Loads a Hugging Face folder as it lies there, or a model that ships ("tiny-ioi"). Downloads nothing.
 
@@ -64,7 +65,8 @@ class HookedTransformer:
         allow_fallback: False refuses (DeviceError) a run in which operators ran on the CPU because the device has
         none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json, or a loaded one
         (tokenizers.Tokenizer, a fast tokenizer of transformers, another model's); None takes the folder's, if any.
-        default_prepend_bos: None means yes where the tokenizer has a BOS token. adapter: a folder in peft's format (LoRA
+        default_prepend_bos: None means yes where the tokenizer has a BOS token. default_padding_side: of prompts of
+        unequal length, "right" (None) or "left". adapter: a folder in peft's format (LoRA
         or DoRA: adapter_config.json, adapter_model.safetensors), merged in float64 before processing and rounding; every
         merged weight is checked against checkpoint and adapter, and the record names folder and digest. first_n_layers:
         of the other layers nothing is read.
@@ -96,6 +98,7 @@ class HookedTransformer:
             adapter=_adapter(adapter),
             tokenizer=_tokenizer(tokenizer),
             default_prepend_bos=default_prepend_bos,
+            default_padding_side=default_padding_side,
         )
         self = object.__new__(cls)
         self._model = model
@@ -168,17 +171,28 @@ class HookedTransformer:
 
     # ---- tokens ----
 
-    def to_tokens(self, input: str | list[str], prepend_bos: bool | None = None) -> torch.Tensor:
-        """LongTensor [batch, pos] of a text or of texts of equal length in tokens.
+    def to_tokens(
+        self,
+        input: str | list[str] | list[tuple[str, str]],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        *,
+        return_attention_mask: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """LongTensor [batch, pos] of a text or of texts, shorter ones padded on padding_side ("left" or "right").
 
-        prepend_bos: None means the model's default. ValueError without a tokenizer, for unequal lengths and
-        for text that cannot be encoded; nothing is padded and nothing truncated.
+        prepend_bos, padding_side: None means the model's default. A model that sees both ways gets the special tokens
+        that its tokenizer puts around a text, and takes pairs of texts as well. return_attention_mask: (tokens, mask), the mask [batch, pos] 1
+        for tokens and 0 for padding, which a run of these tokens needs: give it back as attention_mask. ValueError
+        without a tokenizer and for text that cannot be encoded; nothing is truncated.
         """
         texts = [input] if isinstance(input, str) else input
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) or _inputs._is_pair(t) for t in texts):
             raise TypeError(f"[model] to_tokens takes a str or a list of str; found: {_inputs.kind(input)}")
-        _inputs.optional_bool("prepend_bos", prepend_bos)
-        return self._model.tokens_of_texts([_inputs.utf8(t) for t in texts], prepend_bos).tensor()
+        if not texts:
+            raise ValueError("[model] no prompt was given")
+        tokens = _inputs.tokens(self._model, texts, prepend_bos, padding_side)
+        return (tokens.tensor(), tokens.mask()) if return_attention_mask else tokens.tensor()
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of tokens: a str for an int or [pos], a list of str for [batch, pos]."""
@@ -247,25 +261,43 @@ class HookedTransformer:
         attention_mask: Any = None,
         verify: str | None = None,
         *,
+        padding_side: str | None = None,
+        token_type_ids: Any = None,
         plan: _lenscpp.Plan | _lenscpp.Edit | Sequence[_lenscpp.Edit] | None = None,
         tokens: Any = None,
     ) -> Output:
         """Runs the model and verifies the run.
 
-        input: a str, a list of str of equal length in tokens, or token ids [pos] or [batch, pos] (a tensor, an
-        array, lists); with start_at_layer, the residual [batch, pos, d_model] before that layer instead (and
-        `tokens` where a loss is wanted). start_at_layer is inclusive, stop_at_layer exclusive, both may be
-        negative. attention_mask: all ones; others are not built yet.
+        input: a str, a list of str, or token ids [pos] or [batch, pos] (a tensor, an array, lists); with
+        start_at_layer, the residual [batch, pos, d_model] before that layer instead (and `tokens` where a loss is
+        wanted). start_at_layer is inclusive, stop_at_layer exclusive, both may be negative. Texts and lists of ids
+        of unequal length are padded on padding_side (None: the model's default). attention_mask: [batch, pos], 1 for
+        tokens and 0 for padding before or behind them, which no query sees; positions are counted from a prompt's
+        first token, and a query of padding that sees nothing attends to nothing (a pattern of zeros, as in
+        TransformerLens). token_type_ids: [batch, pos], of models that have kinds of tokens; None: all 0.
 
-        Returns logits [batch, pos, d_vocab]; with stop_at_layer the residual [batch, pos, d_model]; with
-        return_type "loss" the mean of -log p(next token) in nats, or [batch, pos - 1] of them
-        (loss_per_token); "both" is (logits, loss); None is None.
+        Returns logits [batch, pos, d_vocab], of a classifier [batch, label], and the last residual where a model has
+        no logits; with stop_at_layer the residual [batch, pos, d_model]; with return_type "loss" the mean of
+        -log p(next token) in nats, or [batch, pos - 1] of them (loss_per_token; 0 where padding is read or
+        predicted); "both" is (logits, loss); None is None.
 
         Raises VerificationFailed when the run is INVALID; ValueError, IndexError, TypeError naming what was
         found and what is allowed; KeyboardInterrupt between two tensors.
         """
         result, _ = self._run(
-            input, return_type, loss_per_token, prepend_bos, start_at_layer, stop_at_layer, attention_mask, verify, plan, tokens, keep=False
+            input,
+            return_type,
+            loss_per_token,
+            prepend_bos,
+            start_at_layer,
+            stop_at_layer,
+            attention_mask,
+            verify,
+            plan,
+            tokens,
+            padding_side=padding_side,
+            token_type_ids=token_type_ids,
+            keep=False,
         )
         return result
 
@@ -285,6 +317,8 @@ class HookedTransformer:
         *,
         start_at_layer: int | None = None,
         attention_mask: Any = None,
+        padding_side: str | None = None,
+        token_type_ids: Any = None,
         loss_per_token: bool = False,
         tokens: Any = None,
     ) -> tuple[Output, _lenscpp.VerifiedCache | _lenscpp.UnverifiedCache]:
@@ -312,6 +346,8 @@ class HookedTransformer:
             verify,
             plan,
             tokens,
+            padding_side=padding_side,
+            token_type_ids=token_type_ids,
             keep=True,
             drift=drift,
             names_filter=names_filter,
@@ -434,11 +470,14 @@ class HookedTransformer:
 
     # ---- runs recorded elsewhere ----
 
-    def verify_recorded(self, tokens: Any, activations: Mapping[str, torch.Tensor]) -> _lenscpp.VerifiedCache:
+    def verify_recorded(
+        self, tokens: Any, activations: Mapping[str, torch.Tensor], attention_mask: Any = None, token_type_ids: Any = None
+    ) -> _lenscpp.VerifiedCache:
         """See lenscpp.verify_recorded."""
         if not isinstance(activations, Mapping) or not all(isinstance(name, str) for name in activations):
             raise TypeError(f"[verify] activations: needed: a dict of hook name -> torch.Tensor; found: {_inputs.kind(activations)}")
-        return self._model.verify_recorded(_inputs.tokens(self._model, tokens), dict(activations))
+        run_tokens = _inputs.with_types(_inputs.with_mask(_inputs.tokens(self._model, tokens), attention_mask), token_type_ids)
+        return self._model.verify_recorded(run_tokens, dict(activations))
 
     def _run(
         self,
@@ -453,6 +492,8 @@ class HookedTransformer:
         plan: _lenscpp.Plan | _lenscpp.Edit | Sequence[_lenscpp.Edit] | None,
         tokens: Any,
         *,
+        padding_side: str | None,
+        token_type_ids: Any,
         keep: bool,
         drift: bool = False,
         names_filter: NamesFilter = None,
@@ -464,19 +505,21 @@ class HookedTransformer:
         if start_at_layer is None:
             if tokens is not None:
                 raise ValueError("[model] tokens are given beside a residual (start_at_layer) alone: the input is tokens already")
-            run_tokens = _inputs.tokens(self._model, input, prepend_bos)
-            batch, pos = run_tokens.batch, run_tokens.pos
+            run_tokens = _inputs.tokens(self._model, input, prepend_bos, padding_side)
+            if attention_mask is None:
+                self._warn_of_padding(input, run_tokens)
+            run_tokens = _inputs.with_types(run_tokens, token_type_ids)
         else:
             batch, pos = _residual_shape(input, self._cfg.d_model)
             if tokens is not None:
-                run_tokens = _inputs.tokens(self._model, tokens, prepend_bos)
+                run_tokens = _inputs.tokens(self._model, tokens, prepend_bos, padding_side)
                 if (run_tokens.batch, run_tokens.pos) != (batch, pos):
                     raise ValueError(f"[model] tokens [{run_tokens.batch}, {run_tokens.pos}] beside a residual [{batch}, {pos}, d_model]")
             elif return_type in ("loss", "both") and stop_at_layer is None:
                 raise ValueError("[model] a loss from a residual needs the tokens: give tokens=")
             else:
-                run_tokens = self._model.tokens_of_ids([[0]])
-        _check_mask(attention_mask, batch, pos)
+                run_tokens = self._model.tokens_of_ids([[0] * pos] * batch, False)
+        run_tokens = _inputs.with_mask(run_tokens, attention_mask)
         active = faults._for_run()
         fired: list[tuple[str, str, int]] = []
         try:
@@ -492,7 +535,7 @@ class HookedTransformer:
                 plan=_plan(plan),
                 callbacks=self._hooked.callbacks(),
                 drift=drift,
-                pos_slice=_inputs.positions(pos_slice, pos),
+                pos_slice=_inputs.positions(pos_slice, run_tokens.pos),
                 faults=[injection._spec for injection in active],
                 fired=fired,
                 **(_inputs.names(self._model, names_filter) if keep else {"names": []}),
@@ -530,6 +573,18 @@ class HookedTransformer:
             raise ValueError("[model] this model has no tokenizer: give token ids, or load it from a folder with a tokenizer.json")
         return tokenizer
 
+    def _warn_of_padding(self, input: Any, tokens: _lenscpp.Tokens) -> None:
+        """As transformers does, of ids that hold the padding token of a tokenizer which has one of its own."""
+        pad, tokenizer = self._model.pad_token, self._model.tokenizer
+        if tokenizer is None or pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            return
+        if not isinstance(input, (str, list, tuple)) and (tokens.tensor() == pad).any():
+            warnings.warn(
+                "[model] these token ids hold the padding token, and no attention_mask says where: it is read like any other",
+                UserWarning,
+                stacklevel=4,
+            )
+
     def _rows(self, tokens: Any) -> list[list[int]]:
         return self._model.tokens_of_ids(_inputs.ids(tokens), False).rows()
 
@@ -544,17 +599,23 @@ class HookedTransformer:
         return [tokenizer.decode([token]) for token in row]
 
 
-def verify_recorded(model: HookedTransformer, tokens: Any, activations: Mapping[str, torch.Tensor]) -> _lenscpp.VerifiedCache:
+def verify_recorded(
+    model: HookedTransformer,
+    tokens: Any,
+    activations: Mapping[str, torch.Tensor],
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+) -> _lenscpp.VerifiedCache:
     """Checks activations recorded elsewhere against the reference: a VerifiedCache, or VerificationFailed.
 
-    tokens: what they were recorded from, as for a run. activations: hook name -> tensor, from transformer-lens,
+    tokens, attention_mask, token_type_ids: what they were recorded from, as for a run. activations: hook name -> tensor, from transformer-lens,
     from hooks on a Hugging Face model, from another machine, in the model's dtype. What is missing in between is
     recomputed inside the link that spans it, its bound widened accordingly, and listed in verdict.recomputed.
     ValueError for unknown names, wrong shapes or dtypes, or where nothing can be checked.
     """
     if not isinstance(model, HookedTransformer):
         raise TypeError(f"[verify] needed: a HookedTransformer; found: {_inputs.kind(model)}")
-    return model.verify_recorded(tokens, activations)
+    return model.verify_recorded(tokens, activations, attention_mask, token_type_ids)
 
 
 def _nested(tokens: Any) -> bool:
@@ -661,14 +722,3 @@ def _residual_shape(residual: Any, d_model: int) -> tuple[int, int]:
     if residual.dim() != 3 or residual.shape[-1] != d_model:
         raise ValueError(f"[model] with start_at_layer the input is a residual [batch, pos, {d_model}]; found: {_inputs.kind(residual)}")
     return residual.shape[0], residual.shape[1]
-
-
-def _check_mask(mask: Any, batch: int, pos: int) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(f"[model] attention_mask is a torch.Tensor [batch, pos]; found: {_inputs.kind(mask)}")
-    if list(mask.shape) != [batch, pos]:
-        raise ValueError(f"[model] attention_mask is [batch, pos] = [{batch}, {pos}]; found: {_inputs.kind(mask)}")
-    if not all(all(value == 1 for value in row) for row in mask.tolist()):
-        raise NotImplementedError("[model] attention_mask: only ones are allowed; masks are not built yet")

@@ -86,12 +86,15 @@ double times_honest(const Array& found, const Array& clean, double spread, bool 
   return worst;
 }
 
-// [prompt, vocabulary]: logits at the last position; empty when the run has none.
+// [prompt, vocabulary]: logits at the last position, or a classifier's of labels; empty when the run
+// has none.
 std::vector<std::vector<double>> last_logits(const std::vector<std::pair<TensorId, Array>>& run) {
-  if (run.empty() || run.back().first.site < Site::unembed_out) return {};
+  if (run.empty()) return {};
+  bool labels = run.back().first.site == Site::class_logits;
+  if (!labels && run.back().first.site < Site::unembed_out) return {};
   const Array& logits = run.back().second;
   std::vector<std::vector<double>> rows;
-  std::int64_t pos = logits.size(1), vocab = logits.size(2);
+  std::int64_t pos = labels ? 1 : logits.size(1), vocab = logits.size(-1);
   for (std::int64_t b = 0; b < logits.size(0); ++b) {
     rows.emplace_back(static_cast<std::size_t>(vocab));
     logits.widen(((b + 1) * pos - 1) * vocab, rows.back());

@@ -157,8 +157,7 @@ class Walk {
 
   std::int64_t kept_bytes(std::size_t i) const {
     const PlannedTensor& t = links_[i].output;
-    bool last = i + 1 == links_.size();
-    if (last) return t.bytes();
+    if (t.id == request_.output(weights_.config)) return t.bytes();
     if (!use_.recorded) return 0;
     if (!use_.verified) return t.bytes();
     if (t.id.stage != request_.stages(t.id.site, t.id.layer) ||

@@ -87,6 +87,7 @@ class Sizes {
       case Op::scores:
         by_head("queries by head", extents_.pos, c_.n_heads);
         by_head("keys by head", extents_.key, c_.n_kv_heads);
+        if (!l.spans.empty()) add("mask by head", shape_, model_);
         return multiply(heads(), extents_.pos, c_.d_head, extents_.key);
       case Op::mix:
         by_head("values by head", extents_.key, c_.n_kv_heads);
@@ -108,6 +109,9 @@ class Sizes {
           if (narrow_) add("both sums", shape_, wide_);
         }
         return;
+      case Op::softmax:
+        if (!request_.rows.spans.empty()) add("before what sees nothing", shape_, model_);
+        return;
       case Op::enter:
         return add("uploaded residual", l.given.shape(), model_);
       case Op::select:
@@ -116,7 +120,6 @@ class Sizes {
       case Op::table:
       case Op::distances:
       case Op::multiply:
-      case Op::softmax:
       case Op::affine:
       case Op::activation:
         return;
@@ -140,7 +143,8 @@ class Sizes {
       columns = (c_.n_heads + 2 * c_.n_kv_heads) * c_.d_head;
       add("queries, keys and values", {tokens_, columns}, model_);
     }
-    if (id_.site != Site::k && id_.site != Site::v) multiply(1, tokens_, l.weight->in, columns);
+    std::int64_t rows = product_of(shape_) / l.weight->out;
+    if (id_.site != Site::k && id_.site != Site::v) multiply(1, rows, l.weight->in, columns);
   }
 
   void head_linear() {
@@ -311,8 +315,8 @@ PlannedTensor planned_mask(const Weights& weights, const Request& request) {
   Extents e = request.rows.extents();
   return {Role::intermediate,
           {Site::attn_scores},
-          "causal mask",
-          {e.pos, e.key},
+          "mask",
+          request.rows.spans.empty() ? Shape{e.pos, e.key} : Shape{e.batch, 1, e.pos, e.key},
           element_type(weights.dtype)};
 }
 

@@ -73,6 +73,7 @@ double gelu_slack(const Contract& c, double x) { return c.reference * 8 * c.u_a 
 double silu_slack(const Contract& c, double x, double y) {
   return c.reference * c.u_a * (8 * std::abs(x) + std::abs(x * y));
 }
+double tanh_slack(const Contract& c, double y) { return c.reference * 8 * c.u_a * std::abs(y); }
 double turn_slack(const Contract& c, double magnitude) {
   return c.reference * 3 * c.u_a * magnitude;
 }

@@ -84,6 +84,8 @@ void softmax_slacks(const Contract& c, std::span<const double> p, std::span<cons
 /// GELU: 8 u_a |x|, absolute since 1 + tanh cancels; SiLU: + u_a |x y|.
 double gelu_slack(const Contract& c, double x);
 double silu_slack(const Contract& c, double x, double y);
+/// tanh: 8 u_a |y|, as of the others.
+double tanh_slack(const Contract& c, double y);
 /// Rotary positions, x c -+ y s: 3 u_a (|x c| + |y s|), two products and their sum.
 double turn_slack(const Contract& c, double magnitude);
 /// c tanh(x / c): 8 u_a |y| of tanh and the last product, 2 u_a |x| of the division (tanh moves by

@@ -18,13 +18,17 @@ Array run_in_float64(const Weights& weights, const Request& request, const Paral
   for (const Link& link : links)
     for (const TensorId& input : link.inputs) readers[input] += 1;
   std::map<TensorId, Array> live;
-  Array output;
+  const TensorId wanted = request.output(weights.config);
+  Array output, value;
   for (const Link& link : links) {
     std::vector<Array> inputs;
     for (const TensorId& input : link.inputs) inputs.push_back(live.at(input));
-    output = compute(link, inputs,
-                     shape_of(link.output.site, weights.config, request.rows.extents(link.output.site, link.output.layer)), parallel);
-    if (readers.contains(link.output)) live[link.output] = output;
+    value = compute(link, inputs,
+                    shape_of(link.output.site, weights.config,
+                             request.rows.extents(link.output.site, link.output.layer)),
+                    parallel);
+    if (readers.contains(link.output)) live[link.output] = value;
+    if (link.output == wanted) output = value;
     for (const TensorId& input : link.inputs)
       if (--readers[input] == 0) live.erase(input);
   }

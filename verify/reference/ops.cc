@@ -195,19 +195,22 @@ class Enter : public Copies {
 class Select : public Copies {
  public:
   Select(const Link& link, Array in, const Shape& out)
-      : in_(std::move(in)), at_(link.position), cols_(numel(out) / out[0]) {
-    require(in_.size(0) == out[0] && at_ >= 0 && at_ < in_.size(1) && out[1] == 1 &&
-                in_.numel() == numel(out) * in_.size(1),
-            link, "no such position");
+      : in_(std::move(in)), link_(link), cols_(numel(out) / out[0]) {
+    bool there = true;
+    for (std::int64_t b = 0; b < out[0]; ++b)
+      there &= link.selected(b) >= 0 && link.selected(b) < in_.size(1);
+    require(there && in_.size(0) == out[0] && in_.numel() == numel(out) * in_.size(1), link,
+            "no such position");
     blocks_ = row_blocks({out[0], cols_});
   }
 
  private:
   Place source(std::int64_t prompt) const override {
-    return {in_, (prompt * in_.size(1) + at_) * cols_};
+    return {in_, (prompt * in_.size(1) + link_.selected(prompt)) * cols_};
   }
   Array in_;
-  std::int64_t at_, cols_;
+  Link link_;
+  std::int64_t cols_;
 };
 
 // Values that the request alone determines; the reference has its own of them.
@@ -306,7 +309,8 @@ class Multiply : public Kernel {
   Array a_, b_;
 };
 
-// [batch, pos, head, d_head] turned by tables [pos, pair]. What is not turned is a copy.
+// [batch, pos, head, d_head] turned by tables [prompt, pos, pair], which serve the batch in turn.
+// What is not turned is a copy.
 class Turn : public Kernel {
  public:
   Turn(const Link& link, Array x, Array cos, Array sin, const Shape& out, const Contract& c)
@@ -319,8 +323,8 @@ class Turn : public Kernel {
         apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1),
         step_(link.pairs == RotaryPairs::halves ? 1 : 2),
         heads_(out[2]) {
-    require(x_.shape() == out && cos_.shape() == sin_.shape() && cos_.size(0) == out[1] &&
-                2 * pairs_ <= out[3],
+    require(x_.shape() == out && cos_.shape() == sin_.shape() && cos_.size(1) == out[1] &&
+                out[0] % cos_.size(0) == 0 && 2 * pairs_ <= out[3],
             link, "the tables do not fit the heads");
     blocks_ = row_blocks(out);
   }
@@ -328,9 +332,9 @@ class Turn : public Kernel {
     Expectation e = exactly(widened(x_, b));
     std::vector<double> cos(static_cast<std::size_t>(pairs_)), sin(cos.size());
     for (Index r = 0; r < b.rows; ++r) {
-      std::int64_t pos = (b.offset / b.cols + r) / heads_ % cos_.size(0);
-      cos_.widen(pos * pairs_, cos);
-      sin_.widen(pos * pairs_, sin);
+      std::int64_t row = (b.offset / b.cols + r) / heads_ % (cos_.size(0) * cos_.size(1));
+      cos_.widen(row * pairs_, cos);
+      sin_.widen(row * pairs_, sin);
       for (std::int64_t i = 0; i < pairs_; ++i) {
         double c = cos[i], s = sin[i];
         double &first = e.value(r, i * step_), &second = e.value(r, i * step_ + apart_);
@@ -688,9 +692,8 @@ class Scores : public Kernel {
       : q_(std::move(q)),
         k_(std::move(k)),
         c_(c),
+        link_(link),
         divisor_(link.scalar),
-        first_query_(link.first_query),
-        window_(link.window),
         queries_(out[2]),
         heads_(out[1]),
         terms_(q_.size(-1)) {
@@ -706,11 +709,11 @@ class Scores : public Kernel {
   Expectation expect(const Block& b) const override {
     std::int64_t row = b.offset / b.cols, first = row % queries_, head = row / queries_ % heads_,
                  prompt = row / queries_ / heads_;
-    auto seen = [=, this, cols = b.cols](Index i) {
-      return std::min<Index>(i + first + first_query_ + 1, cols);
+    auto seen = [=, this, cols = b.cols](Index i) {  // those before it, less the hidden ones
+      return link_.seen(prompt, i + first, cols).end;
     };
-    auto hidden = [=, this](Index i) {  // keys before the window
-      return window_ ? std::max<Index>(i + first + first_query_ + 1 - *window_, 0) : 0;
+    auto hidden = [=, this, cols = b.cols](Index i) {
+      return link_.seen(prompt, i + first, cols).begin;
     };
     Operands in{
         .q = head_rows<Side::left>(q_, prompt, head, first, b.rows),
@@ -787,9 +790,8 @@ class Scores : public Kernel {
 
   Array q_, k_;
   Contract c_;
+  Link link_;
   double divisor_;
-  std::int64_t first_query_;
-  std::optional<std::int64_t> window_;
   std::int64_t queries_, heads_, terms_;
 };
 
@@ -926,6 +928,10 @@ class Activate : public Kernel {
         e.value = in / (1 + (-in).exp());
         e.slack = in.abs() * silu_slack(c_, 1, 0) +
                   (in * e.value.array()).abs() * (silu_slack(c_, 1, 1) - silu_slack(c_, 1, 0));
+        break;
+      case Activation::tanh:
+        e.value = in.tanh();
+        e.slack = e.value.cwiseAbs() * tanh_slack(c_, 1);
         break;
     }
     return e;

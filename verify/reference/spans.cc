@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "verify/reference/ops.h"
@@ -66,7 +67,7 @@ Mat head_rows(const Mat& m, const Array& shaped, std::int64_t prompt, std::int64
 // Both elements of a pair, and both tables, reach both.
 Array turn(const Link& link, const std::vector<Array>& in, const std::vector<Array>& errors,
            const Shape& out) {
-  std::int64_t pairs = in[1].size(-1), heads = out[2], pos = out[1], d = out[3];
+  std::int64_t pairs = in[1].size(-1), heads = out[2], d = out[3];
   Mat value = matrix(in[0], d).cwiseAbs(), e = error_matrix(errors[0], in[0], d), result = e;
   Mat cos = matrix(in[1], pairs).cwiseAbs(), sin = matrix(in[2], pairs).cwiseAbs(),
       e_cos = error_matrix(errors.at(1), in[1], pairs),
@@ -74,7 +75,7 @@ Array turn(const Link& link, const std::vector<Array>& in, const std::vector<Arr
   bool halves = link.pairs == RotaryPairs::halves;
   for (Index r = 0; r < e.rows(); ++r)
     for (Index i = 0; i < pairs; ++i) {
-      Index p = r / heads % pos, a = halves ? i : 2 * i, b = halves ? i + pairs : a + 1;
+      Index p = r / heads % cos.rows(), a = halves ? i : 2 * i, b = halves ? i + pairs : a + 1;
       auto reach = [&](Index own, Index other) {
         return e(r, own) * cos(p, i) + (value(r, own) + e(r, own)) * e_cos(p, i) +
                e(r, other) * sin(p, i) + (value(r, other) + e(r, other)) * e_sin(p, i);
@@ -95,11 +96,11 @@ Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, c
       Mat aq = head_rows(mq, q, b, h), ak = head_rows(mk, k, b, h / group);
       Mat bq = head_rows(e_q, q, b, h), bk = head_rows(e_k, k, b, h / group);
       Mat e = (aq * bk.transpose() + bq * (ak + bk).transpose()) / link.scalar;
-      for (Index i = 0; i < e.rows(); ++i)
-        for (Index j = i + 1 + link.first_query; j < e.cols(); ++j)
-          e(i, j) = 0;  // masked for certain
-      for (Index i = 0; link.window && i < e.rows(); ++i)
-        for (Index j = 0; j <= i + link.first_query - *link.window; ++j) e(i, j) = 0;
+      for (Index i = 0; i < e.rows(); ++i) {  // masked for certain
+        Span seen = link.seen(b, i, e.cols());
+        e.row(i).head(seen.begin).setZero();
+        e.row(i).tail(e.cols() - seen.end).setZero();
+      }
       result.store((b * out[1] + h) * out[2] * out[3],
                    {e.data(), static_cast<std::size_t>(e.size())});
     }
@@ -108,8 +109,9 @@ Array scores(const Link& link, const Array& q, const Array& k, const Mat& e_q, c
 
 // log p moves by at most e_i + max e, so p by at most p (exp(that) - 1).
 Mat softmax(const Mat& s, const Mat& e) {
-  Mat out(s.rows(), s.cols());
+  Mat out = Mat::Zero(s.rows(), s.cols());
   for (Index i = 0; i < s.rows(); ++i) {
+    if (s.row(i).maxCoeff() == -std::numeric_limits<double>::infinity()) continue;  // all masked
     Eigen::RowVectorXd p = (s.row(i).array() - s.row(i).maxCoeff()).exp();
     double sum = p.sum(), worst = e.row(i).maxCoeff();
     for (Index j = 0; j < s.cols(); ++j) out(i, j) = p[j] / sum * std::expm1(e(i, j) + worst);
@@ -141,6 +143,7 @@ double lipschitz(Activation kind) {
     case Activation::silu:
       return 1.1;
     case Activation::relu:
+    case Activation::tanh:
       return 1;
   }
   throw std::logic_error("[spans] not an Activation");
@@ -227,9 +230,14 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
         sums.row(r) = e.middleRows(r * heads, heads).colwise().sum();
       return array_of(sums, out);
     }
+    case Op::select: {
+      std::int64_t pos = in[0].size(1);
+      Mat chosen(out[0], cols);
+      for (Index b = 0; b < chosen.rows(); ++b) chosen.row(b) = e.row(b * pos + link.selected(b));
+      return array_of(chosen, out);
+    }
     case Op::concat:
     case Op::enter:
-    case Op::select:
     case Op::edit:
     case Op::callback:
       throw std::invalid_argument("[spans] " + to_string(link.output) +

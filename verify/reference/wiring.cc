@@ -65,6 +65,9 @@ class Graph {
   TensorId select(TensorId out, TensorId in, std::int64_t position) {
     return append({.op = Op::select, .output = out, .inputs = {in}, .position = position});
   }
+  TensorId select_first(TensorId out, TensorId in) {
+    return append({.op = Op::select, .output = out, .inputs = {in}, .spans = request_.rows.spans});
+  }
   TensorId linear(TensorId out, TensorId in, const Matrix& weight, const Vector& bias) {
     return append(
         {.op = Op::linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
@@ -74,12 +77,14 @@ class Graph {
         {.op = Op::head_linear, .output = out, .inputs = {in}, .weight = weight, .bias = bias});
   }
   TensorId scores(TensorId out, TensorId q, TensorId k, double divisor,
-                  std::optional<std::int64_t> window) {
+                  std::optional<std::int64_t> window, bool causal) {
     return append({.op = Op::scores,
                    .output = out,
                    .inputs = {q, k},
                    .scalar = divisor,
                    .window = window,
+                   .causal = causal,
+                   .spans = request_.rows.spans,
                    .first_query = first_query(out)});
   }
   // The position among the keys of the first query in the last axes of `out`.
@@ -153,6 +158,8 @@ class Graph {
   std::vector<Link> links_;
 };
 
+Vector whole(const Array& bias) { return {.storage = bias, .size = bias.numel()}; }
+
 class Block {
  public:
   Block(Graph& g, const Weights& weights, const Request& request, std::int64_t layer)
@@ -162,9 +169,11 @@ class Block {
     TensorId attn_out = attention(x);
     switch (w.config.topology) {
       case Topology::sequential: {
-        TensorId mid = g.add(at(Site::resid_mid), x, attn_out);
+        TensorId mid = summed(Site::mid_ln_scale, Site::mid_ln_normalized, Site::mid_ln_out,
+                              layer.ln1_w, layer.ln1_b, g.add(at(Site::resid_mid), x, attn_out));
         TensorId mlp_out = mlp(mid);
-        return g.add(at(Site::resid_post), mid, mlp_out);
+        return summed(Site::post_ln_scale, Site::post_ln_normalized, Site::normalized_resid_post,
+                      layer.ln2_w, layer.ln2_b, g.add(at(Site::resid_post), mid, mlp_out));
       }
       case Topology::parallel: {
         TensorId mlp_out = mlp(x);
@@ -214,14 +223,14 @@ class Block {
     const Config& c = w.config;
     bool last = !c.scores_softcap && c.positions != PositionKind::alibi;
     TensorId raw = g.scores(at(last ? Site::attn_scores : Site::raw_scores), q, keys,
-                            c.attn_divisor(l), c.window_of(l));
+                            c.attn_divisor(l), c.window_of(l), c.causal);
     if (c.scores_softcap) return g.softcap(at(Site::attn_scores), raw, *c.scores_softcap);
     if (last) return raw;
     TensorId out = at(Site::position_bias);
     return g.add(at(Site::attn_scores), raw, g.distances(out, alibi_slopes(c.n_heads)));
   }
 
-  bool normed_behind() const { return w.config.norm_placement != NormPlacement::before; }
+  bool normed_behind() const { return returns_normed(w.config.norm_placement); }
   // The norm of what attention or MLP returns, where there is one.
   TensorId behind(Site scale, Site normalized, Site out, const Array& weight, TensorId x) {
     if (!normed_behind()) return x;
@@ -259,10 +268,16 @@ class Block {
             g.head_linear(at(Site::v), vn, w.W_V(l), w.b_V(l))};
   }
 
+  // The norm of the residual stream, where it is normed itself.
+  TensorId summed(Site scale, Site normalized, Site out, const Array& weight, const Array& bias,
+                  TensorId x) {
+    if (w.config.norm_placement != NormPlacement::sum) return x;
+    return g.norm({at(scale), at(normalized), at(out), weight, bias, w.config}, x);
+  }
   // The norm of what attention or MLP reads, where there is one.
   TensorId before(Site scale, Site normalized, Site out, const Array& weight, const Array& bias,
                   TensorId x) {
-    if (w.config.norm_placement == NormPlacement::after) return x;
+    if (!reads_normed(w.config.norm_placement)) return x;
     return g.norm({at(scale), at(normalized), at(out), weight, bias, w.config}, x);
   }
 
@@ -306,8 +321,6 @@ class Block {
     return g.multiply(at(Site::mlp_post), act, linear);
   }
 
-  static Vector whole(const Array& bias) { return {.storage = bias, .size = bias.numel()}; }
-
   Graph& g;
   const Weights& w;
   const Request& request;
@@ -319,23 +332,30 @@ class Block {
 // What the positions of this run turn queries and keys by.
 void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
   if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
-  auto positions = std::span(rows.positions)
-                       .subspan(0, std::min<std::size_t>(rows.positions.size(),
-                                                         static_cast<std::size_t>(rows.pos)));
+  std::int64_t apart = rows.extents().apart;
+  auto positions =
+      std::span(rows.positions)
+          .subspan(0, std::min(rows.positions.size(), static_cast<std::size_t>(apart * rows.pos)));
   // Where only sizes are asked for, rows have no positions.
   bool sizes_alone = positions.empty();
   std::int64_t largest = sizes_alone ? 0 : *std::ranges::max_element(positions);
-  Array no_elements =
-      Array::wrap(nullptr, {rows.pos, c.rotary->dimensions / 2}, DType::f64, nullptr);
+  Shape shape{apart, rows.pos, c.rotary->dimensions / 2};
+  Array no_elements = Array::wrap(nullptr, shape, DType::f64, nullptr);
   auto add = [&](Site cos, Site sin, const Rope& rope) {
     Turns tables =
         sizes_alone ? Turns{no_elements, no_elements} : turns(*c.rotary, rope, positions);
-    g.table({cos}, std::move(tables.cos), largest);
-    g.table({sin}, std::move(tables.sin), largest);
+    g.table({cos}, tables.cos.reshaped(shape), largest);
+    g.table({sin}, tables.sin.reshaped(shape), largest);
   };
   add(Site::rotary_cos, Site::rotary_sin, c.rotary->rope);
   if (c.rotary->windowed_rope)
     add(Site::windowed_cos, Site::windowed_sin, *c.rotary->windowed_rope);
+}
+
+TensorId token_types(Graph& g, const Weights& w, const Rows& rows) {
+  std::vector<std::int64_t> types = rows.token_types;
+  types.resize(static_cast<std::size_t>(rows.batch * rows.pos));  // none given: all of kind 0
+  return g.gather({Site::token_type_embed}, w.W_type, types);
 }
 
 TensorId embed(Graph& g, const Weights& w, const Request& request) {
@@ -343,24 +363,23 @@ TensorId embed(Graph& g, const Weights& w, const Request& request) {
   if (request.computes(Site::tokens, 0))
     g.given({Site::tokens},
             Array::of(std::span<const std::int64_t>(rows.tokens), {rows.batch, rows.pos}));
-  TensorId embed = g.gather({Site::embed}, w.W_E, rows.tokens);
-  switch (w.config.positions) {
-    case PositionKind::learned: {
-      TensorId pos_embed = g.gather({Site::pos_embed}, w.W_pos, rows.positions);
-      return g.add({Site::resid_pre, 0}, embed, pos_embed);
-    }
-    case PositionKind::rotary:
-    case PositionKind::alibi:
-      if (!w.config.embed_norm) return g.copy({Site::resid_pre, 0}, embed);
-      return g.norm({{Site::embed_ln_scale},
-                     {Site::embed_ln_normalized},
-                     {Site::resid_pre, 0},
-                     w.embed_ln_w,
-                     w.embed_ln_b,
-                     w.config},
-                    embed);
+  const Config& c = w.config;
+  TensorId x = g.gather({Site::embed}, w.W_E, rows.tokens);
+  if (c.positions == PositionKind::learned) {
+    TensorId sum{c.embed_norm ? Site::embed_sum : Site::resid_pre, 0};
+    TensorId position = g.gather({Site::pos_embed}, w.W_pos, rows.positions);
+    x = c.n_token_types == 0 ? g.add(sum, x, position)
+                             : g.add(sum, x, position, token_types(g, w, rows));
   }
-  throw std::logic_error("[wiring] not a PositionKind");
+  if (c.embed_norm)
+    return g.norm({{Site::embed_ln_scale},
+                   {Site::embed_ln_normalized},
+                   {Site::resid_pre, 0},
+                   w.embed_ln_w,
+                   w.embed_ln_b,
+                   c},
+                  x);
+  return c.positions == PositionKind::learned ? x : g.copy({Site::resid_pre, 0}, x);
 }
 
 // The unembedding of a few tokens.
@@ -379,6 +398,50 @@ std::pair<Matrix, Vector> columns_of(const Weights& w, const std::vector<std::in
       Matrix{
           .storage = std::move(columns).freeze(), .in = all.in, .out = n, .outputs_are_rows = true},
       Vector{.storage = std::move(bias).freeze(), .size = n}};
+}
+
+// The final norm, whose output is a hook point of its own, folded or not, and logits of tokens.
+void unembed(Graph& g, const Weights& w, const Rows& rows, TensorId x) {
+  TensorId n = g.norm({{Site::ln_final_scale},
+                       {Site::ln_final_normalized},
+                       {Site::unembed_in},
+                       w.ln_final_w,
+                       w.ln_final_b,
+                       w.config},
+                      x);
+  if (w.ln_final_w.empty()) n = g.copy({Site::unembed_in}, n);
+  auto [weight, bias] = rows.read_tokens.empty() ? std::pair{w.unembedding(), whole(w.b_U)}
+                                                 : columns_of(w, rows.read_tokens);
+  TensorId out = g.linear({Site::unembed_out}, n, weight, bias);
+  if (w.config.logits_softcap) g.softcap({Site::logits}, out, *w.config.logits_softcap);
+}
+
+void head(Graph& g, const Weights& w, const Rows& rows, TensorId x) {
+  const Config& c = w.config;
+  Matrix dense{.storage = w.W_head, .in = c.d_model, .out = c.d_model};
+  auto pooled = [&] {
+    TensorId first = g.select_first({Site::pooler_in}, x);
+    TensorId pre = g.linear({Site::pooler_pre}, first, dense, whole(w.b_head));
+    return g.activation({Site::pooler_out}, pre, c.head_activation);
+  };
+  switch (c.head) {
+    case Head::unembedding:
+      return unembed(g, w, rows, x);
+    case Head::masked_lm: {
+      TensorId pre = g.linear({Site::mlm_pre}, x, dense, whole(w.b_head));
+      return unembed(g, w, rows, g.activation({Site::mlm_post}, pre, c.head_activation));
+    }
+    case Head::none:
+      return;
+    case Head::pooled:
+      pooled();
+      return;
+    case Head::classifier:
+      g.linear({Site::class_logits}, pooled(),
+               {.storage = w.W_class, .in = c.d_model, .out = c.n_labels}, whole(w.b_class));
+      return;
+  }
+  throw std::logic_error("[wiring] not a Head");
 }
 
 }  // namespace
@@ -454,22 +517,7 @@ std::vector<Link> wire(const Weights& w, const Request& request) {
     }
     x = Block(g, w, request, l).run(x);
   }
-  if (!rows.unembeds) return std::move(g).take();
-  // The final norm's output is a hook point of its own, folded or not.
-  TensorId n = g.norm({{Site::ln_final_scale},
-                       {Site::ln_final_normalized},
-                       {Site::unembed_in},
-                       w.ln_final_w,
-                       w.ln_final_b,
-                       w.config},
-                      x);
-  if (w.ln_final_w.empty()) n = g.copy({Site::unembed_in}, n);
-  auto [weight, bias] =
-      rows.read_tokens.empty()
-          ? std::pair{w.unembedding(), Vector{.storage = w.b_U, .size = w.b_U.numel()}}
-          : columns_of(w, rows.read_tokens);
-  TensorId out = g.linear({Site::unembed_out}, n, weight, bias);
-  if (w.config.logits_softcap) g.softcap({Site::logits}, out, *w.config.logits_softcap);
+  if (rows.unembeds) head(g, w, rows, x);
   return std::move(g).take();
 }
 

@@ -71,6 +71,13 @@ void add_optional_parts(Config& c, const json& j) {
   if (j.contains("window")) c.window = j.at("window").get<std::int64_t>();
   if (j.contains("windowed_layers"))
     c.windowed_layers = j.at("windowed_layers").get<std::vector<bool>>();
+  c.causal = j.value("causal", true);
+  c.n_token_types = j.value("n_token_types", std::int64_t{0});
+  c.n_labels = j.value("n_labels", std::int64_t{0});
+  if (j.contains("head")) {
+    c.head = kind_from<Head>(j.at("head"));
+    c.head_activation = kind_from<Activation>(j.at("head_activation"));
+  }
   if (!j.contains("rotary")) return;
   const json& r = j.at("rotary");
   c.rotary = Rotary{.dimensions = r.at("dimensions"),
@@ -115,6 +122,9 @@ RunRecord run_record_from_json(const json& j) {
   j.at("first_layer").get_to(r.first_layer);
   j.at("end_layer").get_to(r.end_layer);
   if (j.contains("split")) j.at("split").get_to(r.split);  // files of before have none
+  for (const json& span : j.value("spans", json::array()))
+    r.spans.push_back({span.at(0).get<std::int64_t>(), span.at(1).get<std::int64_t>()});
+  r.token_types = j.value("token_types", std::vector<std::int64_t>{});
   r.plan = j.at("plan");
   for (const json& call : j.at("hooks"))
     r.hooks.push_back({.name = call.at("name"),

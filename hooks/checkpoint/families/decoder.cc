@@ -149,6 +149,10 @@ void name_neutral_fields(Fields& fields) {
 void begin_decoder(Fields& fields, const nlohmann::json& document, const char* language_model,
                    const char* trunk) {
   check_architecture(fields, language_model, trunk);
+  begin_transformer(fields, document, language_model);
+}
+
+void begin_transformer(Fields& fields, const nlohmann::json& document, const char* architecture) {
   for (const char* name : {"quantization_config", "compression_config"})
     if (auto found = document.find(name); found != document.end())
       fields.refuse_if_set(
@@ -156,10 +160,11 @@ void begin_decoder(Fields& fields, const nlohmann::json& document, const char* l
   fields.refuse_if_set("auto_map",
                        std::string("a model that brings its own code may compute anything; save it "
                                    "as a ") +
-                           language_model);
+                           architecture);
   fields.refuse_if_set("pruned_heads", "pruned heads are not supported; allowed: none");
   fields.refuse_if_set("add_cross_attention", "cross-attention is not supported; allowed: false");
-  fields.refuse_if_set("is_encoder_decoder", "only decoders are supported; allowed: false");
+  fields.refuse_if_set("is_encoder_decoder",
+                       "models of two stacks are not supported; allowed: false");
   name_neutral_fields(fields);
 }
 
@@ -447,6 +452,13 @@ void take_mlp(LayerWeights& layer, TensorSource& tensors, const Config& c, const
 void take_unembedding(Weights& weights, TensorSource& tensors, const std::string& head,
                       const std::string& embedding) {
   const Config& c = weights.config;
+  take_unembedding_matrix(weights, tensors, head, embedding);
+  weights.b_U = take_bias(tensors, head, c.d_vocab, c.biases.unembedding);
+}
+
+void take_unembedding_matrix(Weights& weights, TensorSource& tensors, const std::string& head,
+                             const std::string& embedding) {
+  const Config& c = weights.config;
   const Shape shape{c.d_vocab, c.d_model};
   const std::string name = head + ".weight";
   if (!c.tied_unembedding) {
@@ -470,7 +482,6 @@ void take_unembedding(Weights& weights, TensorSource& tensors, const std::string
             ", but config.json ties them; drop it, or set tie_word_embeddings to false");
     }
   }
-  weights.b_U = take_bias(tensors, head, c.d_vocab, c.biases.unembedding);
 }
 
 }  // namespace lenscpp

@@ -22,6 +22,8 @@ inline constexpr std::int64_t kLongestContext = 1 << 28;
 /// code of the model's own and what no decoder here has; marks fields that change no number.
 void begin_decoder(Fields& fields, const nlohmann::json& document, const char* language_model,
                    const char* trunk);
+/// The same without a look at the architectures; `architecture`: one to save the model as.
+void begin_transformer(Fields& fields, const nlohmann::json& document, const char* architecture);
 /// transformers' ACT2FN by name.
 Activation read_activation(Fields& fields, Fields::Names spellings, const char* absent);
 DType read_stored_dtype(Fields& fields);
@@ -82,5 +84,8 @@ void take_mlp(LayerWeights& layer, TensorSource& tensors, const Config& config,
 /// equal the embedding.
 void take_unembedding(Weights& weights, TensorSource& tensors, const std::string& head,
                       const std::string& embedding);
+/// W_U alone.
+void take_unembedding_matrix(Weights& weights, TensorSource& tensors, const std::string& head,
+                             const std::string& embedding);
 
 }  // namespace lenscpp

@@ -9,8 +9,10 @@
 namespace lenscpp {
 
 std::span<const Family> families() {
-  static const std::array<Family, 18> kFamilies{{
+  static const std::array<Family, 20> kFamilies{{
+      {"bert", bert_config, bert_weights},
       {"bloom", bloom_config, bloom_weights},
+      {"distilbert", distilbert_config, distilbert_weights},
       {"falcon", falcon_config, falcon_weights},
       {"gemma", gemma_config, gemma_weights},
       {"gemma2", gemma2_config, gemma2_weights},

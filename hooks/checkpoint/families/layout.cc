@@ -1,6 +1,7 @@
 // Weights by the names of Llama's tensors.
 #include "hooks/checkpoint/families/layout.h"
 
+#include <stdexcept>
 #include <utility>
 
 #include "hooks/checkpoint/finite.h"
@@ -73,6 +74,8 @@ class Layout {
         take_norm(w.ln2_w, w.ln2_b, at + "pre_feedforward_layernorm");
         w.ln2_post_w = post("post_feedforward_layernorm");
         break;
+      case NormPlacement::sum:
+        throw std::logic_error("[weights] no family of these names norms its residual stream");
       case NormPlacement::after:
         w.ln1_post_w = post("post_attention_layernorm");
         w.ln2_post_w = post("post_feedforward_layernorm");

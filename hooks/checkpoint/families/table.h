@@ -5,8 +5,14 @@
 
 namespace lenscpp {
 
+Config bert_config(const nlohmann::json& document, const std::string& origin);
+Weights bert_weights(const Config& config, TensorSource& tensors);
+
 Config bloom_config(const nlohmann::json& document, const std::string& origin);
 Weights bloom_weights(const Config& config, TensorSource& tensors);
+
+Config distilbert_config(const nlohmann::json& document, const std::string& origin);
+Weights distilbert_weights(const Config& config, TensorSource& tensors);
 
 Config falcon_config(const nlohmann::json& document, const std::string& origin);
 Weights falcon_weights(const Config& config, TensorSource& tensors);
