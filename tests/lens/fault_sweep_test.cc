@@ -399,6 +399,41 @@ TEST_P(FaultSweep, EveryFaultOfEditedRunsIsRefusedAndNamedFirst) {
       table);
 }
 
+// Padding on both sides, kinds of tokens, everything seen both ways, norms of the sums, and heads.
+TEST_P(FaultSweep, EveryFaultOfAPaddedEncoderIsRefusedAndNamedFirst) {
+  auto [type, processed] = GetParam();
+  if (processed) return;  // nothing is folded
+  for (const char* name : {"bert_classifier", "bert_masked_lm", "distilbert_classifier"}) {
+    Weights loaded =
+        load_weights(golden::encoder_folder(name), type == DType::f64 ? DType::f64 : DType::f32);
+    auto w = std::make_shared<const Weights>(cast(loaded, type));
+    Rows rows = Rows::from_tokens({5, 1, 2, 3, 9, 8, 7, 5}, 2, w->config, {{1, 4}, {0, 3}});
+    if (w->config.n_token_types > 0) rows.token_types = {0, 0, 1, 1, 0, 1, 0, 0};
+    sweep(
+        CleanRun(w, {.rows = std::move(rows), .plan = {}, .on_demand = {}}),
+        [](const Link&) { return true; }, table);
+  }
+}
+
+// Prompts that stand at positions of their own: angles, windows, softcaps and ALiBi.
+TEST_P(FaultSweep, EveryFaultOfPaddedAttentionIsRefusedAndNamedFirst) {
+  auto [type, processed] = GetParam();
+  for (const char* name : {"gemma2_grouped", "bloom_alibi"}) {
+    Weights raw =
+        load_weights(golden::family_folder(name), type == DType::f64 ? DType::f64 : DType::f32);
+    auto w = std::make_shared<const Weights>(cast(processed ? process(raw, {}) : raw, type));
+    Rows rows = Rows::from_tokens({5, 1, 2, 3, 4, 9, 8, 7, 5, 6}, 2, w->config, {{2, 5}, {0, 4}});
+    sweep(
+        CleanRun(w, {.rows = std::move(rows), .plan = {}, .on_demand = {}}),
+        [](const Link& link) {
+          return link.op == Op::table || link.op == Op::turn || link.op == Op::scores ||
+                 link.op == Op::softcap || link.op == Op::distances || link.op == Op::softmax ||
+                 link.op == Op::mix || link.output.site == Site::attn_scores;
+        },
+        table);
+  }
+}
+
 // Positions [from, to) of [batch, pos, ...].
 Array positions(const Array& x, std::int64_t from, std::int64_t to) {
   std::int64_t pos = x.size(1), inner = x.numel() / x.size(0) / pos;

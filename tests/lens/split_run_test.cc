@@ -290,5 +290,63 @@ TEST(SplitPart, TakesItsPromptsOfWhatARunStartsFrom) {
   EXPECT_TRUE(identical(*last.rows.start_z, z.rows(3, 5)));
 }
 
+// Angles and ALiBi's distances have no prompts: every part computes them for itself.
+struct Tables : testing::TestWithParam<std::tuple<std::string, bool>> {
+  static HookedTransformer limited(const std::string& name) {
+    HookedTransformer whole = HookedTransformer::from_pretrained(golden::family_folder(name));
+    std::int64_t bytes = 3 * whole.config().n_heads * kLength * kLength * 4;  // scores of three
+    return {
+        whole.shared_weights(),
+        std::nullopt,
+        {.limits = DeviceLimits{
+             .device = "toy",
+             .limits = {{.name = "a small buffer", .measure = Measure::bytes, .most = bytes}}}}};
+  }
+};
+
+TEST_P(Tables, AreSharedByThePartsUnlessPromptsArePadded) {
+  auto [name, padded] = GetParam();
+  HookedTransformer parts = limited(name);
+  HookedTransformer whole(parts.shared_weights(), std::nullopt, {});
+  std::vector<std::int64_t> ids;
+  for (std::int64_t i = 0; i < 7 * kLength; ++i) ids.push_back(i * 37 % whole.config().d_vocab);
+  Tokens tokens = whole.tokens_of(ids, 7);
+  for (std::int64_t b = 0; b < 7 && padded; ++b) tokens.spans.push_back({b, kLength - b % 3});
+  VerifiedCache a = whole.run_with_cache(tokens), b = parts.run_with_cache(tokens);
+  EXPECT_EQ(b.record().split, (std::vector<std::int64_t>{3, 3, 1}));
+  EXPECT_EQ(b.verdict().n_compared(), a.verdict().n_compared());
+  EXPECT_LT(golden::normalized_error(b.output(), a.output()), 1e-5);
+}
+
+TEST_P(Tables, OfALaterPartAreRefusedWhereTheyAreWrong) {
+  auto [name, padded] = GetParam();
+  if (padded) return;  // then each part's are its own, and checked as such
+  HookedTransformer parts = limited(name);
+  std::vector<std::int64_t> ids;
+  for (std::int64_t i = 0; i < 7 * kLength; ++i) ids.push_back(i % parts.config().d_vocab);
+  int calls = 0;
+  RunOptions wrong{.interference = [&](const TensorId& id, const at::Tensor& x) {
+    bool table = is_table(id.site) || id.site == Site::position_bias;
+    return table && id.layer == 0 && ++calls == 3 ? at::mul(x, 1.001) : x;
+  }};
+  try {
+    parts.run_with_cache(parts.tokens_of(ids, 7), wrong);
+    ADD_FAILURE() << "not refused";
+  } catch (const VerificationFailed& e) {
+    Site first = e.verdict().first_failure()->id.site;
+    EXPECT_TRUE(is_table(first) || first == Site::position_bias) << hook_name(first, 0);
+  }
+  EXPECT_GE(calls, 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Tables,
+                         testing::Combine(testing::Values("llama_grouped", "bloom_alibi",
+                                                          "gemma3_windows"),
+                                          testing::Bool()),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) +
+                                  (std::get<1>(info.param) ? "_padded" : "");
+                         });
+
 }  // namespace
 }  // namespace lenscpp

@@ -68,12 +68,12 @@ def hf_masked(folder, tokens, mask):
         return model(tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llama_grouped", "gemma2_grouped", "neox_parallel", "qwen3_grouped", "mistral_window"])
-def test_equals_transformers_with_the_same_mask(name, side):
-    """transformers itself, in this process: its positions as in its generate, real rows alone."""
+@pytest.mark.parametrize("name", ["llama_grouped", "neox_parallel", "qwen3_grouped", "gptj_rotary", "falcon_grouped"])
+def test_equals_transformers_with_the_same_mask(name):
+    """transformers itself, in this process, real rows alone. Where one of its queries sees nothing (padding on the left,
+    or a window behind the tokens) all that it computes of the prompt is NaN; ours is what the prompt gets by itself."""
     model = load(FAMILIES / name)
-    rows, mask = rows_of(model), mask_of(side)
+    rows, mask = rows_of(model), mask_of("right")
     tokens = torch.full(mask.shape, 3)
     tokens[mask.bool()] = torch.tensor([t for row in rows for t in row])
     expected = hf_masked(FAMILIES / name, tokens, mask)
@@ -211,7 +211,7 @@ def test_recorded_runs_are_checked_with_their_mask(three):
     mask = mask_of("left")
     tokens = torch.randint(three.cfg.d_vocab, mask.shape, generator=torch.Generator().manual_seed(3))
     _, cache = three.run_with_cache(tokens, attention_mask=mask)
-    recorded = {name: cache[name] for name in ("blocks.0.hook_resid_post", "blocks.1.attn.hook_pattern", "blocks.1.hook_resid_post")}
+    recorded = {name: cache[name] for name in cache.keys() if "pattern" not in name and "normalized" not in name}
     assert lens.verify_recorded(three, tokens, recorded, attention_mask=mask).verdict.status == "VERIFIED"
     with pytest.raises((lens.VerificationFailed, ValueError)):
         lens.verify_recorded(three, tokens, recorded)

@@ -299,6 +299,9 @@ inline Case activation_case(Activation kind, const std::string& name) {
                 case Activation::silu:
                   y[i] = v / (1.0f + std::exp(-v));
                   break;
+                case Activation::tanh:
+                  y[i] = std::tanh(v);
+                  break;
               }
             }
             return y;
@@ -521,6 +524,7 @@ inline std::vector<Named> all_cases() {
           {activation_case(Activation::gelu_tanh, "gelu_tanh"), true},
           {activation_case(Activation::gelu_erf, "gelu_erf"), true},
           {activation_case(Activation::silu, "silu"), true},
+          {activation_case(Activation::tanh, "tanh"), true},
           {activation_case(Activation::relu, "relu"), false},
           {add_case(), false},
           {rms_scale_case(), true},
