@@ -48,12 +48,11 @@ Around around(const FaultContext& c, const IsAxis& is_axis) {
   return around(c.value(), static_cast<int>(found - axes.begin()));
 }
 // Positions: what is computed row by row; of scores the queries, of keys read from elsewhere the
-// keys.
+// keys; of what has one row a prompt the prompts.
 Around positions(const FaultContext& c) {
-  bool keys_only = !has_axis(c.id().site, Axis::pos) && !has_axis(c.id().site, Axis::query);
-  return around(c, [&](Axis a) {
-    return a == Axis::pos || a == Axis::query || (keys_only && a == Axis::key);
-  });
+  for (Axis wanted : {Axis::pos, Axis::query, Axis::key})
+    if (has_axis(c.id().site, wanted)) return around(c, [=](Axis a) { return a == wanted; });
+  return around(c, [](Axis a) { return a == Axis::batch; });
 }
 Around heads(const FaultContext& c) {
   return around(c, [](Axis a) { return a == Axis::head || a == Axis::kv_head; });

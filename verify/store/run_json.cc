@@ -29,9 +29,16 @@ double number_from(const json& value) {
   throw std::invalid_argument("a number is " + value.dump());
 }
 
-Site site_from(const json& name) {
+// Of two sites that no model has both of one name may be shared: then the later one is "second".
+bool is_second(Site site) {
+  auto before = all_sites().first(static_cast<std::size_t>(site));
+  return std::ranges::find(before, info(site).name, &SiteInfo::name) != before.end();
+}
+
+Site site_from(const json& j) {
+  const json& name = j.at("site");
   for (const SiteInfo& row : all_sites())
-    if (row.name == name) return row.site;
+    if (row.name == name && is_second(row.site) == j.value("second", false)) return row.site;
   throw std::invalid_argument("no site is called " + name.dump());
 }
 
@@ -152,11 +159,13 @@ RunRecord run_record_from_json(const json& j) {
 }
 
 json id_to_json(const TensorId& id) {
-  return {{"site", info(id.site).name}, {"layer", id.layer}, {"stage", id.stage}};
+  json j{{"site", info(id.site).name}, {"layer", id.layer}, {"stage", id.stage}};
+  if (is_second(id.site)) j["second"] = true;
+  return j;
 }
 
 TensorId id_from_json(const json& j) {
-  return {.site = site_from(j.at("site")), .layer = j.at("layer"), .stage = j.at("stage")};
+  return {.site = site_from(j), .layer = j.at("layer"), .stage = j.at("stage")};
 }
 
 json point_to_json(const Point& point) {

@@ -401,7 +401,8 @@ inline Case turn_case(RotaryPairs pairs, const std::string& name) {
       name,
       link,
       {random_array({2, pos, heads, d}, DType::f32, 26, 1, 3),
-       random_array({pos, turned}, DType::f32, 27), random_array({pos, turned}, DType::f32, 28)},
+       random_array({1, pos, turned}, DType::f32, 27),
+       random_array({1, pos, turned}, DType::f32, 28)},
       {2, pos, heads, d},
       [=](const auto& x) {
         std::vector<float> y(floats(x[0]), floats(x[0]) + 2 * pos * heads * d);
