@@ -110,13 +110,28 @@ class Sizes {
         return;
       case Op::enter:
         return add("uploaded residual", l.given.shape(), model_);
+      case Op::softmax:
+        // Of a router; scores are in the model's dtype, as their patterns are.
+        if (narrow_ && planned_->output.type.name == wide_.name)
+          add("logits in float32", shape_, wide_);
+        return;
+      case Op::choose:
+        add("sorted", shape_of(l.inputs[0].site, c_, extents_), wide_);
+        return add("order", shape_of(l.inputs[0].site, c_, extents_), element_type(DType::i64));
+      case Op::share: {
+        Shape chosen = shape_of(Site::expert_indices, c_, extents_);
+        add("likeliest", chosen, wide_);
+        add("shares of the likeliest", chosen, wide_);
+        add("zeros", shape_, wide_);
+        if (narrow_) add("shares in float32", shape_, wide_);
+        return;
+      }
       case Op::select:
       case Op::callback:
       case Op::given:
       case Op::table:
       case Op::distances:
       case Op::multiply:
-      case Op::softmax:
       case Op::affine:
       case Op::activation:
         return;

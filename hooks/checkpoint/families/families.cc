@@ -9,7 +9,7 @@
 namespace lenscpp {
 
 std::span<const Family> families() {
-  static const std::array<Family, 18> kFamilies{{
+  static const std::array<Family, 19> kFamilies{{
       {"bloom", bloom_config, bloom_weights},
       {"falcon", falcon_config, falcon_weights},
       {"gemma", gemma_config, gemma_weights},
@@ -21,6 +21,7 @@ std::span<const Family> families() {
       {"gptj", gptj_config, gptj_weights},
       {"llama", llama_config, llama_weights},
       {"mistral", mistral_config, mistral_weights},
+      {"mixtral", mixtral_config, mixtral_weights},
       {"olmo2", olmo2_config, olmo2_weights},
       {"opt", opt_config, opt_weights},
       {"phi", phi_config, phi_weights},
