@@ -134,8 +134,10 @@ std::vector<Case> cases() {
       all.push_back({name + "_started", dtype, processed, {}, {}, false, 0, 1});
       all.push_back({name + "_relu", dtype, processed, {}, {}, false, 0, 0, Activation::relu});
       all.push_back({name + "_erf", dtype, processed, {}, {}, false, 0, 0, Activation::gelu_erf});
-      all.push_back(
-          {.name = name + "_experts", .dtype = dtype, .processed = processed, .experts = true});
+      // In bfloat16 what oneDNN packs is larger than this model.
+      if (dtype != DType::bf16)
+        all.push_back(
+            {.name = name + "_experts", .dtype = dtype, .processed = processed, .experts = true});
     }
   return all;
 }
