@@ -181,3 +181,40 @@ def test_what_experts_have_not_is_refused_by_name():
         model(tokens, plan=lens.Plan([lens.Ablate("blocks.1.mlp.hook_expert_indices")]))
     with pytest.raises(ValueError, match="no experts"):
         load("mistral_window", "float32").W_router
+
+
+def test_experts_on_another_device_are_the_cpus():
+    """Sorting, gathering and scattering are the device's own operators: none may fall back."""
+    tokens = runs("mixtral_window")[0]["tokens"]
+    here = load("mixtral_window", "float32").run_with_cache(tokens)[1]
+    there = lens.HookedTransformer.from_pretrained_no_processing(FAMILIES / "mixtral_window", device="simulated").run_with_cache(tokens)[1]
+    assert there.verdict.status == "VERIFIED" and not there.verdict.fallbacks
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_a_saved_run_of_experts_is_checked_and_read_again(tmp_path):
+    model = load("mixtral_together", "bfloat16")
+    cache = model.run_with_cache(runs("mixtral_together")[1]["tokens"])[1]
+    cache.save(tmp_path / "run.h5")
+    again = lens.load(tmp_path / "run.h5", model)
+    assert list(again) == list(cache)
+    assert again["blocks.2.mlp.hook_expert_indices"].dtype == torch.int64
+    assert all(torch.equal(again[name], cache[name]) for name in cache)
+
+
+@pytest.mark.parametrize("site", ["z", "mlp_out", "expert_weights", "expert_post"])
+def test_patches_of_experts_are_one_run_each(site):
+    """A cell of a grid is a run with that patch, wherever the router then sends the tokens."""
+    model = load("mixtral_window", "float64")
+    clean, corrupted = torch.arange(9), torch.cat([torch.arange(3), torch.arange(8, 14)])
+    base, other = (model.run_with_cache(tokens)[1] for tokens in (clean, corrupted))
+    grid = patching.patch_grid(model, base, corrupted, site, ("layer", "pos"), lens.LogitDiff(3, 4)).values
+    assert grid.flatten().unique().numel() > 2
+    name = next(n for n in base if n.startswith("blocks.1.") and n.endswith(f"hook_{site}"))
+    for pos in (2, 5):
+        patch = lens.Patch(name, base[name], pos=pos)
+        logits, cache = model.run_with_cache(corrupted, plan=lens.Plan([patch]))
+        assert cache.verdict.status == "VERIFIED"
+        assert abs(grid[1, pos] - (logits[0, -1, 3] - logits[0, -1, 4])) < 1e-9
+    moved = other["blocks.1.mlp.hook_expert_indices"] != base["blocks.1.mlp.hook_expert_indices"]
+    assert moved.any(), "the prompts are sent to other experts"
