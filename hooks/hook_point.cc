@@ -26,6 +26,9 @@ constexpr Axis kKvHead[] = {batch, pos, kv_head, d_head};
 constexpr Axis kAllKeys[] = {batch, key, kv_head, d_head};
 constexpr Axis kScores[] = {batch, head, query, key};
 constexpr Axis kMlp[] = {batch, pos, d_mlp};
+constexpr Axis kExperts[] = {batch, pos, expert};
+constexpr Axis kChoices[] = {batch, pos, choice};
+constexpr Axis kExpertMlp[] = {batch, pos, expert, d_mlp};
 constexpr Axis kLogits[] = {batch, pos, d_vocab};
 constexpr Axis kTurns[] = {apart, pos, pair};
 constexpr Axis kPooled[] = {batch, d_model};
@@ -104,6 +107,17 @@ constexpr SiteInfo kSites[] = {
     {Site::mlp_pre_linear, "mlp.hook_pre_linear", true, kAlways, kModel, kMlp},
     {Site::mlp_act, "mlp.act", true, kInternal, kModel, kMlp},
     {Site::mlp_post, "mlp.hook_post", true, kAlways, kModel, kMlp},
+    // transformer-lens has gate, pre and post as mlp.experts.N.hook_gate, hook_pre and hook_post,
+    // of the tokens that chose expert N.
+    {Site::router_logits, "mlp.router_logits", true, kInternal, kModel, kExperts},
+    {Site::expert_weights, "mlp.hook_expert_weights", true, kAlways, kWide, kExperts},
+    {Site::expert_indices, "mlp.hook_expert_indices", true, kAlways, Stored::ids, kChoices},
+    {Site::expert_shares, "mlp.expert_shares", true, kInternal, kModel, kExperts},
+    {Site::expert_gate, "mlp.hook_expert_gate", true, kAlways, kModel, kExpertMlp},
+    {Site::expert_pre, "mlp.hook_expert_pre", true, kAlways, kModel, kExpertMlp},
+    {Site::expert_act, "mlp.expert_act", true, kInternal, kModel, kExpertMlp},
+    {Site::expert_post, "mlp.hook_expert_post", true, kAlways, kModel, kExpertMlp},
+    {Site::expert_mixed, "mlp.expert_mixed", true, kInternal, kModel, kExpertMlp},
     {Site::mlp_sum, "mlp.sum", true, kInternal, kModel, kResidual},
     {Site::ln2_post_scale, "ln2_post.hook_scale", true, kAlways, kWide, kScale},
     {Site::ln2_post_normalized, "ln2_post.hook_normalized", true, kAlways, kModel, kResidual},
@@ -207,6 +221,10 @@ std::string_view name_of(Axis axis) {
       return "d_vocab";
     case label:
       return "label";
+    case expert:
+      return "expert";
+    case choice:
+      return "choice";
     case pair:
       return "pair";
     case apart:
@@ -346,9 +364,6 @@ bool exists(Site site, const Config& c) {
       return summed;
     case Site::mlp_in:  // TransformerLens's is read by the residual as well where sums are normed
       return !summed;
-    case Site::mlp_pre_linear:
-    case Site::mlp_act:
-      return c.gated_mlp;
     case Site::pooler_in:
     case Site::pooler_pre:
     case Site::pooler_out:
@@ -363,6 +378,22 @@ bool exists(Site site, const Config& c) {
     case Site::unembed_in:
     case Site::unembed_out:
       return unembeds(c.head);
+    case Site::mlp_pre:
+    case Site::mlp_post:
+      return !c.experts;
+    case Site::mlp_pre_linear:
+    case Site::mlp_act:
+      return c.gated_mlp && !c.experts;
+    case Site::router_logits:
+    case Site::expert_weights:
+    case Site::expert_indices:
+    case Site::expert_shares:
+    case Site::expert_gate:
+    case Site::expert_pre:
+    case Site::expert_act:
+    case Site::expert_post:
+    case Site::expert_mixed:
+      return c.experts.has_value();
     case Site::logits:
       return c.logits_softcap.has_value();
     default:
@@ -436,6 +467,12 @@ Shape shape_of(Site site, const Config& config, const Extents& extents) {
         break;
       case label:
         shape.push_back(config.n_labels);
+        break;
+      case expert:
+        shape.push_back(config.experts ? config.experts->count : 0);
+        break;
+      case choice:
+        shape.push_back(config.experts ? config.experts->per_token : 0);
         break;
       case pair:
         shape.push_back(config.rotary ? config.rotary->dimensions / 2 : 0);

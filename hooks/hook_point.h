@@ -4,9 +4,10 @@
 //
 // Glossary of axes: batch (prompts), pos (positions), head (query heads), kv_head (key-value
 // heads), query and key (positions, as rows and columns of attention), d_model (residual stream),
-// d_head (one head), d_mlp (neurons), d_vocab (tokens), label (of a classifier), pair (elements of
-// a head turned together), apart (prompts that stand at positions of their own: one where all stand
-// at the same), one (a kept dimension of extent 1).
+// d_head (one head), d_mlp (neurons, of one expert where there are experts), d_vocab (tokens),
+// label (of a classifier), expert, choice (the experts of a token, the likeliest first), pair
+// (elements of a head turned together), apart (prompts that stand at positions of their own: one
+// where all stand at the same), one (a kept dimension of extent 1).
 #pragma once
 
 #include <compare>
@@ -88,6 +89,15 @@ enum class Site : std::uint8_t {
   mlp_pre_linear,
   mlp_act,
   mlp_post,
+  router_logits,
+  expert_weights,
+  expert_indices,
+  expert_shares,
+  expert_gate,
+  expert_pre,
+  expert_act,
+  expert_post,
+  expert_mixed,
   mlp_sum,
   ln2_post_scale,
   ln2_post_normalized,
@@ -121,6 +131,8 @@ enum class Axis : std::uint8_t {
   d_mlp,
   d_vocab,
   label,
+  expert,
+  choice,
   pair,
   apart,
   one,

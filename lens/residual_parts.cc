@@ -168,6 +168,11 @@ Part ResidualParts::bias(std::string label, const std::vector<Array>& biases) co
 
 std::vector<Part> ResidualParts::neurons(std::int64_t layer,
                                          const std::vector<std::int64_t>& which) const {
+  if (config().experts)
+    throw std::invalid_argument(
+        "[" + where_ +
+        "] neurons of experts are not taken apart: what one adds is mlp.hook_expert_post times its "
+        "expert's share times its row of W_out; mlp_out has all of them (expand_neurons=False)");
   auto post = std::make_shared<const Mat>(rows_of(Site::mlp_post, layer));
   std::vector<Part> parts;
   for (std::int64_t n : which)

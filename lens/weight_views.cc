@@ -25,20 +25,23 @@ Array stacked(std::int64_t blocks, const Shape& shape, DType dtype,
 using MatrixOf = Matrix (Weights::*)(std::int64_t) const;
 using VectorOf = Vector (Weights::*)(std::int64_t) const;
 
-// [layer, head, d_model, d_head] out of [d_model, heads * d_head] columns.
-Array input_heads(const Weights& w, MatrixOf matrix, std::int64_t heads) {
-  std::int64_t d_model = w.config.d_model, d_head = w.config.d_head;
+// [layer, part, d_model, width] out of [d_model, parts * width] columns: of heads, of experts.
+Array input_parts(const Weights& w, MatrixOf matrix, std::int64_t parts, std::int64_t width) {
+  std::int64_t d_model = w.config.d_model;
   auto element = static_cast<std::int64_t>(size_of(w.dtype));
   return stacked(
-      w.config.n_layers, {heads, d_model, d_head}, w.dtype, [&](std::int64_t layer, std::byte* to) {
+      w.config.n_layers, {parts, d_model, width}, w.dtype, [&](std::int64_t layer, std::byte* to) {
         Matrix m = (w.*matrix)(layer);
-        for (std::int64_t h = 0; h < heads; ++h)
-          for (std::int64_t i = 0; i < d_model; ++i, to += d_head * element)
+        for (std::int64_t p = 0; p < parts; ++p)
+          for (std::int64_t i = 0; i < d_model; ++i, to += width * element)
             std::memcpy(
                 to,
-                m.storage.bytes() + (i * m.storage.size(1) + m.first_output + h * d_head) * element,
-                static_cast<std::size_t>(d_head * element));
+                m.storage.bytes() + (i * m.storage.size(1) + m.first_output + p * width) * element,
+                static_cast<std::size_t>(width * element));
       });
+}
+Array input_heads(const Weights& w, MatrixOf matrix, std::int64_t heads) {
+  return input_parts(w, matrix, heads, w.config.d_head);
 }
 
 Array biases(const Weights& w, VectorOf vector, std::int64_t heads) {
@@ -55,6 +58,17 @@ Array whole(const Weights& w, Array LayerWeights::*member, const Shape& shape) {
     const Array& array = w.layers[static_cast<std::size_t>(layer)].*member;
     std::memcpy(to, array.bytes(), array.nbytes());
   });
+}
+
+// Of MLPs, or of experts: those have an axis of their own before these.
+Shape of_mlp(const Config& c, Shape shape) {
+  if (c.experts) shape.insert(shape.begin(), c.experts->count);
+  return shape;
+}
+Array mlp_inputs(const Weights& w, MatrixOf matrix, Array LayerWeights::*member) {
+  const Config& c = w.config;
+  return c.experts ? input_parts(w, matrix, c.experts->count, c.d_mlp)
+                   : whole(w, member, {c.d_model, c.d_mlp});
 }
 
 Array own(const Array& array) { return MutableArray(array).freeze(); }
@@ -94,19 +108,24 @@ constexpr View kViews[] = {
     {"b_K", [](const Weights& w) { return biases(w, &Weights::b_K, w.config.n_kv_heads); }},
     {"b_V", [](const Weights& w) { return biases(w, &Weights::b_V, w.config.n_kv_heads); }},
     {"b_O", [](const Weights& w) { return whole(w, &LayerWeights::b_O, {w.config.d_model}); }},
+    {"W_router",
+     [](const Weights& w) {
+       return whole(w, &LayerWeights::W_router, {w.config.d_model, w.config.experts->count});
+     }},
     {"W_gate",
+     [](const Weights& w) { return mlp_inputs(w, &Weights::W_gate, &LayerWeights::W_gate); }},
+    {"b_gate",
      [](const Weights& w) {
-       return whole(w, &LayerWeights::W_gate, {w.config.d_model, w.config.d_mlp});
+       return whole(w, &LayerWeights::b_gate, of_mlp(w.config, {w.config.d_mlp}));
      }},
-    {"b_gate", [](const Weights& w) { return whole(w, &LayerWeights::b_gate, {w.config.d_mlp}); }},
-    {"W_in",
+    {"W_in", [](const Weights& w) { return mlp_inputs(w, &Weights::W_in, &LayerWeights::W_in); }},
+    {"b_in",
      [](const Weights& w) {
-       return whole(w, &LayerWeights::W_in, {w.config.d_model, w.config.d_mlp});
+       return whole(w, &LayerWeights::b_in, of_mlp(w.config, {w.config.d_mlp}));
      }},
-    {"b_in", [](const Weights& w) { return whole(w, &LayerWeights::b_in, {w.config.d_mlp}); }},
     {"W_out",
      [](const Weights& w) {
-       return whole(w, &LayerWeights::W_out, {w.config.d_mlp, w.config.d_model});
+       return whole(w, &LayerWeights::W_out, of_mlp(w.config, {w.config.d_mlp, w.config.d_model}));
      }},
     {"b_out", [](const Weights& w) { return whole(w, &LayerWeights::b_out, {w.config.d_model}); }},
 };
@@ -127,6 +146,8 @@ Array weight_view(const Weights& weights, std::string_view name) {
         throw std::invalid_argument("[weights] " + std::string(name) +
                                     ": the MLPs of this model are not gated");
       if (name.ends_with("_U")) require_logits(weights.config, name);
+      if (name == "W_router" && !weights.config.experts)
+        throw std::invalid_argument("[weights] W_router: the MLPs of this model are no experts");
       if (name == "W_pos" && weights.W_pos.empty())
         throw std::invalid_argument("[weights] W_pos: the positions of this model are " +
                                     std::string(name_of(weights.config.positions)));

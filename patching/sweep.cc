@@ -341,7 +341,7 @@ std::size_t PatchRuns::bytes_of_patch(std::int64_t first_pos) const {
   const Config& c = model_.config();
   std::int64_t rows = pos_ - first_pos, logits_rows = read_pos_ ? 1 : rows,
                logits = read_tokens_.empty() ? c.d_vocab : std::ssize(read_tokens_);
-  std::int64_t elements = rows * (3 * c.d_mlp + 12 * c.d_model + 4 * c.n_heads * pos_) +
+  std::int64_t elements = rows * (3 * c.n_neurons() + 12 * c.d_model + 4 * c.n_heads * pos_) +
                           6 * pos_ * c.n_kv_heads * c.d_head + 2 * logits_rows * logits;
   return sizeof(float) * static_cast<std::size_t>(batch_ * elements);
 }
@@ -349,7 +349,7 @@ std::size_t PatchRuns::bytes_of_patch(std::int64_t first_pos) const {
 std::size_t PatchRuns::bytes_of_rows(const Patch& patch) const {
   const Config& c = model_.config();
   std::int64_t elements =
-      3 * c.d_mlp + (12 + (site_ == Site::result ? 3 * c.n_heads : 0)) * c.d_model;
+      3 * c.n_neurons() + (12 + (site_ == Site::result ? 3 * c.n_heads : 0)) * c.d_model;
   std::int64_t rows = batch_ * std::ssize(positions_of(patch, patch.first_pos));
   return sizeof(float) * static_cast<std::size_t>(rows * elements);
 }

@@ -114,7 +114,7 @@ void Verifier::check(const Link& link, const Array& value) {
   Shape shape = shape_of_link(link);
   std::string digest = value.digest();  // before the check: what is written later shows
   Point point{.id = link.output, .op = link.op, .shape = shape};
-  DType stored = link.output.site == Site::tokens ? DType::i64 : contract.stored;
+  DType stored = contract.stored;
   std::vector<Array> inputs;
   for (const TensorId& input : link.inputs) {
     auto live = live_.find(input);

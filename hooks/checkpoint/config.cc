@@ -197,6 +197,8 @@ void add_optional_parts(nlohmann::json& j, const Config& config) {
        {std::pair{"norm_adds_one", config.norm_adds_one},
         std::pair{"embed_norm", config.embed_norm}, std::pair{"gated_mlp", config.gated_mlp}})
     if (value) j[name] = value;
+  if (const auto& e = config.experts)
+    j["experts"] = {{"count", e->count}, {"per_token", e->per_token}};
   if (const Biases& b = config.biases; b != plain.biases)
     j["biases"] = {
         {"qkv", b.qkv}, {"attn_out", b.attn_out}, {"mlp", b.mlp}, {"unembedding", b.unembedding}};

@@ -82,6 +82,14 @@ struct Rotary {
   bool operator==(const Rotary&) const = default;
 };
 
+/// Experts instead of one MLP (arXiv 2101.03961): gated MLPs of d_mlp neurons each, and a router
+/// that gives each token a probability of every one. The likeliest `per_token` are mixed, by their
+/// probabilities over the sum of those.
+struct Experts {
+  std::int64_t count, per_token;
+  bool operator==(const Experts&) const = default;
+};
+
 /// Which biases a checkpoint has; the others are zeros. Those of norms follow from their kind.
 struct Biases {
   bool qkv = true, attn_out = true, mlp = true, unembedding = false;
@@ -105,8 +113,9 @@ struct Config {
   bool norm_adds_one = false;  // norms multiply by 1 + weight
   bool embed_norm = false;     // a norm of its own behind the embedding
   QkNorm qk_norm = QkNorm::none;
-  std::optional<Rotary> rotary = {};  // where positions are rotary
-  bool gated_mlp = false;             // act(x W_gate + b_gate) (x W_in + b_in), then W_out
+  std::optional<Rotary> rotary = {};    // where positions are rotary
+  bool gated_mlp = false;               // act(x W_gate + b_gate) (x W_in + b_in), then W_out
+  std::optional<Experts> experts = {};  // then gated_mlp is set as well
   Biases biases = {};
   double embed_scale = 1;                     // what W_E was multiplied by at loading
   std::optional<double> scores_divisor = {};  // instead of sqrt(d_head)
@@ -127,6 +136,9 @@ struct Config {
   std::optional<std::int64_t> window_of(std::int64_t layer) const;
   /// Whether `layer` turns by windowed_rope.
   bool turns_by_windowed_rope(std::int64_t layer) const;
+  /// Neurons of a layer: of all experts, where there are any. Inline: the simulated device is not
+  /// linked with this library.
+  std::int64_t n_neurons() const { return experts ? experts->count * d_mlp : d_mlp; }
   /// Whether norms subtract the mean.
   bool norms_centre() const;
   /// Whether norms still have their weights.

@@ -116,11 +116,13 @@ void process_layer(LayerWeights& layer, const Config& config, const Processing& 
     NormWeights ln1(layer.ln1_w, layer.ln1_b, config), ln2(layer.ln2_w, layer.ln2_b, config);
     fold_norm(ln1, centres, layer.W_QKV, b_QKV);
     fold_norm(ln2, centres, layer.W_in, b_in);
-    if (config.gated_mlp) {
-      std::vector<double> b_gate = layer.b_gate.to_doubles();
-      fold_norm(ln2, centres, layer.W_gate, b_gate);
-      layer.b_gate = narrowed(b_gate, layer.b_gate);
-    }
+    auto fold_ln2 = [&](Array& matrix, Array& bias) {
+      std::vector<double> b = bias.to_doubles();
+      fold_norm(ln2, centres, matrix, b);
+      bias = narrowed(b, bias);
+    };
+    if (config.gated_mlp) fold_ln2(layer.W_gate, layer.b_gate);
+    if (config.experts) fold_ln2(layer.W_router, layer.b_router);
     layer.ln1_w = layer.ln1_b = layer.ln2_w = layer.ln2_b = Array();
     layer.b_in = narrowed(b_in, layer.b_in);
   }

@@ -94,6 +94,8 @@ void visit_all(WeightsT& w, const Visit& visit) {
     visit(block + "ln1_post.w", layer.ln1_post_w);
     visit(block + "ln2.w", layer.ln2_w);
     visit(block + "ln2.b", layer.ln2_b);
+    visit(block + "mlp.W_router", layer.W_router);
+    visit(block + "mlp.b_router", layer.b_router);
     visit(block + "mlp.W_gate", layer.W_gate);
     visit(block + "mlp.b_gate", layer.b_gate);
     visit(block + "mlp.W_in", layer.W_in);
@@ -136,14 +138,17 @@ Vector Weights::b_V(std::int64_t layer) const {
 Matrix Weights::W_O(std::int64_t layer) const {
   return {layer_at(*this, layer).W_O, width_Q(config), config.d_model};
 }
+Matrix Weights::W_router(std::int64_t layer) const {
+  return {layer_at(*this, layer).W_router, config.d_model, config.experts.value().count};
+}
 Matrix Weights::W_gate(std::int64_t layer) const {
-  return {layer_at(*this, layer).W_gate, config.d_model, config.d_mlp};
+  return {layer_at(*this, layer).W_gate, config.d_model, config.n_neurons()};
 }
 Matrix Weights::W_in(std::int64_t layer) const {
-  return {layer_at(*this, layer).W_in, config.d_model, config.d_mlp};
+  return {layer_at(*this, layer).W_in, config.d_model, config.n_neurons()};
 }
 Matrix Weights::W_out(std::int64_t layer) const {
-  return {layer_at(*this, layer).W_out, config.d_mlp, config.d_model};
+  return {layer_at(*this, layer).W_out, config.n_neurons(), config.d_model};
 }
 Matrix Weights::unembedding() const { return {W_U, config.d_model, config.d_vocab, 0, true}; }
 
@@ -215,7 +220,8 @@ Weights outline(const Config& c, DType dtype) {
   w.W_type = where(c.n_token_types > 0, of({c.n_token_types, c.d_model}));
   w.embed_ln_w = where(c.embed_norm, of({c.d_model}));
   w.embed_ln_b = where(c.embed_norm && c.norms_centre(), of({c.d_model}));
-  std::int64_t qkv = width_Q(c) + 2 * width_KV(c);
+  std::int64_t qkv = width_Q(c) + 2 * width_KV(c), neurons = c.n_neurons(),
+               experts = c.experts ? c.experts->count : 0;
   LayerWeights layer{.ln1_w = where(before, norm()),
                      .ln1_b = where(before, bias()),
                      .q_norm_w = qk_norm(c.n_heads),
@@ -227,11 +233,13 @@ Weights outline(const Config& c, DType dtype) {
                      .b_O = of({c.d_model}),
                      .ln2_w = where(before, norm()),
                      .ln2_b = where(before, bias()),
-                     .W_gate = where(c.gated_mlp, of({c.d_model, c.d_mlp})),
-                     .b_gate = where(c.gated_mlp, of({c.d_mlp})),
-                     .W_in = of({c.d_model, c.d_mlp}),
-                     .b_in = of({c.d_mlp}),
-                     .W_out = of({c.d_mlp, c.d_model}),
+                     .W_router = where(c.experts.has_value(), of({c.d_model, experts})),
+                     .b_router = where(c.experts.has_value(), of({experts})),
+                     .W_gate = where(c.gated_mlp, of({c.d_model, neurons})),
+                     .b_gate = where(c.gated_mlp, of({neurons})),
+                     .W_in = of({c.d_model, neurons}),
+                     .b_in = of({neurons}),
+                     .W_out = of({neurons, c.d_model}),
                      .b_out = of({c.d_model}),
                      .ln2_post_w = where(behind, of({c.d_model}))};
   w.layers.assign(static_cast<std::size_t>(c.n_layers), layer);

@@ -36,7 +36,9 @@ struct LayerWeights {
   Array b_QKV;  // [(n_heads + 2 n_kv_heads) d_head]
   Array W_O;    // [n_heads d_head, d_model]
   Array b_O;    // [d_model]
-  Array ln2_w, ln2_b;    // [d_model]
+  Array ln2_w, ln2_b;        // [d_model]
+  Array W_router, b_router;  // [d_model, expert], [expert]; empty without experts
+  // Of experts: those of all neurons, expert after expert.
   Array W_gate, b_gate;  // [d_model, d_mlp], [d_mlp]; empty unless gated
   Array W_in;            // [d_model, d_mlp]
   Array b_in;            // [d_mlp]
@@ -68,6 +70,7 @@ struct Weights {
   Vector b_K(std::int64_t layer) const;
   Vector b_V(std::int64_t layer) const;
   Matrix W_O(std::int64_t layer) const;
+  Matrix W_router(std::int64_t layer) const;
   Matrix W_gate(std::int64_t layer) const;
   Matrix W_in(std::int64_t layer) const;
   Matrix W_out(std::int64_t layer) const;

@@ -13,6 +13,7 @@
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/gather.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/masked_fill.h>
@@ -22,7 +23,9 @@
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/scatter.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/sort.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/square.h>
 #include <ATen/ops/stack.h>
@@ -408,7 +411,9 @@ class Pass {
     at::Tensor in = tap.computes(Site::mlp_in, l) ? tap(Site::mlp_in, l, x) : x;
     at::Tensor n =
         before({Site::ln2_scale, Site::ln2_normalized, Site::ln2_out}, w.ln2_w, w.ln2_b, in);
-    at::Tensor post = c.gated_mlp ? gated(n) : plain(n);  // [batch, pos, d_mlp]
+    at::Tensor post = c.experts     ? experts(n)
+                      : c.gated_mlp ? gated(n)
+                                    : plain(n);  // [batch, pos, (expert,) d_mlp]
     return behind({Site::ln2_post_scale, Site::ln2_post_normalized, Site::mlp_out}, Site::mlp_sum,
                   w.ln2_post_w, linear(post, w.W_out, w.b_out).view({batch, pos, c.d_model}));
   }
@@ -428,6 +433,35 @@ class Pass {
     at::Tensor up = neurons(Site::mlp_pre_linear, w.W_in, w.b_in);
     at::Tensor act = tap(Site::mlp_act, l, activate(c.activation, pre));
     return tap(Site::mlp_post, l, at::mul(act, up));
+  }
+
+  // Every expert for every token, times its share, which is 0 where it was not chosen: what follows
+  // is one product over the neurons of all of them.
+  at::Tensor experts(const at::Tensor& n) {
+    const DeviceLayer& w = m.layers_[l];
+    at::Tensor shares = expert_shares(n);  // [batch, pos, expert]
+    auto neurons = [&](Site site, const LinearWeight& weight, const at::Tensor& bias) {
+      return tap(site, l, linear(n, weight, bias).view({batch, pos, c.experts->count, c.d_mlp}));
+    };
+    at::Tensor gate = neurons(Site::expert_gate, w.W_gate, w.b_gate);
+    at::Tensor pre = neurons(Site::expert_pre, w.W_in, w.b_in);
+    at::Tensor act = tap(Site::expert_act, l, activate(c.activation, gate));
+    at::Tensor post = tap(Site::expert_post, l, at::mul(act, pre));
+    return tap(Site::expert_mixed, l, at::mul(post, shares.unsqueeze(3)));
+  }
+
+  // The probabilities of the likeliest experts over their sum; of equal ones the first is chosen.
+  at::Tensor expert_shares(const at::Tensor& n) {
+    const DeviceLayer& w = m.layers_[l];
+    at::Tensor logits = tap(Site::router_logits, l,
+                            linear(n, w.W_router, w.b_router).view({batch, pos, c.experts->count}));
+    at::Tensor p = tap(Site::expert_weights, l, at::_softmax(logits.to(wide), -1, false));
+    at::Tensor order = std::get<1>(at::sort(p, /*stable=*/true, -1, /*descending=*/true));
+    at::Tensor chosen = order.narrow(2, 0, c.experts->per_token).contiguous();
+    tap(Site::expert_indices, l, chosen);  // for looking at
+    at::Tensor likeliest = at::gather(p, 2, chosen);
+    at::Tensor shares = at::div(likeliest, at::sum(likeliest, 2, true));  // [batch, pos, choice]
+    return tap(Site::expert_shares, l, at::scatter(at::zeros_like(p), 2, chosen, shares).to(dtype));
   }
 
   // What the head makes of the last residual.
@@ -588,12 +622,14 @@ Transformer::Transformer(std::shared_ptr<const Weights> weights, c10::Device dev
                        .ln1_post_w = place(layer.ln1_post_w),
                        .ln2_w = place(layer.ln2_w),
                        .ln2_b = place(layer.ln2_b),
+                       .b_router = place(layer.b_router),
                        .b_gate = place(layer.b_gate),
                        .b_in = place(layer.b_in),
                        .b_out = place(layer.b_out),
                        .ln2_post_w = place(layer.ln2_post_w),
                        .W_QKV = LinearWeight(place(layer.W_QKV)),
                        .W_O = LinearWeight(place(layer.W_O)),
+                       .W_router = dense(layer.W_router),
                        .W_gate = dense(layer.W_gate),
                        .W_in = LinearWeight(place(layer.W_in)),
                        .W_out = LinearWeight(place(layer.W_out))});

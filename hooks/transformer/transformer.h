@@ -18,9 +18,9 @@ namespace lenscpp {
 
 /// Weights as the device holds them.
 struct DeviceLayer {
-  at::Tensor ln1_w, ln1_b, b_QKV, q_norm_w, k_norm_w, b_O, ln1_post_w, ln2_w, ln2_b, b_gate, b_in,
-      b_out, ln2_post_w;
-  LinearWeight W_QKV, W_O, W_gate, W_in, W_out;
+  at::Tensor ln1_w, ln1_b, b_QKV, q_norm_w, k_norm_w, b_O, ln1_post_w, ln2_w, ln2_b, b_router,
+      b_gate, b_in, b_out, ln2_post_w;
+  LinearWeight W_QKV, W_O, W_router, W_gate, W_in, W_out;
 };
 
 /// What a run of the device pass leaves beside the tensors that its taps saw.

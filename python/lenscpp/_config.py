@@ -14,8 +14,8 @@ _ARCHITECTURES = {
     "bloom": "BloomForCausalLM", "falcon": "FalconForCausalLM", "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gpt2": "GPT2LMHeadModel",
     "gpt_neo": "GPTNeoForCausalLM", "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM",
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM",
-    "opt": "OPTForCausalLM", "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM", "opt": "OPTForCausalLM", "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM", "stablelm": "StableLmForCausalLM",
 }  # fmt: skip
 _ENCODERS = {"bert": "Bert", "distilbert": "DistilBert"}
@@ -30,7 +30,8 @@ class HookedTransformerConfig(Mapping[str, Any]):
     original_architecture use_attn_scale attn_scale scale_attn_by_inverse_layer_idx tied_unembedding device dtype
     default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts) gated_mlp
     parallel_attn_mlp rotary_dim rotary_base rotary_adjacent_pairs window_size use_local_attn attn_types
-    attention_dir ("causal" or "bidirectional") attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm use_normalization_before_and_after.
+    attention_dir ("causal" or "bidirectional") attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm
+    use_normalization_before_and_after num_experts experts_per_token (None: no experts).
     """
 
     _values: dict[str, Any]
@@ -77,6 +78,9 @@ def config_of(model: Any) -> HookedTransformerConfig:
     """The config of a _lenscpp.Model."""
     c = model.config()
     heads, kv_heads, gated = c["n_heads"], c["n_kv_heads"], c.get("gated_mlp", False)
+    mlp, experts = (3 if gated else 2) * c["d_mlp"], c.get("experts")
+    if experts:
+        mlp = experts["count"] * (mlp + 1)  # and the router's
     return HookedTransformerConfig(
         {
             "model_name": model.name,
@@ -105,7 +109,7 @@ def config_of(model: Any) -> HookedTransformerConfig:
             "default_prepend_bos": model.default_prepend_bos,
             "device": model.device,
             "dtype": getattr(torch, model.dtype),
-            "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + (3 if gated else 2) * c["d_mlp"]),
+            "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + mlp),
         }
         | _optional_kinds(c)
     )
@@ -131,5 +135,7 @@ def _optional_kinds(c: Mapping[str, Any]) -> dict[str, Any]:
         "output_logits_soft_cap": c.get("logits_softcap", -1.0),
         "use_qk_norm": "qk_norm" in c,
         "use_normalization_before_and_after": c.get("norm_placement") == "around",
+        "num_experts": c["experts"]["count"] if "experts" in c else None,
+        "experts_per_token": c["experts"]["per_token"] if "experts" in c else None,
         "post_embedding_ln": c.get("embed_norm", False),
     }

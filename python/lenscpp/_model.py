@@ -558,11 +558,12 @@ class HookedTransformer:
     b_K = property(lambda self: self._model.weight("b_K"), doc="[layer, head, d_head]")
     b_V = property(lambda self: self._model.weight("b_V"), doc="[layer, head, d_head]")
     b_O = property(lambda self: self._model.weight("b_O"), doc="[layer, d_model]")
-    W_gate = property(lambda self: self._model.weight("W_gate"), doc="[layer, d_model, d_mlp], where MLPs are gated")
-    b_gate = property(lambda self: self._model.weight("b_gate"), doc="[layer, d_mlp], where MLPs are gated")
-    W_in = property(lambda self: self._model.weight("W_in"), doc="[layer, d_model, d_mlp]")
-    W_out = property(lambda self: self._model.weight("W_out"), doc="[layer, d_mlp, d_model]")
-    b_in = property(lambda self: self._model.weight("b_in"), doc="[layer, d_mlp]")
+    W_router = property(lambda self: self._model.weight("W_router"), doc="[layer, d_model, expert], where there are experts; those have an axis of their own in what follows")
+    W_gate = property(lambda self: self._model.weight("W_gate"), doc="[layer, (expert,) d_model, d_mlp], where MLPs are gated")
+    b_gate = property(lambda self: self._model.weight("b_gate"), doc="[layer, (expert,) d_mlp], where MLPs are gated")
+    W_in = property(lambda self: self._model.weight("W_in"), doc="[layer, (expert,) d_model, d_mlp]")
+    W_out = property(lambda self: self._model.weight("W_out"), doc="[layer, (expert,) d_mlp, d_model]")
+    b_in = property(lambda self: self._model.weight("b_in"), doc="[layer, (expert,) d_mlp]")
     b_out = property(lambda self: self._model.weight("b_out"), doc="[layer, d_model]")
 
     # ---- helpers ----

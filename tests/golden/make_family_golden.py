@@ -43,10 +43,11 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "safetensors", "numpy")
 # Relative to the largest entry. transformers rounds rotary angles to float32 in a float64 model too.
 RAW_LIMIT = 3e-6
 TL_POSITIONS = 7  # of the first prompt: what comes later changes nothing before it
+ROUTER_GAIN = 1.5  # probabilities of experts neither alike nor one-hot
 CONVERSIONS = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gpt_neox": "neox", "gemma": "gemma",
     "gemma2": "gemma", "phi": "phi", "phi3": "phi3", "gptj": "gptj", "gpt_neo": "neo", "opt": "opt", "bloom": "bloom",
-    "olmo2": "olmo2", "gemma3_text": "gemma",
+    "olmo2": "olmo2", "gemma3_text": "gemma", "mixtral": "mixtral",
 }  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class Case:
     gain: float = 1.3  # of query and key matrices: attention neither uniform nor one-hot
     older: dict = field(default_factory=dict)  # fields of config.json that only older files have
     drop: tuple[str, ...] = ()  # fields that those have not
+    as_held: bool = False  # tensors named as transformers holds them, not as it writes them
 
 
 def llama_like(d_model, heads, kv_heads, d_head, d_mlp, vocab, n_ctx, eps, **rest) -> dict:
@@ -372,6 +374,22 @@ CASES = [
         tl=dict(normalization_type="LN", positional_embedding_type="alibi", post_embedding_ln=True, d_mlp=64,
                 act_fn="gelu_fast"),
     ),
+    Case(
+        "mixtral_window", 3701, "2 of 5 experts; sliding window 4 in every layer; head_dim 6 of d_model 20 over 4 heads",
+        "mixtral",
+        llama_like(20, 4, 2, 6, 10, 37, 32, 1e-3, sliding_window=4, tie_word_embeddings=False, num_local_experts=5,
+                   num_experts_per_tok=2, router_jitter_noise=0.1, **rope(1000.0)),
+        TWO, tl=rms(1000.0, use_local_attn=True, window_size=4, attn_types=["local"] * 3, num_experts=5,
+                    experts_per_token=2, norm_topk_prob=True),
+    ),
+    Case(
+        "mixtral_together", 3702, "3 of 4 experts, stored in one tensor; no window, tied, one key-value head; older spelling",
+        "mixtral",
+        llama_like(15, 3, 1, 8, 7, 31, 32, 1e-5, sliding_window=None, tie_word_embeddings=True, num_local_experts=4,
+                   num_experts_per_tok=3, **rope(1e6)),
+        TWO, spelling="older", as_held=True,
+        tl=rms(1e6, num_experts=4, experts_per_token=3, norm_topk_prob=True),
+    ),
 ]  # fmt: skip
 
 
@@ -399,6 +417,8 @@ def random_parameters(case: Case, model) -> dict[str, torch.Tensor]:
             value = normal(old.shape, 1 / old.shape[-1] ** 0.5)
         if any(part in name for part in ("q_proj", "k_proj", "query_key_value", "qkv_proj")):
             value *= case.gain
+        if name.endswith("mlp.gate.weight"):
+            value *= ROUTER_GAIN
         parameters[name] = torch.from_numpy(value).to(torch.float32).to(case.storage)
     return parameters
 
@@ -431,6 +451,8 @@ def write_checkpoint(case: Case, folder: Path) -> dict[str, torch.Tensor]:
     (folder / "generation_config.json").unlink(missing_ok=True)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", older_spelling(case, written) if case.spelling == "older" else written)
+    if case.as_held:
+        save_file({name: p.detach().clone() for name, p in model.named_parameters()}, folder / "model.safetensors")
     # Sorted, without what depends on the machine.
     save_file(dict(sorted(load_file(folder / "model.safetensors").items())), folder / "model.safetensors", metadata={"format": "pt"})
     return parameters
@@ -444,6 +466,8 @@ def load_hf(folder: Path, parameters: dict):
     assert not report["missing_keys"] and not report["mismatched_keys"], report
     for name, value in model.named_parameters():
         assert torch.equal(value, parameters[name].to(torch.float64)), name
+    if model.config.model_type == "mixtral":
+        model.set_experts_implementation("eager")  # the grouped product takes no float64
     return model.eval()
 
 
@@ -471,6 +495,18 @@ def run_hf(model, tokens: torch.Tensor) -> tuple[dict[str, torch.Tensor], float]
     return result, torch.cat(peaks).mean().item()
 
 
+def check_routing(case: Case, model, tokens: torch.Tensor) -> None:
+    """Every expert is chosen by some tokens, at least two of them not by all, and no choice hangs on rounding."""
+    chosen = model.config.num_experts_per_tok
+    for logits in model(tokens, output_router_logits=True, use_cache=False).router_logits:  # [token, expert]
+        falling, order = logits.double().sort(-1, descending=True)
+        counts = torch.bincount(order[:, :chosen].flatten(), minlength=logits.shape[1])
+        if not (counts.min() > 0 and (counts < len(logits)).sum() >= 2):
+            sys.exit(f"{case.name}: experts are chosen {counts.tolist()} times by {len(logits)} tokens")
+        if not (falling[:, :-1] - falling[:, 1:]).min() > 1e-3:
+            sys.exit(f"{case.name}: probabilities of experts are too close")
+
+
 def tl_model(case: Case, hf) -> HookedTransformer:
     c = hf.config
     get = lambda *names: next((getattr(c, n) for n in names if getattr(c, n, None) is not None), None)
@@ -494,7 +530,7 @@ def tl_model(case: Case, hf) -> HookedTransformer:
     model.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    return model.eval()
+    return torch.nn.Module.double(model).eval()  # whatever cfg.dtype, its experts are float32
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -524,6 +560,8 @@ def make_case(case: Case, folder: Path) -> dict:
             kind, *layer = name.split(".")
             flat[".".join([kind, str(i), *layer])] = value.to(torch.float32) if value.is_floating_point() else value
     save_file({name: value.detach().clone().contiguous() for name, value in flat.items()}, folder / "hf.safetensors")
+    if case.model_type == "mixtral":
+        check_routing(case, hf, runs[0]["tokens"])
     if not 0.25 < peaks[0] < 0.85:
         sys.exit(f"{case.name}: attention is too uniform or too sharp ({peaks[0]:.2f})")
     agreement = {}

@@ -123,6 +123,36 @@ TEST(HookPoint, ShapesFollowTheAxes) {
   EXPECT_EQ(shape_of(Site::result, small(), e), (Shape{2, 5, 4, 8}));
 }
 
+TEST(HookPoint, ExpertsStandInThePlaceOfOneMlp) {
+  Config c = small(NormKind::rms_norm);
+  c.gated_mlp = true;
+  auto of_mlp = [&] {
+    std::vector<std::string> names;
+    for (const std::string& name : hook_names(c))
+      if (name.starts_with("blocks.1.mlp.")) names.push_back(name.substr(13));
+    return names;
+  };
+  EXPECT_EQ(of_mlp(), (std::vector<std::string>{"hook_pre", "hook_pre_linear", "hook_post"}));
+  c.experts = Experts{.count = 5, .per_token = 2};
+  EXPECT_EQ(of_mlp(),
+            (std::vector<std::string>{"hook_expert_weights", "hook_expert_indices",
+                                      "hook_expert_gate", "hook_expert_pre", "hook_expert_post"}));
+  Extents e{.batch = 2, .pos = 3, .key = 3};
+  EXPECT_EQ(shape_of(Site::expert_weights, c, e), (Shape{2, 3, 5}));
+  EXPECT_EQ(shape_of(Site::expert_indices, c, e), (Shape{2, 3, 2}));
+  EXPECT_EQ(shape_of(Site::expert_post, c, e), (Shape{2, 3, 5, 16}));
+  EXPECT_EQ(stored_dtype(Site::expert_weights, DType::bf16), DType::f32);
+  EXPECT_EQ(stored_dtype(Site::expert_indices, DType::bf16), DType::i64);
+  EXPECT_EQ(find_hook("expert_weights", 1, "mlp", c), (TensorId{Site::expert_weights, 1}));
+  try {
+    find_hook("post", 1, "", c);
+    ADD_FAILURE() << "not refused";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_NE(std::string(error.what()).find("hook_expert_post"), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(HookPoint, AScaleIsStoredAsItWasAccumulated) {
   EXPECT_EQ(stored_dtype(Site::ln1_scale, DType::bf16), DType::f32);
   EXPECT_EQ(stored_dtype(Site::ln1_scale, DType::f64), DType::f64);

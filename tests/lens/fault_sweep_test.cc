@@ -362,6 +362,24 @@ TEST_P(FaultSweep, EveryFaultOfOtherActivationsIsRefusedAndNamedFirst) {
       table);
 }
 
+// A router, its choices and the experts that they mix.
+TEST_P(FaultSweep, EveryFaultOfExpertsIsRefusedAndNamedFirst) {
+  auto folder = golden::family_folder("mixtral_window");
+  auto [type, processed] = GetParam();
+  Weights raw = load_weights(folder, type == DType::f64 ? DType::f64 : DType::f32);
+  auto w = std::make_shared<const Weights>(cast(processed ? process(raw, {}) : raw, type));
+  Array tokens = SafetensorsFile::open(folder / "hf.safetensors").tensor("tokens.0");
+  auto of_experts = [](const Link& link) {
+    return link.output.layer == 1 && link.output.site >= Site::router_logits &&
+           link.output.site <= Site::mlp_out;
+  };
+  CleanRun plain(w, {.rows = Rows::from_tokens(golden::ids(tokens), tokens.size(0), w->config),
+                     .plan = {},
+                     .on_demand = {}});
+  EXPECT_EQ(std::ranges::count_if(plain.links, of_experts), 10);
+  sweep(plain, of_experts, table);
+}
+
 // Inputs of their own for queries, keys and values; results summed over heads; every kind of edit.
 TEST_P(FaultSweep, EveryFaultOfEditedRunsIsRefusedAndNamedFirst) {
   auto w = weights("flags");

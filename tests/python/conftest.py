@@ -28,7 +28,9 @@ def read_safetensors(path):
             continue
         begin, end = entry["data_offsets"]
         bytes_ = data[8 + size + begin : 8 + size + end]
-        tensors[name] = torch.frombuffer(bytes_, dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"]).clone()
+        dtype = _DTYPES[entry["dtype"]]
+        flat = torch.frombuffer(bytes_, dtype=dtype).clone() if bytes_ else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(entry["shape"])
     return tensors
 
 

@@ -66,6 +66,19 @@ TEST_P(Processed, IsRefusedWhenOneRowOfATableIsWrong) {
   }
 }
 
+TEST(ProcessedExperts, AreRefusedWhenAnyArrayIsWrong) {
+  Weights raw = load_weights(golden::family_folder("mixtral_window"), DType::f32);
+  Weights processed = process(raw, {});
+  EXPECT_NO_THROW(check_processing(raw, processed, serial_for));
+  LayerWeights &layer = processed.layers[1], &before = raw.layers[1];
+  for (auto member : {&LayerWeights::W_router, &LayerWeights::W_gate, &LayerWeights::W_in}) {
+    Array folded = layer.*member;
+    layer.*member = before.*member;  // the norm was not folded into it
+    EXPECT_THROW(check_processing(raw, processed, serial_for), std::runtime_error);
+    layer.*member = folded;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Golden, Processed,
                          testing::Values("three_layers", "odd_heads", "untied", "square"),
                          [](const auto& info) { return info.param; });

@@ -36,7 +36,8 @@ std::int64_t elements_of(const Weights& weights, const Counts& counts) {
 bool rewritten(const std::string& name, const Processing& p) {
   auto ends = [&](std::string_view end) { return name.ends_with(end); };
   if (ends(".W_U") || ends(".b_U")) return p.fold_ln || p.center_unembed;
-  if (ends(".W_QKV") || ends(".W_in") || ends(".b_in") || ends("_gate")) return p.fold_ln;
+  if (ends(".W_QKV") || ends(".W_in") || ends(".b_in") || ends("_gate") || ends("_router"))
+    return p.fold_ln;
   if (ends(".b_QKV")) return p.fold_ln || p.fold_value_biases;
   if (ends(".b_O")) return p.center_writing_weights || p.fold_value_biases;
   if (ends(".w") || ends(".b")) return false;
@@ -61,7 +62,7 @@ class Scratch {
                        l.op == Op::head_result ? l.weight->in / out[2] : l.weight->in);
       case Op::scores:
       case Op::softmax:
-        return scores(out[2], out[3]);
+        return out.size() == 4 ? scores(out[2], out[3]) : kRowBlocks * threads_;  // a router's: 3
       case Op::mix:
         return mix(out[1], out[3]);
       default:
@@ -73,7 +74,7 @@ class Scratch {
   std::int64_t most(const Config& c, const Request& request) const {
     Extents e = request.rows.extents();
     std::int64_t rows = product_of(e.batch, e.pos), found = kRowBlocks * threads_;
-    for (std::int64_t terms : {c.d_model, c.n_heads * c.d_head, c.d_mlp})
+    for (std::int64_t terms : {c.d_model, c.n_heads * c.d_head, c.n_neurons()})
       found = std::max(found, linear(rows, terms));
     if (!request.on_demand.empty() || !request.plan.edits().empty() || !request.callbacks.empty())
       for (std::int64_t terms : {c.d_model, c.d_head})
@@ -177,7 +178,8 @@ class Walk {
       return use_.on_host ? item.host : item.device;
     };
     auto add = [](std::int64_t& total, std::int64_t bytes) { total = sum_of(total, bytes); };
-    add(on_device(parts), planned_mask(weights_, request_).bytes());
+    std::int64_t masks = weights_.config.window ? 2 : 1;
+    add(on_device(parts), product_of(masks, planned_mask(weights_, request_).bytes()));
     if (use_.on_host && weights_.dtype == DType::bf16)
       add(parts.host, kPacking_bytes * use_.threads);
     for (std::size_t i = 0; i <= now; ++i) {

@@ -69,12 +69,7 @@ class Sizes {
         }
         return;
       case Op::turn:
-        if (narrow_) add("input in float32", shape_, wide_);
-        add("pairs", shape_, wide_);
-        add("products with cosines", shape_, wide_);
-        add("products with sines", shape_, wide_);
-        add("turned", shape_, wide_);
-        return;
+        return turn();
       case Op::softcap:
         add("input over its cap", shape_, wide_);
         add("hyperbolic tangent", shape_, wide_);
@@ -114,6 +109,22 @@ class Sizes {
         return;
       case Op::enter:
         return add("uploaded residual", l.given.shape(), model_);
+      case Op::softmax:
+        // Of a router; scores are in the model's dtype, as their patterns are.
+        if (narrow_ && planned_->output.type.name == wide_.name)
+          add("logits in float32", shape_, wide_);
+        return;
+      case Op::choose:
+        add("sorted", shape_of(l.inputs[0].site, c_, extents_), wide_);
+        return add("order", shape_of(l.inputs[0].site, c_, extents_), element_type(DType::i64));
+      case Op::share: {
+        Shape chosen = shape_of(Site::expert_indices, c_, extents_);
+        add("likeliest", chosen, wide_);
+        add("shares of the likeliest", chosen, wide_);
+        add("zeros", shape_, wide_);
+        if (narrow_) add("shares in float32", shape_, wide_);
+        return;
+      }
       case Op::select:
       case Op::callback:
       case Op::given:
@@ -125,6 +136,19 @@ class Sizes {
         return;
     }
     throw std::logic_error("[preflight] not an Op");
+  }
+
+  // Of each pair the first and the second, what they become, and two products at a time.
+  void turn() {
+    Shape turned = shape_, half = shape_;
+    turned.back() = c_.rotary->dimensions;
+    half.back() = turned.back() / 2;
+    if (narrow_) add("input in float32", turned, wide_);
+    for (std::string_view part : {"first of pairs", "second of pairs", "product with cosines",
+                                  "product with sines", "first turned", "second turned"})
+      add(part, half, wide_);
+    if (narrow_) add("turned in float32", turned, wide_);
+    if (turned != shape_) add("turned", turned, model_);
   }
 
   std::int64_t heads() const { return product_of(extents_.batch, c_.n_heads); }

@@ -93,18 +93,21 @@ Weights Reordering::apply(const Weights& weights) const {
       auto first = static_cast<std::int64_t>(columns.size());
       for (std::int64_t i : end_to_end(*part, config_.n_kv_heads)) columns.push_back(first + i);
     }
-    for (Array* of_model :
-         {&layer.ln1_w, &layer.ln1_b, &layer.b_O, &layer.ln2_w, &layer.ln2_b, &layer.ln1_post_w,
-          &layer.ln2_post_w, &layer.W_QKV, &layer.W_gate, &layer.W_in, &layer.b_out})
+    for (Array* of_model : {&layer.ln1_w, &layer.ln1_b, &layer.b_O, &layer.ln2_w, &layer.ln2_b,
+                            &layer.ln1_post_w, &layer.ln2_post_w, &layer.W_QKV, &layer.W_router,
+                            &layer.W_gate, &layer.W_in, &layer.b_out})
       *of_model = gathered(*of_model, 0, model_);
     layer.W_QKV = gathered(layer.W_QKV, 1, columns);
     layer.b_QKV = gathered(layer.b_QKV, 0, columns);
     layer.W_O = gathered(gathered(layer.W_O, 0, values), 1, model_);
-    layer.W_gate = gathered(layer.W_gate, 1, own.mlp);
-    layer.b_gate = gathered(layer.b_gate, 0, own.mlp);
-    layer.W_in = gathered(layer.W_in, 1, own.mlp);
-    layer.b_in = gathered(layer.b_in, 0, own.mlp);
-    layer.W_out = gathered(gathered(layer.W_out, 0, own.mlp), 1, model_);
+    Order neurons;  // of each expert alike
+    for (std::int64_t first = 0; first < config_.n_neurons(); first += config_.d_mlp)
+      for (std::int64_t i : own.mlp) neurons.push_back(first + i);
+    layer.W_gate = gathered(layer.W_gate, 1, neurons);
+    layer.b_gate = gathered(layer.b_gate, 0, neurons);
+    layer.W_in = gathered(layer.W_in, 1, neurons);
+    layer.b_in = gathered(layer.b_in, 0, neurons);
+    layer.W_out = gathered(gathered(layer.W_out, 0, neurons), 1, model_);
   }
   return w;
 }

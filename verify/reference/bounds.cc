@@ -69,6 +69,9 @@ void softmax_slacks(const Contract& c, std::span<const double> p, std::span<cons
                     std::span<double> out) {
   for (std::size_t j = 0; j < out.size(); ++j) out[j] = softmax_slack(c, p[j], below_max[j]);
 }
+double share_slack(const Contract& c, std::int64_t terms, double sizes, double quotient) {
+  return c.reference * c.u_a * (static_cast<double>(terms) * sizes + 2) * std::abs(quotient);
+}
 double gelu_slack(const Contract& c, double x) { return c.reference * 8 * c.u_a * std::abs(x); }
 double silu_slack(const Contract& c, double x, double y) {
   return c.reference * c.u_a * (8 * std::abs(x) + std::abs(x * y));

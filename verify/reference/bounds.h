@@ -81,6 +81,9 @@ double softmax_slack(const Contract& c, double p, double below_max);
 /// The same for a row.
 void softmax_slacks(const Contract& c, std::span<const double> p, std::span<const double> below_max,
                     std::span<double> out);
+/// p over the sum of `terms` of them: u_a (K sum|p| / |sum p| + 2) of the quotient; `sizes` is that
+/// ratio, 1 for numbers of one sign.
+double share_slack(const Contract& c, std::int64_t terms, double sizes, double quotient);
 /// GELU: 8 u_a |x|, absolute since 1 + tanh cancels; SiLU: + u_a |x y|.
 double gelu_slack(const Contract& c, double x);
 double silu_slack(const Contract& c, double x, double y);

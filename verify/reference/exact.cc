@@ -360,20 +360,20 @@ bool moved(const Array& output, const Array& reference, int axis,
   return moved_square < kInfinity && unmoved_square > 0 && !(moved_square > 0.01 * unmoved_square);
 }
 
-// "heads 1 and 2 swapped", "rows shifted by 1", or nothing.
+// "heads 1 and 2 swapped", "experts 0 and 3 swapped", "rows shifted by 1", or nothing.
 std::string movement(const Link& link, const Array& output, const Array& reference,
                      const Pattern& p) {
   auto axes = info(link.output.site).axes;
   for (int d = 0; d < output.rank(); ++d) {
     std::int64_t extent = output.size(d);
-    if (axes[d] == Axis::head || axes[d] == Axis::kv_head) {
+    if (axes[d] == Axis::head || axes[d] == Axis::kv_head || axes[d] == Axis::expert) {
       std::vector<std::int64_t> wrong;
       for (std::int64_t h = 0; h < extent; ++h)
         if (p.per_axis[d][h] > 0) wrong.push_back(h);
       if (wrong.size() == 2 &&
           moved(output, reference, d, {{wrong[0], wrong[1]}, {wrong[1], wrong[0]}}))
-        return "heads " + std::to_string(wrong[0]) + " and " + std::to_string(wrong[1]) +
-               " swapped";
+        return (axes[d] == Axis::expert ? "experts " : "heads ") + std::to_string(wrong[0]) +
+               " and " + std::to_string(wrong[1]) + " swapped";
     }
     if (axes[d] == Axis::pos || axes[d] == Axis::query || (axes[d] == Axis::key && d == 1)) {
       for (std::int64_t distance = 1; distance <= std::min<std::int64_t>(4, extent / 2); ++distance)

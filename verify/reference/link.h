@@ -22,7 +22,7 @@ enum class Op : std::uint8_t {
   table,        // what follows from positions alone, uploaded: cosines and sines of angles
   distances,    // ALiBi, uploaded: minus a slope a head times how far a key lies behind
   add,          // the sum of two or three tensors, the second perhaps the same for all prompts
-  multiply,     // the product of two tensors, element by element
+  multiply,     // the product of two tensors, element by element; the second perhaps one a row
   copy,         // the same values under another name, perhaps repeated over heads
   concat,       // base keys or values, then those computed here
   enter,        // prompts that enter, behind those already there
@@ -40,6 +40,8 @@ enum class Op : std::uint8_t {
   head_result,  // per head: z_h W_O,h
   sum_heads,    // sum over heads of results, plus bias
   activation,   // elementwise
+  choose,       // which are the largest of a row, in falling order, of equals the first
+  share,        // those over their sum, 0 elsewhere
   edit,         // one edit of the plan
   callback,     // what a function returned: the values come with the run
 };
@@ -64,6 +66,7 @@ struct Link {
   std::vector<Span> spans = {};  // scores: keys that are no padding; select: whose first is meant
   std::int64_t first_query = 0;  // scores, distances: the position of query 0 among the keys
   std::int64_t position = 0;     // select: which, without spans
+  std::int64_t chosen = 0;       // share: how many
   Activation activation = Activation::relu;
   std::optional<Edit> edit = {};
   std::optional<Callback> callback = {};

@@ -14,6 +14,7 @@ namespace {
 constexpr std::int64_t kBlockElements = 4096;  // 32 KiB of doubles: value and slack stay near
 constexpr std::int64_t kBlockQueries = 64;     // of attention: whole heads would leave the caches
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 void require(bool holds, const Link& link, const char* what) {
   if (!holds) throw std::invalid_argument("[reference] " + to_string(link.output) + ": " + what);
@@ -292,21 +293,28 @@ class Add : public Kernel {
   Contract c_;
 };
 
+// The second factor may be one a row.
 class Multiply : public Kernel {
  public:
   Multiply(const Link& link, Array a, Array b, const Shape& out)
-      : a_(std::move(a)), b_(std::move(b)) {
-    require(a_.shape() == out && b_.shape() == out, link, "factors of another shape");
+      : a_(std::move(a)), b_(std::move(b)), one_a_row_(b_.shape() != out) {
+    Shape rows(out.begin(), out.end() - 1);
+    require(a_.shape() == out && (!one_a_row_ || b_.shape() == rows), link,
+            "factors of another shape");
     blocks_ = row_blocks(out);
   }
   Expectation expect(const Block& b) const override {
-    return {.value = widened(a_, b).cwiseProduct(widened(b_, b)),
-            .slack = Mat::Zero(b.rows, b.cols),
-            .refine = {}};
+    Expectation e{.value = widened(a_, b), .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
+    if (one_a_row_)
+      e.value.array().colwise() *= widened(b_, b.offset / b.cols, 1, b.rows, 1).col(0).array();
+    else
+      e.value.array() *= widened(b_, b).array();
+    return e;
   }
 
  private:
   Array a_, b_;
+  bool one_a_row_;
 };
 
 // [batch, pos, head, d_head] turned by tables [prompt, pos, pair], which serve the batch in turn.
@@ -837,6 +845,67 @@ class Softmax : public Kernel {
   Contract c_;
 };
 
+// How many of a row come before element j when it falls, of equals the first: a NaN has no place.
+template <class Row>
+Index place_in(const Row& row, Index j) {
+  if (row.hasNaN()) return row.size();
+  return (row.array() > row[j]).count() + (row.head(j).array() == row[j]).count();
+}
+
+class Choose : public Kernel {
+ public:
+  Choose(const Link& link, Array x, const Shape& out) : x_(std::move(x)) {
+    Shape rest(out.begin(), out.end() - 1), given(x_.shape().begin(), x_.shape().end() - 1);
+    require(given == rest && out.back() <= x_.size(-1), link, "fewer than are chosen");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    std::int64_t width = x_.size(-1);
+    Mat rows = widened(x_, b.offset / b.cols * width, width, b.rows, width);
+    Mat value = Mat::Constant(b.rows, b.cols, kNan);
+    for (Index r = 0; r < b.rows; ++r)
+      for (Index j = 0; j < width; ++j)
+        if (Index place = place_in(rows.row(r), j); place < b.cols)
+          value(r, place) = static_cast<double>(j);
+    return exactly(std::move(value));
+  }
+
+ private:
+  Array x_;
+};
+
+class Share : public Kernel {
+ public:
+  Share(const Link& link, Array x, const Shape& out, const Contract& c)
+      : x_(std::move(x)), c_(c), chosen_(link.chosen) {
+    require(x_.shape() == out && chosen_ >= 1 && chosen_ <= out.back(), link,
+            "an input of another shape, or nothing chosen");
+    blocks_ = row_blocks(out);
+  }
+  Expectation expect(const Block& b) const override {
+    Mat rows = widened(x_, b);
+    Expectation e = exactly(Mat::Zero(b.rows, b.cols));
+    for (Index r = 0; r < b.rows; ++r) {
+      auto x = rows.row(r);
+      if (x.hasNaN()) e.value.row(r).setConstant(kNan);
+      Eigen::RowVectorXd counts(b.cols);
+      for (Index j = 0; j < b.cols; ++j) counts[j] = place_in(x, j) < chosen_ ? 1 : 0;
+      double sum = x.dot(counts), sizes = x.cwiseAbs().dot(counts) / std::abs(sum);
+      for (Index j = 0; j < b.cols; ++j) {
+        if (counts[j] == 0) continue;
+        e.value(r, j) = x[j] / sum;
+        e.slack(r, j) = share_slack(c_, chosen_, sizes, e.value(r, j));
+      }
+    }
+    return e;
+  }
+
+ private:
+  Array x_;
+  Contract c_;
+  std::int64_t chosen_;
+};
+
 class Mix : public Kernel {
  public:
   Mix(const Link& link, Array pattern, Array v, const Shape& out, const Contract& c)
@@ -1077,6 +1146,10 @@ std::unique_ptr<Kernel> make_kernel(const Link& link, std::vector<Array> in, con
       return std::make_unique<Scores>(link, in.at(0), in.at(1), out, c);
     case Op::softmax:
       return std::make_unique<Softmax>(link, in.at(0), out, c);
+    case Op::choose:
+      return std::make_unique<Choose>(link, in.at(0), out);
+    case Op::share:
+      return std::make_unique<Share>(link, in.at(0), out, c);
     case Op::mix:
       return std::make_unique<Mix>(link, in.at(0), in.at(1), out, c);
     case Op::sum_heads:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 #include "verify/reference/ops.h"
@@ -62,6 +63,65 @@ Mat head_rows(const Mat& m, const Array& shaped, std::int64_t prompt, std::int64
     rows.row(p) =
         Eigen::Map<const Eigen::RowVectorXd>(m.data() + ((prompt * pos + p) * heads + head) * d, d);
   return rows;
+}
+
+// One factor a row.
+Array multiply_rows(const std::vector<Array>& in, const Mat& e, const Mat& e_b, const Shape& out) {
+  std::int64_t cols = in[0].size(-1);
+  Eigen::ArrayXd b = matrix(in[1], 1).cwiseAbs().col(0).array(), e_rows = e_b.col(0).array();
+  Mat sizes = matrix(in[0], cols).cwiseAbs();
+  Mat result = (e.array().colwise() * (b + e_rows) + sizes.array().colwise() * e_rows).matrix();
+  return array_of(result, out);
+}
+
+// The elements of a row as they fall, of equals the first.
+std::vector<Index> falling(const Eigen::RowVectorXd& x) {
+  std::vector<Index> order(static_cast<std::size_t>(x.size()));
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, [&](Index a, Index b) { return x[a] > x[b]; });
+  return order;
+}
+
+// Whether errors may bring one of those from place `to` on before one that stands at `from`.
+bool may_pass(const Eigen::RowVectorXd& x, const Eigen::RowVectorXd& e,
+              const std::vector<Index>& order, std::size_t from, std::size_t to) {
+  for (std::size_t i = to; i < order.size(); ++i)
+    if (!(x[order[from]] - e[order[from]] > x[order[i]] + e[order[i]])) return true;
+  return false;
+}
+
+Mat choose(const Mat& x, const Mat& e, std::int64_t count) {
+  Mat result = Mat::Zero(x.rows(), count);
+  for (Index r = 0; r < x.rows(); ++r) {
+    auto order = falling(x.row(r));
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i)
+      if (may_pass(x.row(r), e.row(r), order, i, i + 1))
+        result.row(r).setConstant(static_cast<double>(x.cols() - 1));
+  }
+  return result;
+}
+
+// Of numbers that are not negative, so that a share lies between 0 and 1.
+Mat share(const Mat& x, const Mat& e, std::int64_t count) {
+  Mat result(x.rows(), x.cols());
+  auto chosen = static_cast<std::size_t>(count);
+  for (Index r = 0; r < x.rows(); ++r) {
+    auto order = falling(x.row(r));
+    Eigen::RowVectorXd counts = Eigen::RowVectorXd::Zero(x.cols());
+    bool unsure = false;
+    for (std::size_t i = 0; i < chosen; ++i) {
+      counts[order[i]] = 1;
+      unsure |= may_pass(x.row(r), e.row(r), order, i, chosen);
+    }
+    double sum = x.row(r).dot(counts), e_sum = e.row(r).dot(counts);
+    unsure |= !(sum > e_sum);
+    for (Index j = 0; j < x.cols(); ++j) {
+      double y = counts[j] * x(r, j) / sum,
+             moved = counts[j] * (e(r, j) + y * e_sum) / (sum - e_sum);
+      result(r, j) = unsure ? std::max(y, 1 - y) : moved;
+    }
+  }
+  return result;
 }
 
 // Both elements of a pair, and both tables, reach both.
@@ -170,6 +230,7 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
       return array_of(sum, out);
     }
     case Op::multiply: {
+      if (in[1].numel() != in[0].numel()) return multiply_rows(in, e, second(1), out);
       Mat e_b = second(cols), a = matrix(in[0], cols).cwiseAbs(),
           b = matrix(in[1], cols).cwiseAbs();
       return array_of(e.cwiseProduct(b + e_b) + a.cwiseProduct(e_b), out);
@@ -219,6 +280,10 @@ Array propagate(const Link& link, const std::vector<Array>& in, const std::vecto
       return scores(link, in[0], in[1], e, second(cols), out);
     case Op::softmax:
       return array_of(softmax(matrix(in[0], cols), e), out);
+    case Op::choose:
+      return array_of(choose(matrix(in[0], cols), e, out.back()), out);
+    case Op::share:
+      return array_of(share(matrix(in[0], cols), e, link.chosen), out);
     case Op::mix:
       return mix(in[0], in[1], e, second(in[1].size(-1)), out);
     case Op::activation:

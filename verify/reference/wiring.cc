@@ -108,6 +108,13 @@ class Graph {
     return append({.op = Op::activation, .output = out, .inputs = {in}, .activation = kind});
   }
 
+  TensorId choose(TensorId out, TensorId in) {
+    return append({.op = Op::choose, .output = out, .inputs = {in}});
+  }
+  TensorId share(TensorId out, TensorId in, std::int64_t chosen) {
+    return append({.op = Op::share, .output = out, .inputs = {in}, .chosen = chosen});
+  }
+
   // A norm in the steps that have names: scale, normalized and, unless folded, the affine output.
   struct Norm {
     TensorId scale, normalized, out;
@@ -305,7 +312,7 @@ class Block {
     TensorId in = request.computes(Site::mlp_in, l) ? g.copy(at(Site::mlp_in), x) : x;
     TensorId n =
         before(Site::ln2_scale, Site::ln2_normalized, Site::ln2_out, layer.ln2_w, layer.ln2_b, in);
-    TensorId post = w.config.gated_mlp ? gated(n) : plain(n);
+    TensorId post = w.config.experts ? experts(n) : w.config.gated_mlp ? gated(n) : plain(n);
     TensorId out = at(normed_behind() ? Site::mlp_sum : Site::mlp_out);
     return behind(Site::ln2_post_scale, Site::ln2_post_normalized, Site::mlp_out, layer.ln2_post_w,
                   g.linear(out, post, w.W_out(l), whole(layer.b_out)));
@@ -319,6 +326,19 @@ class Block {
     TensorId linear = g.linear(at(Site::mlp_pre_linear), n, w.W_in(l), whole(layer.b_in));
     TensorId act = g.activation(at(Site::mlp_act), pre, w.config.activation);
     return g.multiply(at(Site::mlp_post), act, linear);
+  }
+
+  // Each of them for every token: those that a token did not choose have no share in the sum.
+  TensorId experts(TensorId n) {
+    TensorId logits = g.linear(at(Site::router_logits), n, w.W_router(l), whole(layer.b_router));
+    TensorId weights = g.softmax(at(Site::expert_weights), logits);
+    g.choose(at(Site::expert_indices), weights);  // for looking at
+    TensorId shares = g.share(at(Site::expert_shares), weights, w.config.experts->per_token);
+    TensorId gate = g.linear(at(Site::expert_gate), n, w.W_gate(l), whole(layer.b_gate));
+    TensorId pre = g.linear(at(Site::expert_pre), n, w.W_in(l), whole(layer.b_in));
+    TensorId act = g.activation(at(Site::expert_act), gate, w.config.activation);
+    TensorId post = g.multiply(at(Site::expert_post), act, pre);
+    return g.multiply(at(Site::expert_mixed), post, shares);
   }
 
   Graph& g;
@@ -494,6 +514,10 @@ std::string_view name_of(Op op) {
       return "sum_heads";
     case Op::activation:
       return "activation";
+    case Op::choose:
+      return "choose";
+    case Op::share:
+      return "share";
     case Op::edit:
       return "edit";
     case Op::callback:

@@ -67,6 +67,8 @@ void add_optional_parts(Config& c, const json& j) {
   c.norm_adds_one = j.value("norm_adds_one", false);
   c.embed_norm = j.value("embed_norm", false);
   c.gated_mlp = j.value("gated_mlp", false);
+  if (j.contains("experts"))
+    c.experts = Experts{j.at("experts").at("count"), j.at("experts").at("per_token")};
   if (j.contains("biases")) {
     const json& b = j.at("biases");
     c.biases = {b.at("qkv"), b.at("attn_out"), b.at("mlp"), b.at("unembedding")};

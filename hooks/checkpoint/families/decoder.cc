@@ -309,6 +309,18 @@ void read_rotary(Fields& fields, Config& config, const RotaryDefaults& absent) {
     config.n_ctx = std::min(kLongestContext, rounded_down(rope.factor, config.n_ctx));
 }
 
+void read_experts(Fields& fields, Config& config) {
+  constexpr std::int64_t kMost = 1 << 12;
+  Experts experts{
+      .count = fields.optional_dimension({"num_local_experts", "num_experts"}, kMost).value_or(8),
+      .per_token = fields.optional_dimension({"num_experts_per_tok"}, kMost).value_or(2)};
+  if (experts.per_token > experts.count)
+    fields.refuse("num_experts_per_tok", "is " + std::to_string(experts.per_token) +
+                                             "; there are " + std::to_string(experts.count) +
+                                             " experts");
+  config.experts = experts;
+}
+
 void read_layer_types(Fields& fields, Config& config) {
   std::vector<std::string> types = fields.texts({"layer_types"});
   if (types.empty()) return;
@@ -381,14 +393,14 @@ Array rows_in_order(const Array& array, const std::vector<std::int64_t>& order) 
   return std::move(result).freeze();
 }
 
-Array joined(const std::vector<Array>& biases) {
+Array joined(const std::vector<Array>& arrays) {
   std::int64_t size = 0;
-  for (const Array& b : biases) size += b.numel();
-  MutableArray result({size}, biases.at(0).dtype());
+  for (const Array& a : arrays) size += a.numel();
+  MutableArray result({size}, arrays.at(0).dtype());
   std::byte* to = result.bytes();
-  for (const Array& b : biases) {
-    std::memcpy(to, b.bytes(), b.nbytes());
-    to += b.nbytes();
+  for (const Array& a : arrays) {
+    std::memcpy(to, a.bytes(), a.nbytes());
+    to += a.nbytes();
   }
   return std::move(result).freeze();
 }

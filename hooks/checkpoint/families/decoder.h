@@ -47,6 +47,8 @@ void read_rotary(Fields& fields, Config& config, const RotaryDefaults& absent = 
 /// Angles alone, from an object like rope_parameters.
 Rope read_rope(const nlohmann::json* parameters, const std::string& origin, double base,
                std::int64_t context);
+/// num_local_experts and num_experts_per_tok.
+void read_experts(Fields& fields, Config& config);
 /// layer_types, where there: which layers have a window.
 void read_layer_types(Fields& fields, Config& config);
 
@@ -56,8 +58,8 @@ void read_layer_types(Fields& fields, Config& config);
 Array transposed(const std::vector<Array>& matrices);
 /// Rows of a matrix, or elements of a bias, in another order.
 Array rows_in_order(const Array& array, const std::vector<std::int64_t>& order);
-/// Biases end to end.
-Array joined(const std::vector<Array>& biases);
+/// Elements of arrays end to end, as of biases.
+Array joined(const std::vector<Array>& arrays);
 Array zeros(Shape shape, DType dtype);
 /// `name`.weight [out, in] as [in, out].
 Array take_linear(TensorSource& tensors, const std::string& name, std::int64_t in,

@@ -9,7 +9,7 @@
 namespace lenscpp {
 
 std::span<const Family> families() {
-  static const std::array<Family, 20> kFamilies{{
+  static const std::array<Family, 21> kFamilies{{
       {"bert", bert_config, bert_weights},
       {"bloom", bloom_config, bloom_weights},
       {"distilbert", distilbert_config, distilbert_weights},
@@ -23,6 +23,7 @@ std::span<const Family> families() {
       {"gptj", gptj_config, gptj_weights},
       {"llama", llama_config, llama_weights},
       {"mistral", mistral_config, mistral_weights},
+      {"mixtral", mixtral_config, mixtral_weights},
       {"olmo2", olmo2_config, olmo2_weights},
       {"opt", opt_config, opt_weights},
       {"phi", phi_config, phi_weights},

@@ -40,14 +40,10 @@ class Layout {
       take_fused(w, at);
     else
       take_attention(w, t, c, {attn + "q_proj", attn + "k_proj", attn + "v_proj", attn + "o_proj"});
-    if (stored == StoredProjections::apart) {
-      w.W_gate = take_linear(t, at + "mlp.gate_proj", c.d_model, c.d_mlp);
-      w.b_gate = take_bias(t, at + "mlp.gate_proj", c.d_mlp, c.biases.mlp);
-      w.W_in = take_linear(t, at + "mlp.up_proj", c.d_model, c.d_mlp);
-      w.b_in = take_bias(t, at + "mlp.up_proj", c.d_mlp, c.biases.mlp);
-    }
-    w.W_out = take_linear(t, at + "mlp.down_proj", c.d_mlp, c.d_model);
-    w.b_out = take_bias(t, at + "mlp.down_proj", c.d_model, c.biases.mlp);
+    if (c.experts)
+      take_experts(w, at);
+    else
+      take_mlp(w, at);
     t.ignore(attn + "rotary_emb.inv_freq");  // of old files; it follows from config.json
     return w;
   }
@@ -87,6 +83,63 @@ class Layout {
     };
     w.q_norm_w = t.take(at + "self_attn.q_norm.weight", {width(c.n_heads)});
     w.k_norm_w = t.take(at + "self_attn.k_norm.weight", {width(c.n_kv_heads)});
+  }
+
+  void take_mlp(LayerWeights& w, const std::string& at) {
+    if (stored == StoredProjections::apart) {
+      w.W_gate = take_linear(t, at + "mlp.gate_proj", c.d_model, c.d_mlp);
+      w.b_gate = take_bias(t, at + "mlp.gate_proj", c.d_mlp, c.biases.mlp);
+      w.W_in = take_linear(t, at + "mlp.up_proj", c.d_model, c.d_mlp);
+      w.b_in = take_bias(t, at + "mlp.up_proj", c.d_mlp, c.biases.mlp);
+    }
+    w.W_out = take_linear(t, at + "mlp.down_proj", c.d_mlp, c.d_model);
+    w.b_out = take_bias(t, at + "mlp.down_proj", c.d_model, c.biases.mlp);
+  }
+
+  // Of each expert: [d_mlp, d_model], [d_mlp, d_model], [d_model, d_mlp].
+  struct ExpertMatrices {
+    std::vector<Array> gate, in, out;
+  };
+  // A tensor for each matrix, as files have them.
+  ExpertMatrices experts_apart(const std::string& at) {
+    ExpertMatrices m;
+    for (std::int64_t e = 0; e < c.experts->count; ++e) {
+      const std::string own = at + std::to_string(e) + ".";
+      m.gate.push_back(t.take(own + "w1.weight", {c.d_mlp, c.d_model}));
+      m.in.push_back(t.take(own + "w3.weight", {c.d_mlp, c.d_model}));
+      m.out.push_back(t.take(own + "w2.weight", {c.d_model, c.d_mlp}));
+    }
+    return m;
+  }
+  // All experts in one, as transformers 5 holds them.
+  ExpertMatrices experts_together(const std::string& at) {
+    std::int64_t n = c.experts->count;
+    Array both = t.take(at + "gate_up_proj", {n, 2 * c.d_mlp, c.d_model})
+                     .reshaped({2 * n * c.d_mlp, c.d_model});
+    Array down =
+        t.take(at + "down_proj", {n, c.d_model, c.d_mlp}).reshaped({n * c.d_model, c.d_mlp});
+    ExpertMatrices m;
+    for (std::int64_t e = 0; e < n; ++e) {
+      m.gate.push_back(both.rows(2 * e * c.d_mlp, (2 * e + 1) * c.d_mlp));
+      m.in.push_back(both.rows((2 * e + 1) * c.d_mlp, (2 * e + 2) * c.d_mlp));
+      m.out.push_back(down.rows(e * c.d_model, (e + 1) * c.d_model));
+    }
+    return m;
+  }
+
+  void take_experts(LayerWeights& w, const std::string& at) {
+    bool together = t.has(at + "mlp.experts.gate_up_proj");
+    const std::string block = at + (together ? "mlp." : "block_sparse_moe.");
+    ExpertMatrices m =
+        together ? experts_together(block + "experts.") : experts_apart(block + "experts.");
+    w.W_router = take_linear(t, block + "gate", c.d_model, c.experts->count);
+    w.b_router = zeros({c.experts->count}, t.dtype());
+    w.W_gate = transposed(m.gate);
+    w.W_in = transposed(m.in);
+    for (Array& out : m.out) out = transposed({out});
+    w.W_out = joined(m.out).reshaped({c.n_neurons(), c.d_model});
+    w.b_gate = w.b_in = zeros({c.n_neurons()}, t.dtype());
+    w.b_out = zeros({c.d_model}, t.dtype());
   }
 
   void take_fused(LayerWeights& w, const std::string& at) {

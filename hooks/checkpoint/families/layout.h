@@ -9,7 +9,8 @@ namespace lenscpp {
 enum class StoredProjections { apart, fused };
 
 /// model.layers.N.self_attn.q_proj, .mlp.gate_proj and so on. What there is follows from the
-/// config: which norms, their biases, biases of products, a scaled embedding.
+/// config: which norms, their biases, biases of products, a scaled embedding, experts (under
+/// Mixtral's names).
 Weights weights_as_llama(const Config& config, TensorSource& tensors,
                          StoredProjections stored = StoredProjections::apart);
 

@@ -44,6 +44,9 @@ Weights llama_weights(const Config& config, TensorSource& tensors);
 Config mistral_config(const nlohmann::json& document, const std::string& origin);
 Weights mistral_weights(const Config& config, TensorSource& tensors);
 
+Config mixtral_config(const nlohmann::json& document, const std::string& origin);
+Weights mixtral_weights(const Config& config, TensorSource& tensors);
+
 Config olmo2_config(const nlohmann::json& document, const std::string& origin);
 Weights olmo2_weights(const Config& config, TensorSource& tensors);
 

@@ -174,7 +174,8 @@ TEST(Config, FlagsAreBooleans) {
 }
 
 TEST(Config, WhatWouldChangeNumbersIsRefusedByName) {
-  expect_field_refused("quantization_config", {{"bits", 4}}, {"quantized", "an unknown method, 4 bits"});
+  expect_field_refused("quantization_config", {{"bits", 4}},
+                       {"quantized", "an unknown method, 4 bits"});
   expect_field_refused("auto_map", {{"AutoModel", "x.Y"}}, {"code"});
   expect_field_refused("pruned_heads", {{"0", {1}}}, {"pruned"});
   expect_field_refused("add_cross_attention", true, {"cross-attention"});
@@ -259,6 +260,36 @@ TEST(ReadConfig, ReadsEveryGoldenCase) {
   EXPECT_EQ(golden("hub_names").d_mlp, 96);
   EXPECT_EQ(golden("float16").stored_dtype, DType::f16);
   EXPECT_EQ(golden("odd_heads").activation, Activation::gelu_erf);
+}
+
+json smallest_mixtral() {
+  return {{"model_type", "mixtral"},     {"num_hidden_layers", 2}, {"num_attention_heads", 4},
+          {"hidden_size", 16},           {"vocab_size", 11},       {"max_position_embeddings", 8},
+          {"num_key_value_heads", 2},    {"intermediate_size", 6}, {"router_jitter_noise", 0.1},
+          {"output_router_logits", true}};
+}
+
+TEST(Config, ExpertsHaveTransformersDefaults) {
+  Config config = parse(smallest_mixtral());
+  EXPECT_EQ(config.experts, (Experts{.count = 8, .per_token = 2}));
+  EXPECT_EQ(config.n_neurons(), 48);
+  EXPECT_TRUE(config.gated_mlp);
+  EXPECT_EQ(config.norm_eps, 1e-5);
+  EXPECT_EQ(config.rotary->rope.base, 1e6);
+  EXPECT_FALSE(config.window);
+  EXPECT_EQ(to_json(config).at("experts"), (json{{"count", 8}, {"per_token", 2}}));
+  EXPECT_FALSE(to_json(parse(smallest())).contains("experts"));
+}
+
+TEST(Config, ExpertsThatAreNotThereAreRefused) {
+  for (auto [field, value] : {std::pair<std::string, json>{"num_experts_per_tok", 9},
+                              {"num_experts_per_tok", 0},
+                              {"num_local_experts", 1},
+                              {"num_local_experts", 0}}) {
+    json document = smallest_mixtral();
+    document[field] = value;
+    expect_refused([&] { parse(document); }, {"[config] config.json", "num_"});
+  }
 }
 
 }  // namespace

@@ -133,5 +133,29 @@ TEST_F(Planned, SizesBeyondInt64StandAsTheLargest) {
   EXPECT_EQ(links.back().output.bytes(), most);
 }
 
+TEST(PlannedExperts, AllOfThemAreComputed) {
+  Weights weights = load_weights(golden::family_folder("mixtral_window"), DType::bf16);
+  const Config& c = weights.config;
+  Request request = request_of(c, 2, 5);
+  auto names = [](const Weights& w) {
+    std::vector<std::string> all;
+    w.for_each([&](const std::string& name, const Array& a) {
+      all.push_back(name + to_string(a.shape()));
+    });
+    return all;
+  };
+  EXPECT_EQ(names(outline(c, DType::bf16)), names(weights));
+  auto links = plan_links(outline(c, DType::bf16), request);
+  const PlannedLink& gate = at(links, {Site::expert_gate, 1});
+  EXPECT_EQ(gate.output.bytes(), 2 * 5 * 5 * c.d_mlp * 2);
+  EXPECT_EQ(gate.products.at(0).columns, 5 * c.d_mlp);
+  EXPECT_EQ(at(links, {Site::mlp_out, 1}).products.at(0).terms, 5 * c.d_mlp);
+  EXPECT_EQ(at(links, {Site::router_logits, 1}).products.at(0).columns, 5);
+  const PlannedLink& probabilities = at(links, {Site::expert_weights, 1});
+  EXPECT_EQ(probabilities.output.bytes(), 2 * 5 * 5 * 4) << "float32 in a bfloat16 model";
+  EXPECT_EQ(part_bytes(probabilities, "logits in float32"), 2 * 5 * 5 * 4);
+  EXPECT_EQ(part_bytes(at(links, {Site::expert_indices, 1}), "order"), 2 * 5 * 5 * 8);
+}
+
 }  // namespace
 }  // namespace lenscpp

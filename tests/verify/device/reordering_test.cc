@@ -71,5 +71,19 @@ TEST(Reordering, RefusesWeightsOfOtherDimensions) {
   EXPECT_THROW(Reordering(wider, 0).apply(*weights), std::invalid_argument);
 }
 
+TEST(ReorderingOfExperts, WeightsComputeTheSameAndTensorsComeBack) {
+  Weights weights = load_weights(golden::family_folder("mixtral_window"), DType::f64);
+  Reordering order(weights.config, 3);
+  Weights other = order.apply(weights);
+  EXPECT_NE(other.layers[0].W_in.digest(), weights.layers[0].W_in.digest());
+  Recording clean = recorded(weights), permuted = recorded(other);
+  ASSERT_EQ(permuted.tensors().size(), clean.tensors().size());
+  for (std::size_t i = 0; i < clean.tensors().size(); ++i) {
+    const auto& [id, value] = clean.tensors()[i];
+    EXPECT_LT(golden::normalized_error(order.undo(id, permuted.tensors()[i].second), value), 1e-12)
+        << to_string(id);
+  }
+}
+
 }  // namespace
 }  // namespace lenscpp

@@ -63,6 +63,8 @@ TEST(Slack, IsTheFormulaOfTheOperation) {
   EXPECT_DOUBLE_EQ(silu_slack(kFloat, -3, 0.5), u32 * (24 + 1.5));
   EXPECT_DOUBLE_EQ(sum_slack(kFloat, 5, 3), 5 * u32 * 3);
   EXPECT_DOUBLE_EQ(scale_slack(kFloat, -3), 2 * u32 * 3);
+  EXPECT_DOUBLE_EQ(share_slack(kFloat, 3, 1.5, -0.25), u32 * (3 * 1.5 + 2) * 0.25);
+  EXPECT_DOUBLE_EQ(share_slack(kDouble, 3, 1, 0.25), 2 * u64 * 5 * 0.25);
 }
 
 // Aligned rows and columns, summed one after another: a legal order, of which a bound on random

@@ -397,28 +397,27 @@ inline Case turn_case(RotaryPairs pairs, const std::string& name) {
             .output = {Site::rot_q},
             .inputs = {{Site::q}, {Site::rotary_cos}, {Site::rotary_sin}},
             .pairs = pairs};
-  return {
-      name,
-      link,
-      {random_array({2, pos, heads, d}, DType::f32, 26, 1, 3),
-       random_array({1, pos, turned}, DType::f32, 27),
-       random_array({1, pos, turned}, DType::f32, 28)},
-      {2, pos, heads, d},
-      [=](const auto& x) {
-        std::vector<float> y(floats(x[0]), floats(x[0]) + 2 * pos * heads * d);
-        bool halves = pairs == RotaryPairs::halves;
-        for (int row = 0; row < 2 * pos * heads; ++row)
-          for (int i = 0; i < turned; ++i) {
-            int a = row * d + (halves ? i : 2 * i), b = a + (halves ? int(turned) : 1);
-            float c = floats(x[1])[row / heads % pos * turned + i],
-                  s = floats(x[2])[row / heads % pos * turned + i];
-            float xc = floats(x[0])[a] * c, ys = floats(x[0])[b] * s;
-            float yc = floats(x[0])[b] * c, xs = floats(x[0])[a] * s;
-            y[a] = xc - ys;
-            y[b] = yc + xs;
-          }
-        return y;
-      }};
+  return {name,
+          link,
+          {random_array({2, pos, heads, d}, DType::f32, 26, 1, 3),
+           random_array({1, pos, turned}, DType::f32, 27),
+           random_array({1, pos, turned}, DType::f32, 28)},
+          {2, pos, heads, d},
+          [=](const auto& x) {
+            std::vector<float> y(floats(x[0]), floats(x[0]) + 2 * pos * heads * d);
+            bool halves = pairs == RotaryPairs::halves;
+            for (int row = 0; row < 2 * pos * heads; ++row)
+              for (int i = 0; i < turned; ++i) {
+                int a = row * d + (halves ? i : 2 * i), b = a + (halves ? int(turned) : 1);
+                float c = floats(x[1])[row / heads % pos * turned + i],
+                      s = floats(x[2])[row / heads % pos * turned + i];
+                float xc = floats(x[0])[a] * c, ys = floats(x[0])[b] * s;
+                float yc = floats(x[0])[b] * c, xs = floats(x[0])[a] * s;
+                y[a] = xc - ys;
+                y[b] = yc + xs;
+              }
+            return y;
+          }};
 }
 
 /// Keys that are masked stay so.
@@ -453,6 +452,81 @@ inline Case multiply_case() {
             for (int i = 0; i < n; ++i) y[i] = floats(x[0])[i] * floats(x[1])[i];
             return y;
           }};
+}
+
+/// A factor a row, as of an expert's neurons.
+inline Case multiply_rows_case() {
+  constexpr std::int64_t rows = 6 * 5, d = 9;
+  Link link{.op = Op::multiply,
+            .output = {Site::expert_mixed},
+            .inputs = {{Site::expert_post}, {Site::expert_shares}}};
+  return {"multiply_rows",
+          link,
+          {random_array({1, 6, 5, d}, DType::f32, 37), random_array({1, 6, 5}, DType::f32, 38)},
+          {1, 6, 5, d},
+          [=](const auto& x) {
+            std::vector<float> y(rows * d);
+            for (int i = 0; i < rows * d; ++i) y[i] = floats(x[0])[i] * floats(x[1])[i / d];
+            return y;
+          }};
+}
+
+/// Probabilities of experts: in the first row two are equal, in the second and third almost.
+inline Array expert_probabilities(std::int64_t rows, std::int64_t experts) {
+  MutableArray p({1, rows, experts}, DType::f32);
+  Array x = random_array({rows, experts}, DType::f32, 39);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    double sum = 0;
+    for (std::int64_t j = 0; j < experts; ++j) sum += std::exp(x[r * experts + j]);
+    for (std::int64_t j = 0; j < experts; ++j)
+      p.set(r * experts + j, std::exp(x[r * experts + j]) / sum);
+  }
+  p.set(2, p.get(4));
+  for (std::int64_t r : {std::int64_t{1}, std::int64_t{2}})
+    for (std::int64_t j = 1; j < experts; ++j)
+      p.set(r * experts + j, p.get(r * experts) * (1 + 1e-5 * static_cast<double>(j)));
+  return std::move(p).freeze();
+}
+/// Elements of a row as they fall, of equals the first.
+inline std::vector<int> falling_order(const float* row, int width) {
+  std::vector<int> order(static_cast<std::size_t>(width));
+  for (int j = 0; j < width; ++j) order[static_cast<std::size_t>(j)] = j;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return row[a] > row[b]; });
+  return order;
+}
+
+inline Case choose_case() {
+  constexpr std::int64_t rows = 30, experts = 7, chosen = 3;
+  Link link{.op = Op::choose, .output = {Site::expert_indices}, .inputs = {{Site::expert_weights}}};
+  return {
+      "choose", link, {expert_probabilities(rows, experts)}, {1, rows, chosen}, [=](const auto& x) {
+        std::vector<float> y;
+        for (int r = 0; r < rows; ++r) {
+          auto order = falling_order(floats(x[0]) + r * experts, experts);
+          y.insert(y.end(), order.begin(), order.begin() + chosen);
+        }
+        return y;
+      }};
+}
+
+inline Case share_case() {
+  constexpr std::int64_t rows = 200, experts = 7, chosen = 3;
+  Link link{.op = Op::share,
+            .output = {Site::expert_shares},
+            .inputs = {{Site::expert_weights}},
+            .chosen = chosen};
+  return {
+      "share", link, {expert_probabilities(rows, experts)}, {1, rows, experts}, [=](const auto& x) {
+        std::vector<float> y(rows * experts, 0.0f);
+        for (int r = 0; r < rows; ++r) {
+          const float* p = floats(x[0]) + r * experts;
+          auto order = falling_order(p, experts);
+          float sum = 0;
+          for (int i = 0; i < chosen; ++i) sum += p[order[i]];
+          for (int i = 0; i < chosen; ++i) y[r * experts + order[i]] = p[order[i]] / sum;
+        }
+        return y;
+      }};
 }
 
 /// The residual of a parallel block.
@@ -535,6 +609,9 @@ inline std::vector<Named> all_cases() {
           {turn_case(RotaryPairs::adjacent, "turn_adjacent"), true},
           {softcap_case(), true},
           {multiply_case(), false},
+          {multiply_rows_case(), false},
+          {choose_case(), false},
+          {share_case(), true},
           {three_summands_case(), true},
           {windowed_scores_case(), true}};
 }
