@@ -53,11 +53,12 @@ mutants: build/.prepared ## switch off every comparison, bound term and edit in 
 	$(BIN)/python tests/mutants.py
 
 .PHONY: clean-runs
-clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, none of them refused; how much was compared
+clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, 200 of each family in each: none refused; how much was compared
 	@$(prepare_env) \
 	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/release -j $(JOBS) --target lenscpp_tests
-	LENSCPP_CLEAN_RUNS=1000 build/release/bin/lenscpp_tests --gtest_filter='*CleanRuns*:SimulatedRuns.AreNotRefusedWhenClean'
+	LENSCPP_CLEAN_RUNS=1000 LENSCPP_FAMILY_RUNS=200 build/release/bin/lenscpp_tests \
+	  --gtest_filter='*CleanRuns*:*FamilyRuns*:SimulatedRuns.AreNotRefusedWhenClean'
 
 .PHONY: drill
 drill: build ## every fault at every site of both models: harmful, refused, located? Reports in build/drill; an hour
