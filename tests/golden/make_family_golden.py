@@ -137,6 +137,15 @@ CASES = [
         TWO,
     ),
     Case(
+        "llama_wavelengths", 2006, "llama3 rope with a short, two middling and three long wavelengths", "llama",
+        llama_like(16, 4, 2, 12, 20, 43, 64, 1e-5, tie_word_embeddings=False,
+                   **rope(500.0, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                          original_max_position_embeddings=64)),
+        TWO,
+        tl=rms(500.0, use_NTK_by_parts_rope=True, NTK_by_parts_factor=8.0, NTK_by_parts_low_freq_factor=1.0,
+               NTK_by_parts_high_freq_factor=4.0, NTK_original_ctx_len=64),
+    ),
+    Case(
         "mistral_window", 2101, "sliding window 4 in every layer, head_dim 6 of d_model 20 over 4 heads", "mistral",
         llama_like(20, 4, 2, 6, 26, 37, 32, 1e-3, sliding_window=4, tie_word_embeddings=False, **rope(1000.0)),
         TWO, tl=rms(1000.0, use_local_attn=True, window_size=4, attn_types=["local"] * 3),

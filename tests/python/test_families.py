@@ -144,24 +144,33 @@ def test_slopes_of_three_heads_are_the_papers():
     assert torch.allclose(-bias[:, 7, :7] / torch.arange(7, 0, -1), torch.tensor([[2**-4], [2**-8], [2**-2]]).double(), atol=1e-12)
 
 
-KINDS = ["llama_dynamic", "neox_parallel", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local"]
+KINDS = [
+    "llama_dynamic", "neox_parallel", "gptj_rotary", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local",
+]  # fmt: skip
+SITES = {site: ("layer", "pos") for site in ("resid_pre", "k", "v", "z", "attn_out", "mlp_out")}
+SITES |= {"embed": ("pos",), "attn_scores": ("layer", "query"), "pattern": ("layer", "head")}
+ROTARY = {site: ("layer", "pos") for site in ("rot_q", "rot_k")}
+POST = {"ln1_post.hook_scale": ("layer", "pos")}
+GRIDS = [(case, *site) for case in KINDS for site in SITES.items()]
+GRIDS += [(case, *site) for case in KINDS if case not in ("bloom_alibi", "gpt_neo_local") for site in ROTARY.items()]
+GRIDS += [(case, *site) for case in ("gemma2_grouped", "gemma3_windows", "olmo2_grouped") for site in POST.items()]
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "k", "z", "mlp_out"])
-@pytest.mark.parametrize("case", KINDS)
-def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site):
+@pytest.mark.parametrize(("case", "site", "over"), GRIDS)
+def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site, over):
     """Keys before the first changed position come from the base run, turned already."""
     model = load(case, "float64")
     clean, corrupted = (torch.arange(9).add(shift).remainder(model.cfg.d_vocab) for shift in (0, 5))
     corrupted = torch.cat([clean[:3], corrupted[3:]])
-    metric = lens.LogitDiff(3, 4)
     base = model.run_with_cache(clean)[1]
     grids = [
-        patching.patch_grid(model, base, corrupted, site, ("layer", "pos"), metric, savings=savings, verify="exact").values
+        patching.patch_grid(model, base, corrupted, site, over, lens.LogitDiff(3, 4), savings=savings, verify="exact")
         for savings in (True, False)
     ]
-    assert (grids[0] - grids[1]).abs().max() < 1e-6 * grids[1].abs().max()
-    assert grids[1].flatten().unique().numel() > 2
+    assert all(grid.verdict.status == "VERIFIED" for grid in grids)
+    with_savings, without = (grid.values for grid in grids)
+    assert (with_savings - without).abs().max() < 1e-13 * without.abs().max()
+    assert without.flatten().unique().numel() > 2
 
 
 def test_the_input_of_all_heads_cannot_be_changed_where_keys_are_shared():
