@@ -619,8 +619,17 @@ def make_case(case: Case, folder: Path) -> dict:
     }
 
 
+def write_defaults(top: Path) -> None:
+    """Every family's config with all that transformers puts where config.json says nothing."""
+    configs = {name: AutoConfig.for_model(name).to_dict() for name in sorted({c.model_type for c in CASES} | {"gpt2"})}
+    for config in configs.values():
+        config.pop("transformers_version")
+    write_json(top / "defaults.json", configs)
+
+
 def make_all(top: Path, only: list[str]) -> None:
     top.mkdir(parents=True)
+    write_defaults(top)
     cases = {c.name: make_case(c, top / c.name) for c in CASES if not only or c.name in only}
     versions = {package: version(package).split("+")[0] for package in PACKAGES}
     write_json(top / "manifest.json", {"made_with": versions, "cases": cases})

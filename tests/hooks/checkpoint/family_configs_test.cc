@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "hooks/checkpoint/config.h"
+#include "hooks/checkpoint/families/family.h"
 #include "tests/golden_cases.h"
 #include "tests/hooks/checkpoint/scratch.h"
 
@@ -139,12 +140,57 @@ TEST(FamilyConfigs, WhatIsNotComputedIsRefusedByName) {
                              "layer_types",
                              {"full_attention", "chunked_attention", "full_attention"}},
                             {"gemma3_windows", "rms_norm_eps", 0},
+                            {"gptj_rotary", "rotary_dim", nullptr},
                             {"llama_plain", "a_field_of_the_future", 1}}) {
     json document = config_of(r.name);
     EXPECT_NO_THROW(parse_config(document, "")) << r.name;
     document[r.field] = r.value;
     expect_config_refused(document, {"[config] config.json", r.field});
   }
+}
+
+// The windows layer by layer: no layer having one may be spelled in two ways.
+json in_words(Config config) {
+  json windows;
+  for (std::int64_t l = 0; l < config.n_layers; ++l)
+    windows.push_back(config.window_of(l).value_or(0));
+  config.windowed_layers.clear();
+  json words = to_json(config);
+  words["windows"] = windows;
+  return words;
+}
+
+// transformers' own defaults, one left out at a time: the same model, or a refusal that says what
+// is missing.
+TEST(FamilyConfigs, AnAbsentFieldMeansWhatTransformersMakesOfIt) {
+  json all = json::parse(std::ifstream(golden::family_folder("defaults.json")));
+  for (const Family& family : families()) {
+    const json document = all.at(std::string(family.model_type));
+    Config whole = parse_config(document, "config.json");
+    int meant = 0;
+    for (const auto& [field, value] : document.items()) {
+      json without = document;
+      without.erase(field);
+      SCOPED_TRACE(std::string(family.model_type) + " without " + field);
+      try {
+        EXPECT_EQ(in_words(parse_config(without, "config.json")), in_words(whole)) << value.dump();
+        meant += !value.is_null();
+      } catch (const std::invalid_argument& e) {
+        EXPECT_NE(std::string(e.what()).find("missing"), std::string::npos) << e.what();
+      }
+    }
+    EXPECT_GT(meant, 10) << family.model_type;
+  }
+}
+
+TEST(FamilyConfigs, QwensWindowIsOnlyThereWhereItIsUsed) {
+  json document = config_of("qwen2_window"), unused = document;
+  unused["use_sliding_window"] = false;
+  unused["sliding_window"] = 3;
+  unused["max_window_layers"] = 0;
+  unused.erase("layer_types");
+  EXPECT_TRUE(parse_config(document, "").window_of(2));
+  for (std::int64_t l : {0, 1, 2}) EXPECT_FALSE(parse_config(unused, "").window_of(l)) << l;
 }
 
 }  // namespace
