@@ -145,6 +145,7 @@ MUTANTS = [
     (BOUNDS, "return c.reference * 3 * c.u_a * magnitude;", "return c.reference * 30 * c.u_a * magnitude;", "tightness of rotary positions"),
     (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "0 * (x + y)", "slack of softcaps"),
     (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "c.u_a * (80 * std::abs(y) + 20 * std::abs(x))", "tightness of softcaps"),
+    (OPS, "e.slack = e.value.cwiseAbs() * 0x1p-50;", "e.slack = e.value.cwiseAbs().array() * 0x1p-50 + 0x1p-50;", "distances of nothing are exact"),
     # kinds of the reference: each wrong switch is caught by transformers' numbers
     (OPS, "apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1)", "apart_(1)", "halves of rotary heads"),
     (OPS, "first = x * c - y * s;", "first = x * c + y * s;", "the sense of rotary positions"),
@@ -220,6 +221,9 @@ MUTANTS = [
     (FAMILIES + "gpt_neo.cc", "config.scale_attn_by_sqrt_d_head = false;", "", "families: GPT-Neo's scores in both", GOLDEN),
     (FAMILIES + "gpt_neo.cc", "push_back(kind == \"local\")", "push_back(kind == \"global\")", "families: GPT-Neo's windows in both", GOLDEN),
     (FAMILIES + "bloom.cc", "config.embed_norm = true;", "", "families: BLOOM's norm of the embedding in both", GOLDEN),
+    (FAMILIES + "mistral.cc", "if (!fields.has(\"sliding_window\")) config.window = 4096;", "", "families: a window that config.json does not name, in both", GOLDEN),
+    (FAMILIES + "gptj.cc", "kTurnedWhereAbsent = 64;", "kTurnedWhereAbsent = 32;", "families: turned dimensions that config.json does not name, in both", GOLDEN),
+    (FAMILIES + "gpt_neox.cc", "{.share = 0.25}", "{.share = 1}", "families: the turned share that config.json does not name, in both", GOLDEN),
     (FAMILIES + "opt.cc", "kFirstPosition = 2;", "kFirstPosition = 1;", "families: OPT's first position in both", GOLDEN),
     (FAMILIES + "llama.cc", "small_number({\"rms_norm_eps\"}, 1e-6)", "small_number({\"rms_norm_eps\"}, 1e-6) * 2", "families: epsilon of a config, in both", GOLDEN),
     # comparisons
