@@ -10,6 +10,7 @@
 #include "hooks/checkpoint/families/family.h"
 #include "lens/hooked_transformer.h"
 #include "tests/golden_cases.h"
+#include "tests/widened.h"
 
 namespace lenscpp {
 namespace {
@@ -23,34 +24,6 @@ std::vector<std::filesystem::path> checkpoints_of(const std::string& family) {
   return own;
 }
 
-constexpr std::int64_t kFewOutputs = 64;  // of products that are always recomputed
-
-// Norms, biases, tables and matrices of the sizes that the golden scripts give them.
-Array random_like(const std::string& name, const Array& like, const Config& c,
-                  std::mt19937_64& random) {
-  bool matrix = like.rank() == 2 && name.starts_with("blocks.");
-  double mean = name.ends_with(".w") && !c.norm_adds_one ? 1 : 0,
-         width = matrix ? 1.2 / std::sqrt(static_cast<double>(like.size(0))) : 0.3;
-  std::normal_distribution<double> values(mean, width);
-  MutableArray result(like.shape(), like.dtype());
-  for (std::int64_t i = 0; i < like.numel(); ++i) result.set(i, values(random));
-  return std::move(result).freeze();
-}
-
-// A random model of the same kinds, wide enough for checksums: products of few outputs are always
-// recomputed.
-Weights widened(Config c, std::mt19937_64& random) {
-  std::int64_t factor = kFewOutputs / (c.n_kv_heads * c.d_head) + 1;
-  c.n_heads *= factor, c.n_kv_heads *= factor;
-  c.d_model = 72, c.d_mlp = 100, c.d_vocab = 150;
-  Weights w = outline(c, DType::f64);
-  w.for_each([&](const std::string& name, const Array& array) {
-    const_cast<Array&>(array) = random_like(name, array, c, random);  // of w, which is not const
-  });
-  if (c.tied_unembedding) w.W_U = w.W_E;
-  return w;
-}
-
 struct Model {
   std::string name;
   HookedTransformer run;
@@ -60,7 +33,7 @@ struct Model {
 std::vector<Model> models_of(const std::string& family, DType dtype, std::mt19937_64& random) {
   std::vector<Model> models;
   for (const auto& folder : checkpoints_of(family)) {
-    Weights wide = widened(read_config(folder), random);
+    Weights wide = golden::widened(read_config(folder), random);
     for (const Processing& steps : {Processing::none(), Processing{}}) {
       LoadOptions options{.processing = steps, .dtype = dtype};
       models.push_back({folder.filename(), HookedTransformer::from_pretrained(folder, options)});
@@ -84,7 +57,7 @@ Tokens random_tokens(const Config& config, std::mt19937_64& random) {
 }
 
 bool is_projected(const Point& p) {
-  return p.op == Op::linear && numel(p.shape) / (p.shape[0] * p.shape[1]) > kFewOutputs;
+  return p.op == Op::linear && numel(p.shape) / (p.shape[0] * p.shape[1]) > golden::kFewOutputs;
 }
 
 class FamilyRuns : public testing::TestWithParam<std::tuple<std::string, DType>> {};

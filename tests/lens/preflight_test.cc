@@ -8,6 +8,7 @@
 #include "hooks/transformer/torch_array.h"
 #include "lens/split_run.h"
 #include "tests/golden_cases.h"
+#include "tests/widened.h"
 
 namespace lenscpp {
 namespace {
@@ -42,11 +43,18 @@ struct Case {
   std::int64_t first_pos = 0;    // base keys and values before it
   std::int64_t first_layer = 0;  // from a residual where it is not 0
   Activation activation = Activation::gelu_tanh;
+  std::string family = "";  // a checkpoint of tests/golden/families, widened
 };
 
 Array zeros(Shape shape, DType dtype) { return MutableArray(std::move(shape), dtype).freeze(); }
 
 std::shared_ptr<const Weights> weights_of(const Case& wanted) {
+  if (!wanted.family.empty()) {
+    std::mt19937_64 random(1);
+    Weights w = golden::widened(read_config(golden::family_folder(wanted.family)), random);
+    if (wanted.processed) w = process(w, {});
+    return std::make_shared<const Weights>(cast(w, wanted.dtype));
+  }
   bool f64 = wanted.dtype == DType::f64;
   Weights w = load_weights(golden::folder("three_layers"), f64 ? DType::f64 : DType::f32);
   w.config.activation = wanted.activation;
@@ -132,6 +140,23 @@ std::vector<Case> cases() {
       all.push_back({name + "_relu", dtype, processed, {}, {}, false, 0, 0, Activation::relu});
       all.push_back({name + "_erf", dtype, processed, {}, {}, false, 0, 0, Activation::gelu_erf});
     }
+  for (const char* family : {"llama_grouped", "neox_parallel", "gptj_rotary", "gemma2_grouped",
+                             "gemma3_windows", "qwen3_grouped", "bloom_alibi", "olmo2_grouped"})
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+      for (bool processed : {false, true}) {
+        Case of_family{.name = std::string(family) + "_" + std::string(name_of(dtype)) +
+                               (processed ? "_processed" : "_raw"),
+                       .dtype = dtype,
+                       .processed = processed,
+                       .plan = {},
+                       .on_demand = {},
+                       .grouped = true,
+                       .family = family};
+        all.push_back(of_family);
+        of_family.name += "_continued";
+        of_family.first_pos = 4;
+        all.push_back(of_family);
+      }
   return all;
 }
 
