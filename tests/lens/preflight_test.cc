@@ -72,26 +72,28 @@ std::shared_ptr<const Weights> weights_of(const Case& wanted) {
 
 // Batch and length are large enough for activations to outweigh what kernels keep for themselves.
 Request request_of(const Case& wanted, const Config& c) {
+  // Kernels keep more for themselves beside the narrower tensors of families.
+  std::int64_t batch = wanted.family.empty() ? kBatch : 3 * kBatch;
   Request request{
-      .rows = Rows::from_tokens(std::vector<std::int64_t>(kBatch * kLength, 3), kBatch, c),
+      .rows = Rows::from_tokens(std::vector<std::int64_t>(batch * kLength, 3), batch, c),
       .plan = wanted.plan,
       .on_demand = wanted.on_demand};
   Rows& rows = request.rows;
   if (wanted.first_layer > 0) {
     rows.tokens.clear();
     rows.first_layer = wanted.first_layer;
-    rows.start_residual = zeros({kBatch, kLength, c.d_model}, wanted.dtype);
+    rows.start_residual = zeros({batch, kLength, c.d_model}, wanted.dtype);
   }
   if (wanted.first_pos > 0) {
     rows.first_pos = wanted.first_pos;
     rows.pos -= wanted.first_pos;
-    rows.tokens.resize(rows.tokens.empty() ? 0 : static_cast<std::size_t>(kBatch * rows.pos));
+    rows.tokens.resize(rows.tokens.empty() ? 0 : static_cast<std::size_t>(batch * rows.pos));
     rows.positions.clear();
-    for (std::int64_t i = 0; i < kBatch * rows.pos; ++i)
+    for (std::int64_t i = 0; i < batch * rows.pos; ++i)
       rows.positions.push_back(rows.first_pos + i % rows.pos);
     if (rows.start_residual)
-      rows.start_residual = zeros({kBatch, rows.pos, c.d_model}, wanted.dtype);
-    Array base = zeros({kBatch, rows.first_pos, c.n_kv_heads, c.d_head}, wanted.dtype);
+      rows.start_residual = zeros({batch, rows.pos, c.d_model}, wanted.dtype);
+    Array base = zeros({batch, rows.first_pos, c.n_kv_heads, c.d_head}, wanted.dtype);
     for (std::int64_t l = rows.first_layer; l < c.n_layers; ++l) rows.base.push_back({base, base});
   }
   request.validate(c);

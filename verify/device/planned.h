@@ -65,7 +65,7 @@ std::int64_t sum_of(std::int64_t a, std::int64_t b);
 /// may be an outline, and of the request, whose token ids may be left out. The request need not be
 /// valid beyond that: a batch that no memory could hold is what this is for.
 std::vector<PlannedLink> plan_links(const Weights& weights, const Request& request);
-/// The causal mask, which every run uploads: [pos, key].
+/// The causal mask, which every run uploads: [pos, key], and that of the window where there is one.
 PlannedTensor planned_mask(const Weights& weights, const Request& request);
 /// The weights as a device holds them, each with a buffer of its own.
 std::vector<PlannedTensor> planned_weights(const Weights& weights);
