@@ -53,14 +53,27 @@ mutants: build/.prepared ## switch off every comparison, bound term and edit in 
 	$(BIN)/python tests/mutants.py
 
 .PHONY: clean-runs
-clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, none of them refused; how much was compared
+clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, 200 of each family in each: none refused; how much was compared
 	@$(prepare_env) \
 	cmake --preset release -DLENSCPP_BUILD_TESTS=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build build/release -j $(JOBS) --target lenscpp_tests
-	LENSCPP_CLEAN_RUNS=1000 build/release/bin/lenscpp_tests --gtest_filter='*CleanRuns*:SimulatedRuns.AreNotRefusedWhenClean'
+	LENSCPP_CLEAN_RUNS=1000 LENSCPP_FAMILY_RUNS=200 build/release/bin/lenscpp_tests \
+	  --gtest_filter='*CleanRuns*:*FamilyRuns*:SimulatedRuns.AreNotRefusedWhenClean'
 
 .PHONY: drill
-drill: build ## every fault at every site of both models: harmful, refused, located? Reports in build/drill; an hour
+drill: build ## every fault at every site of two models and of a family of each kind: harmful, refused, located? Reports in build/drill; an hour
+	@$(MAKE) --no-print-directory -k drill-families drill-models
+
+# A family of each kind: grouped and gated, parallel, adjacent pairs, sandwich norms and softcaps, two ropes, norms of q and k, ALiBi, norms behind.
+DRILLED := llama_grouped neox_parallel gptj_rotary gemma2_grouped gemma3_windows qwen3_grouped bloom_alibi olmo2_grouped
+.PHONY: drill-families
+drill-families:
+	@worst=0; for case in $(DRILLED); do \
+	  echo "$$case:"; $(BIN)/lenscpp drill tests/golden/families/$$case --lengths 9 --batches 2 --out build/drill/$$case | tail -n 1 || worst=$$?; \
+	done; exit $$worst
+
+.PHONY: drill-models
+drill-models:
 	$(BIN)/lenscpp drill tiny-ioi --out build/drill/tiny-ioi
 	$(BIN)/python tests/models/make_random_gpt2.py build/drill/random-gpt2
 	$(BIN)/lenscpp drill build/drill/random-gpt2 --lengths 48 --batches 1 --out build/drill/random-gpt2-report

@@ -136,7 +136,7 @@ constexpr SiteInfo kSites[] = {
     {Site::ln_final_normalized, "ln_final.hook_normalized", false, kAlways, kModel, kResidual},
     {Site::unembed_in, "unembed.hook_in", false, kAlways, kModel, kResidual},
     {Site::unembed_out, "unembed.hook_out", false, kAlways, kModel, kLogits},
-    {Site::logits, "logits", false, kInternal, kModel, kLogits},
+    {Site::logits, "unembed.logits", false, kInternal, kModel, kLogits},
 };
 
 constexpr bool rows_follow_the_enum() {

@@ -39,9 +39,15 @@ ADAPTER_CHECK, WEIGHTS = "verify/adapter_check.cc", "hooks/checkpoint/weights.cc
 LINK, PASS = "verify/reference/link.h", "hooks/transformer/transformer.cc"
 ROWS, PROMPTS = "hooks/rows.cc", "hooks/prompts.cc"
 ATTRIBUTION, PARTS = "lens/attribution.cc", "lens/residual_parts.cc"
+PASS, DEVICE_POSITIONS = "hooks/transformer/transformer.cc", "hooks/transformer/positions.cc"
+FAMILIES = "hooks/checkpoint/families/"
+CONFIG, DECODER, LAYOUT = "hooks/checkpoint/config.cc", FAMILIES + "decoder.cc", FAMILIES + "layout.cc"
+GEMMA, GEMMA_PARTS = FAMILIES + "gemma.cc", FAMILIES + "gemma_parts.cc"
+# The tests of all families: the reference beside transformers' numbers, and the device pass beside the reference.
+GOLDEN, BESIDE = "*Families.*:*FamilyConfigs.*", "*FamilyRuns.*"
 
 # (file, what stands there, what stands there instead, what is switched off). The text must occur exactly once,
-# however it is broken into lines.
+# however it is broken into lines. A fifth entry names the tests that must notice; without it, any.
 MUTANTS = [
     # adapters
     (ADAPTER_CHECK, "if (!(std::abs(m_.result[at] - expected) <= bound(m_, expected, slack)))", "if (false)", "merged weights"),
@@ -141,6 +147,7 @@ MUTANTS = [
     (BOUNDS, "return c.reference * 3 * c.u_a * magnitude;", "return c.reference * 30 * c.u_a * magnitude;", "tightness of rotary positions"),
     (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "0 * (x + y)", "slack of softcaps"),
     (BOUNDS, "c.u_a * (8 * std::abs(y) + 2 * std::abs(x))", "c.u_a * (80 * std::abs(y) + 20 * std::abs(x))", "tightness of softcaps"),
+    (OPS, "e.slack = e.value.cwiseAbs() * 0x1p-50;", "e.slack = e.value.cwiseAbs().array() * 0x1p-50 + 0x1p-50;", "distances of nothing are exact"),
     # kinds of the reference: each wrong switch is caught by transformers' numbers
     (OPS, "apart_(link.pairs == RotaryPairs::halves ? pairs_ : 1)", "apart_(1)", "halves of rotary heads"),
     (OPS, "first = x * c - y * s;", "first = x * c + y * s;", "the sense of rotary positions"),
@@ -153,6 +160,74 @@ MUTANTS = [
     (POSITIONS, "if (turned > rope.high_freq) return frequency;", "", "short wavelengths of llama3"),
     (POSITIONS, "std::cos(angle) * rope.attention_factor", "std::cos(angle)", "yarn's attention factor"),
     (POSITIONS, "static_cast<double>(h - power) + 0.5", "static_cast<double>(h - power) + 1", "ALiBi of heads beyond a power of two"),
+    # families, the reference alone: transformers' numbers are not reproduced
+    (WIRING, "g.scores(at(last ? Site::attn_scores : Site::raw_scores), q, keys, c.attn_divisor(l), c.window_of(l), c.causal)", "g.scores(at(last ? Site::attn_scores : Site::raw_scores), q, keys, c.attn_divisor(l), c.window, c.causal)", "families: layers without a window", GOLDEN),
+    (WIRING, "c.attn_divisor(l), c.window_of(l)", "c.scores_divisor ? 1.0 : c.attn_divisor(l), c.window_of(l)", "families: the divisor of scores in the reference", GOLDEN),
+    (WIRING, "if (c.qk_norm != QkNorm::none) {", "if (false) {", "families: norms of queries and keys in the reference", GOLDEN),
+    (WIRING, "case Topology::parallel: { TensorId mlp_out = mlp(x);", "case Topology::parallel: { TensorId mlp_out = mlp(g.add(at(Site::resid_mid), x, attn_out));", "families: the parallel MLP in the reference", GOLDEN),
+    (WIRING, "if (c.embed_norm) return g.norm({{Site::embed_ln_scale}", "if (false) return g.norm({{Site::embed_ln_scale}", "families: the embedding's norm in the reference", GOLDEN),
+    (WIRING, "g.multiply(at(Site::mlp_post), act, linear)", "g.multiply(at(Site::mlp_post), pre, linear)", "families: the gate's activation in the reference", GOLDEN),
+    (WIRING, "if (!normed_behind()) return x; return g.norm", "if (!normed_behind()) return x; if (true) return g.copy(at(out), x); return g.norm", "families: norms behind attention and MLP in the reference", GOLDEN),
+    (POSITIONS, "double ramp = yarn_ramp(static_cast<double>(pair), rope, rotary.dimensions);", "double ramp = 1;", "families: yarn's ramp in the reference", GOLDEN),
+    (POSITIONS, "std::pow(stretched, n / (n - 2))", "stretched", "families: the base of dynamic angles in the reference", GOLDEN),
+    (OPS, "(in + 0.044715 * in.cube())", "in", "families: the cube in GELU's tanh in the reference", GOLDEN),
+    # families, the device alone: honest runs are refused
+    (PASS, "x = in.narrow(3, 0, pairs), y = in.narrow(3, pairs, pairs);", "x = in.narrow(3, pairs, pairs), y = in.narrow(3, 0, pairs);", "families: halves of rotary heads on the device", BESIDE),
+    (PASS, "x = in.select(4, 0), y = in.select(4, 1);", "x = in.select(4, 1), y = in.select(4, 0);", "families: adjacent pairs on the device", BESIDE),
+    (PASS, "at::sqrt(at::add(mean_square, c.norm_eps))", "at::sqrt(mean_square)", "families: epsilon of RMSNorm on the device", BESIDE),
+    (PASS, "in, {c.d_model}, {}, {}, c.norm_eps)", "in, {c.d_model}, {}, {}, 1e-12)", "families: epsilon of LayerNorm on the device", BESIDE),
+    (PASS, 'return at::gelu(x, "tanh");', 'return at::gelu(x, "none");', "families: GELU's tanh on the device", BESIDE),
+    (PASS, 'return at::gelu(x, "none");', 'return at::gelu(x, "tanh");', "families: GELU's error function on the device", BESIDE),
+    (PASS, ": c.norm_adds_one ? at::addcmul(n, n, w)", ": false ? at::addcmul(n, n, w)", "families: norms that add one on the device", BESIDE),
+    (PASS, "at::tril(hidden, rows.first_pos - *window)", "at::tril(hidden, rows.first_pos - *window - 1)", "families: a window one too wide on the device", BESIDE),
+    (PASS, "c.window_of(l) ? windowed_mask : mask", "c.window ? windowed_mask : mask", "families: layers without a window on the device", BESIDE),
+    (PASS, "at::add(softcap(raw, *c.scores_softcap), mask_added)", "raw", "families: softcap of scores on the device", BESIDE),
+    (PASS, "tap(Site::logits, 0, softcap(logits, *c.logits_softcap))", "tap(Site::logits, 0, logits)", "families: softcap of logits on the device", BESIDE),
+    (PASS, "if (c.qk_norm != QkNorm::none) {", "if (false) {", "families: norms of queries and keys on the device", BESIDE),
+    (PASS, "at::Tensor attn_out = attention(x), mlp_out = mlp(x);", "at::Tensor attn_out = attention(x), mlp_out = mlp(at::add(x, attn_out));", "families: the parallel MLP on the device", BESIDE),
+    (PASS, "1 / c.attn_divisor(l)", "1 / std::sqrt(static_cast<double>(c.d_head))", "families: the divisor of scores on the device", BESIDE),
+    (PASS, "c.turns_by_windowed_rope(l) ? windowed_turning : turning", "turning", "families: angles of layers with a window on the device", BESIDE),
+    (PASS, "at::add(raw, tap(Site::position_bias, l, bias))", "raw", "families: ALiBi on the device", BESIDE),
+    (DEVICE_POSITIONS, "4 * (2 * (h - n) + 1)", "4 * (2 * (h - n) + 2)", "families: slopes beyond a power of two on the device", BESIDE),
+    (DEVICE_POSITIONS, "if (wavelength < context / rope.high_freq) continue;", "", "families: short wavelengths of llama3 on the device", BESIDE),
+    (DEVICE_POSITIONS, "frequencies[i] *= (1 - extrapolated) / rope.factor + extrapolated;", "frequencies[i] /= rope.factor;", "families: yarn's ramp on the device", BESIDE),
+    (DEVICE_POSITIONS, "rope.attention_factor * std::cos(", "std::cos(", "families: yarn's attention factor on the device", BESIDE),
+    (DEVICE_POSITIONS, "d / (d - 2)", "1.0", "families: the base of dynamic angles on the device", BESIDE),
+    # families, the config that both passes read: they agree, and transformers does not
+    (CONFIG, "divisor = scores_divisor.value_or(divisor);", "", "families: query_pre_attn_scalar in both", GOLDEN),
+    (CONFIG, "return rotary && rotary->windowed_rope && window_of(layer);", "return false;", "families: angles of layers with a window in both", GOLDEN),
+    (CONFIG, "l < windowed_layers.size() && windowed_layers[l] ? window", "l < windowed_layers.size() ? window", "families: which layers have a window, in both", GOLDEN),
+    (FAMILIES + "gptj.cc", ".pairs = RotaryPairs::adjacent", ".pairs = RotaryPairs::halves", "families: adjacent pairs in both", GOLDEN),
+    (DECODER, ".pairs = RotaryPairs::halves", ".pairs = RotaryPairs::adjacent", "families: halves in both", GOLDEN),
+    (DECODER, "{\"gelu_new\", Activation::gelu_tanh}", "{\"gelu_new\", Activation::gelu_erf}", "families: GELU's tanh in both", GOLDEN),
+    (DECODER, "{\"gelu\", Activation::gelu_erf}", "{\"gelu\", Activation::gelu_tanh}", "families: GELU's error function in both", GOLDEN),
+    (GEMMA, "if (config.activation == Activation::gelu_erf) config.activation = Activation::gelu_tanh;", "", "families: what Gemma's hidden_act gelu means, in both", GOLDEN),
+    (DECODER, "rope.base = positive(fields, \"rope_theta\", base);", "positive(fields, \"rope_theta\", base);", "families: rope_theta of rope_parameters in both", GOLDEN),
+    (DECODER, "fields.number({\"rope_theta\", \"rotary_emb_base\"}).value_or(absent.base)", "(fields.number({\"rope_theta\", \"rotary_emb_base\"}), absent.base)", "families: rope_theta beside the others, in both", GOLDEN),
+    (DECODER, "rope.low_freq = positive(fields, \"low_freq_factor\");", "rope.low_freq = positive(fields, \"low_freq_factor\") / 2;", "families: llama3's low_freq_factor in both", GOLDEN),
+    (DECODER, "case RopeScaling::llama3: rope.trained_context = trained.value_or(context);", "case RopeScaling::llama3: rope.trained_context = context;", "families: llama3's trained context in both", GOLDEN),
+    (DECODER, "case RopeScaling::yarn: rope.trained_context = trained.value_or(context);", "case RopeScaling::yarn: rope.trained_context = context;", "families: yarn's trained context in both", GOLDEN),
+    (DECODER, "rope.attention_factor = attention_factor(fields, rope.factor);", "attention_factor(fields, rope.factor);", "families: yarn's attention factor in both", GOLDEN),
+    (DECODER, "rope.beta_slow = positive(fields, \"beta_slow\", 1);", "rope.beta_slow = 2 * positive(fields, \"beta_slow\", 1);", "families: yarn's beta_slow in both", GOLDEN),
+    (GEMMA_PARTS, "config.norm_adds_one = true;", "", "families: Gemma's norms in both", GOLDEN),
+    (GEMMA_PARTS, "config.embed_scale = std::sqrt(static_cast<double>(config.d_model));", "config.embed_scale = 1;", "families: Gemma's embedding in both", GOLDEN),
+    (LAYOUT, "for (double& x : row) x *= constant.get(0);", "", "families: the scale of an embedding in both", GOLDEN),
+    (GEMMA_PARTS, "config.scores_softcap = cap(", "cap(", "families: softcap of scores in both", GOLDEN),
+    (GEMMA_PARTS, "config.logits_softcap = cap(", "cap(", "families: softcap of logits in both", GOLDEN),
+    (FAMILIES + "gemma2.cc", "push_back(l % 2 == 0)", "push_back(l % 2 == 1)", "families: Gemma 2's windows in both", GOLDEN),
+    (FAMILIES + "gemma3.cc", "push_back((l + 1) % pattern != 0)", "push_back(l % pattern != 0)", "families: Gemma 3's windows in both", GOLDEN),
+    (FAMILIES + "gemma3.cc", "fields.number({\"rope_local_base_freq\"}).value_or(kWindowedBase)", "(fields.number({\"rope_local_base_freq\"}), kWindowedBase)", "families: Gemma 3's second base in both", GOLDEN),
+    (FAMILIES + "qwen_windows.cc", "static_cast<double>(l) >= first", "static_cast<double>(l) > first", "families: Qwen's windows in both", GOLDEN),
+    (FAMILIES + "qwen_windows.cc", "if (fields.flag({\"use_sliding_window\"}, false)) config.window = window;", "fields.flag({\"use_sliding_window\"}, false); config.window = window;", "families: use_sliding_window in both", GOLDEN),
+    (FAMILIES + "gpt_neox.cc", "fields.flag({\"use_parallel_residual\"}, true) ?", "(fields.flag({\"use_parallel_residual\"}, true), true) ?", "families: use_parallel_residual in both", GOLDEN),
+    (FAMILIES + "gpt_neo.cc", "config.scale_attn_by_sqrt_d_head = false;", "", "families: GPT-Neo's scores in both", GOLDEN),
+    (FAMILIES + "gpt_neo.cc", "push_back(kind == \"local\")", "push_back(kind == \"global\")", "families: GPT-Neo's windows in both", GOLDEN),
+    (FAMILIES + "bloom.cc", "config.embed_norm = true;", "", "families: BLOOM's norm of the embedding in both", GOLDEN),
+    (FAMILIES + "mistral.cc", "if (!fields.has(\"sliding_window\")) config.window = 4096;", "", "families: a window that config.json does not name, in both", GOLDEN),
+    (FAMILIES + "gptj.cc", "kTurnedWhereAbsent = 64;", "kTurnedWhereAbsent = 32;", "families: turned dimensions that config.json does not name, in both", GOLDEN),
+    (FAMILIES + "gpt_neox.cc", "{.share = 0.25}", "{.share = 1}", "families: the turned share that config.json does not name, in both", GOLDEN),
+    (FAMILIES + "opt.cc", "kFirstPosition = 2;", "kFirstPosition = 1;", "families: OPT's first position in both", GOLDEN),
+    (FAMILIES + "llama.cc", "small_number({\"rms_norm_eps\"}, 1e-6)", "small_number({\"rms_norm_eps\"}, 1e-6) * 2", "families: epsilon of a config, in both", GOLDEN),
     # comparisons
     (EXACT, "if (std::isnan(device) || std::isnan(reference)) return kInfinity;", "if (std::isnan(device) || std::isnan(reference)) return 0;", "refusal of NaN"),
     (EXACT, "&& std::signbit(device) == std::signbit(reference) ? 1", "? 1", "sign of an overflow"),
@@ -433,13 +508,14 @@ PROGRAMS = (("lenscpp_tests_torchfree", "-*Tokenizer*:*Bpe*:*SplitPattern*:*Utf8
             ("lenscpp_tests", "-*FaultSweep*:*CleanRuns*"))
 
 
-def red_test():
-    """What notices the sources as they stand: the first failing test, a failed build, or None."""
+def red_test(tests=None):
+    """What notices the sources as they stand: the first failing test (of `tests`), a failed build, or None."""
     for program, filtered in PROGRAMS:
+        filtered = tests or filtered
         built = run(["cmake", "--build", str(BUILD), "-j", "2", "--target", program])
         if built.returncode:
             return "DOES NOT COMPILE: " + built.stdout[-2000:]
-        result = run([str(BUILD / "bin" / program), f"--gtest_filter={filtered}"], timeout=1200)
+        result = run([str(BUILD / "bin" / program), f"--gtest_filter={filtered}", "--gtest_fail_fast"], timeout=1200)
         failed = [line for line in result.stdout.splitlines() if line.startswith("[  FAILED  ]")]
         if failed:
             return failed[0].removeprefix("[  FAILED  ]").strip()
@@ -455,10 +531,10 @@ def main():
     arguments = parser.parse_args()
     chosen = [m for m in MUTANTS if arguments.only in m[3]]
     stale = [m for m in MUTANTS if len(places(m[1]).findall((ROOT / m[0]).read_text())) != 1]
-    for file, text, _, what in stale:
+    for file, text, _, what, *_ in stale:
         print(f"stale: {file}: {what}: {text!r} does not occur exactly once")
     if arguments.list or stale:
-        for file, _, _, what in chosen:
+        for file, _, _, what, *_ in chosen:
             print(f"{file:32} {what}")
         return 1 if stale else 0
 
@@ -473,11 +549,11 @@ def main():
         print(f"the tests are red without any mutant: {red}")
         return 1
     survivors = 0
-    for file, text, replacement, what in chosen:
+    for file, text, replacement, what, *tests in chosen:
         start = time.time()
         original = (SOURCE / file).read_text()
         (SOURCE / file).write_text(places(text).sub(lambda _: replacement, original, count=1))
-        red = red_test()
+        red = red_test(*tests)
         (SOURCE / file).write_text(original)
         killed = red is not None and not red.startswith("DOES NOT COMPILE")
         survivors += not killed

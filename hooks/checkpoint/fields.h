@@ -23,6 +23,8 @@ class Fields {
 
   Fields(const nlohmann::json& document, std::string origin);
 
+  /// Whether the field is there, be it null: where a family tells that from an absent one.
+  bool has(const char* name) const { return document_.contains(name); }
   /// A required integer in [1, largest].
   std::int64_t dimension(Names spellings, std::int64_t largest);
   /// The same where a family knows what absence means.

@@ -27,21 +27,23 @@ import shutil
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
 from transformer_lens.pretrained import weight_conversions
+from transformer_lens.weight_processing import ProcessWeights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 TOP = Path(__file__).resolve().parent / "families"
 PACKAGES = ("torch", "transformers", "transformer-lens", "safetensors", "numpy")
 # Relative to the largest entry. transformers rounds rotary angles to float32 in a float64 model too.
 RAW_LIMIT = 3e-6
+PROCESSED_LIMIT = 1e-5  # nats
 TL_POSITIONS = 7  # of the first prompt: what comes later changes nothing before it
 ROUTER_GAIN = 1.5  # probabilities of experts neither alike nor one-hot
 CONVERSIONS = {
@@ -64,7 +66,10 @@ class Case:
     spelling: str = "today"  # "today" | "older": rope_theta and rope_scaling, torch_dtype
     storage: torch.dtype = torch.float16  # of small files
     tl: dict | None = None  # HookedTransformerConfig's fields; None: not compared
-    tl_is_wrong: bool = False  # and not stored
+    tl_is_wrong: bool = False  # whatever it is told; of its values the logits alone are stored
+    # Where its own table leaves out what matters: "folder" for this config.json, or the name of a model. What of `tl`
+    # that table has makes the wrong logits that are stored.
+    tl_table: str = ""
     gain: float = 1.3  # of query and key matrices: attention neither uniform nor one-hot
     older: dict = field(default_factory=dict)  # fields of config.json that only older files have
     drop: tuple[str, ...] = ()  # fields that those have not
@@ -134,6 +139,15 @@ CASES = [
         TWO,
     ),
     Case(
+        "llama_wavelengths", 2006, "llama3 rope with a short, two middling and three long wavelengths", "llama",
+        llama_like(16, 4, 2, 12, 20, 43, 64, 1e-5, tie_word_embeddings=False,
+                   **rope(500.0, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                          original_max_position_embeddings=64)),
+        TWO,
+        tl=rms(500.0, use_NTK_by_parts_rope=True, NTK_by_parts_factor=8.0, NTK_by_parts_low_freq_factor=1.0,
+               NTK_by_parts_high_freq_factor=4.0, NTK_original_ctx_len=64),
+    ),
+    Case(
         "mistral_window", 2101, "sliding window 4 in every layer, head_dim 6 of d_model 20 over 4 heads", "mistral",
         llama_like(20, 4, 2, 6, 26, 37, 32, 1e-3, sliding_window=4, tie_word_embeddings=False, **rope(1000.0)),
         TWO, tl=rms(1000.0, use_local_attn=True, window_size=4, attn_types=["local"] * 3),
@@ -183,7 +197,7 @@ CASES = [
         dict(hidden_size=24, num_attention_heads=3, intermediate_size=30, vocab_size=37, max_position_embeddings=32,
              layer_norm_eps=1e-3, num_hidden_layers=3, tie_word_embeddings=False, use_parallel_residual=False,
              hidden_act="gelu_new", **rope(25.0, partial_rotary_factor=0.75)),
-        TWO,
+        TWO, tl_table="folder",  # no rotary_base
         tl=dict(normalization_type="LN", positional_embedding_type="rotary", rotary_base=25, rotary_dim=6,
                 rotary_adjacent_pairs=False, parallel_attn_mlp=False),
     ),
@@ -225,7 +239,10 @@ CASES = [
         llama_like(20, 4, 2, 8, 26, 41, 32, 1e-6, query_pre_attn_scalar=13, sliding_window=4, **windows("ssf"),
                    rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
                                     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0}}),
-        TWO, gain=0.8,
+        TWO, gain=0.8, tl_table="google/gemma-3-27b-it",  # no attn_scale, though query_pre_attn_scalar is not head_dim
+        tl=rms(900.0, use_normalization_before_and_after=True, use_qk_norm=True, rotary_base_local=30.0,
+               rotary_scaling_factor=8.0, attn_scale=13**0.5, use_local_attn=True, window_size=4,
+               attn_types=["local", "local", "global"]),
     ),
     Case(
         "gemma3_older", 2702, "rope_theta, rope_local_base_freq, sliding_window_pattern 2", "gemma3_text",
@@ -234,6 +251,8 @@ CASES = [
                                     "full_attention": {"rope_type": "default", "rope_theta": 5000.0}}),
         TWO, spelling="older", gain=0.8, drop=("layer_types", "_sliding_window_pattern"),
         older={"rope_theta": 5000.0, "rope_local_base_freq": 40.0, "sliding_window_pattern": 2},
+        tl=rms(5000.0, use_normalization_before_and_after=True, use_qk_norm=True, rotary_base_local=40.0,
+               attn_scale=6**0.5, use_local_attn=True, window_size=3, attn_types=["local", "global", "local"]),
     ),
     Case(
         "phi_partial", 2801, "parallel with one norm, 0.4 of 10 rotated, biased unembedding", "phi",
@@ -363,7 +382,7 @@ CASES = [
     Case(
         "bloom_alibi", 3601, "ALiBi over 3 heads, norm of the embedding, fused q, k, v a head", "bloom",
         dict(hidden_size=18, n_head=3, n_layer=3, vocab_size=37, layer_norm_epsilon=1e-5),
-        TWO, tl_is_wrong=True,  # its slopes are those of a power of two
+        TWO, tl_is_wrong=True, tl_table="folder",  # its slopes are those of four heads
         tl=dict(normalization_type="LN", positional_embedding_type="alibi", post_embedding_ln=True, d_mlp=72,
                 act_fn="gelu_fast"),
     ),
@@ -507,7 +526,7 @@ def check_routing(case: Case, model, tokens: torch.Tensor) -> None:
             sys.exit(f"{case.name}: probabilities of experts are too close")
 
 
-def tl_model(case: Case, hf) -> HookedTransformer:
+def tl_config(case: Case, hf) -> HookedTransformerConfig:
     c = hf.config
     get = lambda *names: next((getattr(c, n) for n in names if getattr(c, n, None) is not None), None)
     heads = get("num_attention_heads", "n_head", "num_heads")
@@ -523,14 +542,40 @@ def tl_model(case: Case, hf) -> HookedTransformer:
         act_fn=get("hidden_activation", "hidden_act", "activation_function"), rotary_dim=d_head,
         original_architecture=type(hf).__name__, init_weights=False, device="cpu", dtype=torch.float64,
     )  # fmt: skip
-    cfg = HookedTransformerConfig(**(fields | case.tl))
-    model = HookedTransformer(cfg)
+    return HookedTransformerConfig(**(fields | case.tl))
+
+
+def tl_weights(case: Case, hf, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
     convert = getattr(weight_conversions, f"convert_{CONVERSIONS[case.model_type]}_weights")
-    weights = {name: t.detach().clone() for name, t in convert(hf, cfg).items()}
+    return {name: t.detach().clone() for name, t in convert(hf, cfg).items()}
+
+
+def tl_model(case: Case, hf) -> HookedTransformer:
+    cfg = tl_config(case, hf)
+    model = HookedTransformer(cfg)
     model.load_and_process_state_dict(
-        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        tl_weights(case, hf, cfg), fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return torch.nn.Module.double(model).eval()  # whatever cfg.dtype, its experts are float32
+
+
+def tl_processed_model(case: Case, hf) -> HookedTransformer:
+    """ProcessWeights.process_weights' own steps in its order and from_pretrained's refusals, without the detour through float32."""
+    cfg = tl_config(case, hf)
+    weights = HookedTransformer(cfg).fill_missing_keys(tl_weights(case, hf, cfg))
+    centres = cfg.normalization_type == "LN"
+    weights = ProcessWeights.fold_layer_norm(weights, cfg, fold_biases=centres, center_weights=centres)
+    if centres:
+        weights = ProcessWeights.center_writing_weights(weights, cfg)
+    if cfg.output_logits_soft_cap <= 0:
+        weights = ProcessWeights.center_unembed(weights, cfg=cfg)
+    weights = ProcessWeights.fold_value_biases(weights, cfg)
+    for layer in range(cfg.n_layers if centres else 0):
+        weights[f"blocks.{layer}.attn.b_O"] -= weights[f"blocks.{layer}.attn.b_O"].mean()
+    cfg.normalization_type += "Pre"
+    model = HookedTransformer(cfg)
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -542,6 +587,18 @@ def raw_difference(hf: dict, logits: torch.Tensor, cache: dict, n_layers: int) -
     pairs = [(hf["logits"], logits)]
     pairs += [(hf[f"hidden.{l}"], cache[f"blocks.{l}.hook_resid_pre"]) for l in range(n_layers)]
     return max(relative(tl, expected) for expected, tl in pairs)
+
+
+def must(name: str, value: float, limit: float) -> str:
+    if not value <= limit:
+        sys.exit(f"{name}: {value:.2e} exceeds {limit:.0e}")
+    return f"{value:.0e}"
+
+
+def save_tl(path: Path, logits: torch.Tensor, cache) -> None:
+    """Of the blocks the first two: the third has the same names."""
+    kept = {"logits": logits} | {n: v for n, v in cache.items() if not n.startswith("blocks.2.")}
+    save_file({f"0/{n}": v.detach().clone().contiguous() for n, v in kept.items()}, path)
 
 
 # ---- a case ---------------------------------------------------------------------------------------------------
@@ -565,23 +622,25 @@ def make_case(case: Case, folder: Path) -> dict:
     if not 0.25 < peaks[0] < 0.85:
         sys.exit(f"{case.name}: attention is too uniform or too sharp ({peaks[0]:.2f})")
     agreement = {}
-    if case.tl is not None:
-        model = tl_model(case, hf)
-        logits, cache = model.run_with_cache(runs[0]["tokens"][:1, :TL_POSITIONS])
+    if case.tl is not None and not case.tl_is_wrong:
+        prompt = runs[0]["tokens"][:1, :TL_POSITIONS]
         first = {name: value[:1, :TL_POSITIONS] for name, value in runs[0].items()}
-        difference = raw_difference(first, logits, cache.cache_dict, model.cfg.n_layers)
-        if case.tl_is_wrong:
-            assert difference > 0.01, f"{case.name}: transformer-lens has been mended; drop tl_is_wrong"
-            agreement["raw_relative_wrong_not_stored"] = f"{difference:.0e}"
-        elif not difference <= RAW_LIMIT:
-            sys.exit(f"{case.name}: transformer-lens differs by {difference:.2e}")
-        else:
-            agreement["raw_relative"] = f"{difference:.0e}"
-        # Of the blocks the first two: the third has the same names.
-        kept = {"logits": logits} | {n: v for n, v in cache.items() if not n.startswith("blocks.2.")}
-        flat = {f"0/{n}": v.detach().clone().contiguous() for n, v in kept.items()}
-        if not case.tl_is_wrong:
-            save_file(flat, folder / "tl_raw.safetensors")
+        logits, cache = tl_model(case, hf).run_with_cache(prompt)
+        difference = raw_difference(first, logits, cache.cache_dict, hf.config.num_hidden_layers)
+        agreement["raw_relative"] = must(f"{case.name} raw", difference, RAW_LIMIT)
+        save_tl(folder / "tl_raw.safetensors", logits, cache)
+        logits, cache = tl_processed_model(case, hf).run_with_cache(prompt)
+        nats = (logits.log_softmax(-1) - first["logits"].log_softmax(-1)).abs().max().item()
+        agreement["processed_nats"] = must(f"{case.name} processed", nats, PROCESSED_LIMIT)
+        save_tl(folder / "tl_processed.safetensors", logits, cache)
+    if case.tl_table:
+        table = loading_from_pretrained.convert_hf_model_config(str(folder) if case.tl_table == "folder" else case.tl_table)
+        known = replace(case, tl={name: value for name, value in case.tl.items() if name in table})
+        logits = tl_model(known, hf)(runs[0]["tokens"])
+        difference = relative(logits, runs[0]["logits"])
+        assert difference > 0.01, f"{case.name}: transformer-lens has been mended; drop tl_table"
+        agreement["table_relative_wrong"] = f"{difference:.0e}"
+        save_file({"logits": logits.to(torch.float32)}, folder / "tl_wrong.safetensors")
     return {
         "covers": case.covers,
         "model_type": case.model_type,
@@ -598,8 +657,17 @@ def make_case(case: Case, folder: Path) -> dict:
     }
 
 
+def write_defaults(top: Path) -> None:
+    """Every family's config with all that transformers puts where config.json says nothing."""
+    configs = {name: AutoConfig.for_model(name).to_dict() for name in sorted({c.model_type for c in CASES} | {"gpt2"})}
+    for config in configs.values():
+        config.pop("transformers_version")
+    write_json(top / "defaults.json", configs)
+
+
 def make_all(top: Path, only: list[str]) -> None:
     top.mkdir(parents=True)
+    write_defaults(top)
     cases = {c.name: make_case(c, top / c.name) for c in CASES if not only or c.name in only}
     versions = {package: version(package).split("+")[0] for package in PACKAGES}
     write_json(top / "manifest.json", {"made_with": versions, "cases": cases})

@@ -113,6 +113,14 @@ TEST(HookPoint, InternalLinksHaveNoPublicName) {
   EXPECT_FALSE(exists(Site::ln1_out, small(NormKind::layer_norm_pre)));
 }
 
+// Else a fault at an internal tensor, named in full, would be looked for elsewhere.
+TEST(HookPoint, NoFullNameIsTakenForAShortForm) {
+  for (const SiteInfo& row : all_sites()) {
+    std::string name = hook_name(row.site, 2);
+    EXPECT_EQ(act_name(name), name);
+  }
+}
+
 TEST(HookPoint, ShapesFollowTheAxes) {
   Extents e{.batch = 2, .pos = 5, .key = 9};
   EXPECT_EQ(shape_of(Site::resid_pre, small(), e), (Shape{2, 5, 8}));

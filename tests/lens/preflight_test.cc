@@ -8,6 +8,7 @@
 #include "hooks/transformer/torch_array.h"
 #include "lens/split_run.h"
 #include "tests/golden_cases.h"
+#include "tests/widened.h"
 
 namespace lenscpp {
 namespace {
@@ -42,12 +43,19 @@ struct Case {
   std::int64_t first_pos = 0;    // base keys and values before it
   std::int64_t first_layer = 0;  // from a residual where it is not 0
   Activation activation = Activation::gelu_tanh;
-  bool experts = false;  // another checkpoint: rotary positions, a window, experts
+  bool experts = false;     // another checkpoint: rotary positions, a window, experts
+  std::string family = "";  // a checkpoint of tests/golden/families, widened
 };
 
 Array zeros(Shape shape, DType dtype) { return MutableArray(std::move(shape), dtype).freeze(); }
 
 std::shared_ptr<const Weights> weights_of(const Case& wanted) {
+  if (!wanted.family.empty()) {
+    std::mt19937_64 random(1);
+    Weights w = golden::widened(read_config(golden::family_folder(wanted.family)), random);
+    if (wanted.processed) w = process(w, {});
+    return std::make_shared<const Weights>(cast(w, wanted.dtype));
+  }
   bool f64 = wanted.dtype == DType::f64;
   Weights w = load_weights(
       wanted.experts ? golden::family_folder("mixtral_window") : golden::folder("three_layers"),
@@ -67,26 +75,28 @@ std::shared_ptr<const Weights> weights_of(const Case& wanted) {
 
 // Batch and length are large enough for activations to outweigh what kernels keep for themselves.
 Request request_of(const Case& wanted, const Config& c) {
+  // Kernels keep more for themselves beside the narrower tensors of families.
+  std::int64_t batch = wanted.family.empty() ? kBatch : 3 * kBatch;
   Request request{
-      .rows = Rows::from_tokens(std::vector<std::int64_t>(kBatch * kLength, 3), kBatch, c),
+      .rows = Rows::from_tokens(std::vector<std::int64_t>(batch * kLength, 3), batch, c),
       .plan = wanted.plan,
       .on_demand = wanted.on_demand};
   Rows& rows = request.rows;
   if (wanted.first_layer > 0) {
     rows.tokens.clear();
     rows.first_layer = wanted.first_layer;
-    rows.start_residual = zeros({kBatch, kLength, c.d_model}, wanted.dtype);
+    rows.start_residual = zeros({batch, kLength, c.d_model}, wanted.dtype);
   }
   if (wanted.first_pos > 0) {
     rows.first_pos = wanted.first_pos;
     rows.pos -= wanted.first_pos;
-    rows.tokens.resize(rows.tokens.empty() ? 0 : static_cast<std::size_t>(kBatch * rows.pos));
+    rows.tokens.resize(rows.tokens.empty() ? 0 : static_cast<std::size_t>(batch * rows.pos));
     rows.positions.clear();
-    for (std::int64_t i = 0; i < kBatch * rows.pos; ++i)
+    for (std::int64_t i = 0; i < batch * rows.pos; ++i)
       rows.positions.push_back(rows.first_pos + i % rows.pos);
     if (rows.start_residual)
-      rows.start_residual = zeros({kBatch, rows.pos, c.d_model}, wanted.dtype);
-    Array base = zeros({kBatch, rows.first_pos, c.n_kv_heads, c.d_head}, wanted.dtype);
+      rows.start_residual = zeros({batch, rows.pos, c.d_model}, wanted.dtype);
+    Array base = zeros({batch, rows.first_pos, c.n_kv_heads, c.d_head}, wanted.dtype);
     for (std::int64_t l = rows.first_layer; l < c.n_layers; ++l) rows.base.push_back({base, base});
   }
   request.validate(c);
@@ -139,6 +149,23 @@ std::vector<Case> cases() {
         all.push_back(
             {.name = name + "_experts", .dtype = dtype, .processed = processed, .experts = true});
     }
+  for (const char* family : {"llama_grouped", "neox_parallel", "gptj_rotary", "gemma2_grouped",
+                             "gemma3_windows", "qwen3_grouped", "bloom_alibi", "olmo2_grouped"})
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+      for (bool processed : {false, true}) {
+        Case of_family{.name = std::string(family) + "_" + std::string(name_of(dtype)) +
+                               (processed ? "_processed" : "_raw"),
+                       .dtype = dtype,
+                       .processed = processed,
+                       .plan = {},
+                       .on_demand = {},
+                       .grouped = true,
+                       .family = family};
+        all.push_back(of_family);
+        of_family.name += "_continued";
+        of_family.first_pos = 4;
+        all.push_back(of_family);
+      }
   return all;
 }
 

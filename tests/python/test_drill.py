@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import GOLDEN
 
 import lenscpp as lens
+
+FAMILIES = GOLDEN.parent / "families"
 
 SMALL = {"dtypes": ("float32",), "batches": (1,), "lengths": (5,)}
 
@@ -108,3 +111,30 @@ def test_bad_input_is_refused(three, options, error, message):
 def test_only_a_model_is_drilled():
     with pytest.raises(TypeError, match="needed: a HookedTransformer"):
         lens.drill("tiny-ioi")
+
+
+# A family of each kind, and the tensors that only its kind has.
+OWN_TENSORS = {
+    "llama_grouped": ("rotary.cos", "rotary.sin", "attn.hook_rot_q", "attn.hook_rot_k", "mlp.hook_pre_linear", "mlp.act"),
+    "neox_parallel": ("rotary.cos", "attn.hook_rot_q"),
+    "gptj_rotary": ("rotary.sin", "attn.hook_rot_k"),
+    "gemma2_grouped": ("attn.raw_scores", "attn.sum", "ln1_post.hook_scale", "ln1_post.hook_normalized", "mlp.sum", "ln2_post.hook_normalized", "unembed.logits"),
+    "gemma3_windows": ("rotary.windowed_cos", "rotary.windowed_sin"),
+    "qwen3_grouped": ("attn.q_norm.hook_scale", "attn.q_norm.hook_normalized", "attn.q_norm.out", "attn.k_norm.out"),
+    "bloom_alibi": ("attn.raw_scores", "attn.position_bias", "embed.ln.hook_scale", "embed.ln.hook_normalized"),
+    "olmo2_grouped": ("attn.q_norm.hook_scale", "attn.k_norm.hook_normalized", "ln2_post.hook_scale"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_TENSORS)
+def test_faults_at_the_tensors_of_every_kind_of_family_are_refused(case):
+    """Not one element off by little: that may be within the bound of its tensor, and grow."""
+    model = lens.HookedTransformer.from_pretrained(FAMILIES / case)
+    settings = {"lengths": (9,), "batches": (2,), "dtypes": ("float32", "bfloat16")}
+    report = lens.drill(model, ["nan", "sign", "row", ("scale", {"factor": 1.5}), "poison"], sites=OWN_TENSORS[case], **settings)
+    hit = {run["site"] for run in report.to_dict()["runs"] if run["harm"] == "harmful" and run["changed"] > 0}
+    assert hit == set(OWN_TENSORS[case])
+    assert report.missed == [] and report.total["harmful_refused"] == report.total["harmful"] > 5 * len(hit)
+    assert report.total["named"] == report.total["refused"]
+    inside = lens.drill(model, ["P5", "S1", "Z3", "M1"], sample=4, **settings)
+    assert inside.total["harmful"] > 4 and inside.missed == []

@@ -1,6 +1,8 @@
 """Every family: hidden states, logits and cache entries equal the peers', and all checks pass in every dtype."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -72,12 +74,15 @@ def without_number(name):
     return re.sub(r"experts\.\d+\.hook_", "hook_expert_", name)
 
 
+@pytest.mark.parametrize("processed", [False, True])
 @pytest.mark.parametrize("case", WITH_TL)
-def test_equals_transformer_lens(case):
-    """Names, shapes and values; of the blocks the file holds the first two."""
-    stored = {name.removeprefix("0/"): value for name, value in read_safetensors(FAMILIES / case / "tl_raw.safetensors").items()}
+def test_equals_transformer_lens(case, processed):
+    """Names, shapes and values, without processing and with; of the blocks a file holds the first two."""
+    file = FAMILIES / case / f"tl_{'processed' if processed else 'raw'}.safetensors"
+    stored = {name.removeprefix("0/"): value for name, value in read_safetensors(file).items()}
     logits = stored.pop("logits")
-    model = load(case, "float64")
+    model = load(case, "float64", processed)
+    assert model.cfg.normalization_type.endswith("Pre") == processed
     found_logits, cache = model.run_with_cache(runs(case)[0]["tokens"][:1, : logits.shape[1]])
     assert {name for name in cache if not name.startswith("blocks.2.")} == {without_number(name) for name in stored}
     # transformer-lens computes rotary frequencies, and Gemma's scale of the embedding, in float32 whatever the model is.
@@ -97,24 +102,93 @@ def test_equals_transformer_lens(case):
         assert normalized_error(found.reshape(expected.shape), expected) < (1e-13 if exact else limit), name
 
 
-KINDS = ["llama_dynamic", "neox_parallel", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local", "mixtral_window"]
+def test_processing_says_what_it_leaves_alone():
+    """What an RMSNorm reads keeps its mean, capped logits theirs, what is normed behind its norm; value biases go everywhere."""
+    loaded = {case: (load(case, "float64"), load(case, "float64", True)) for case in ("qwen2_grouped", "gemma2_grouped", "neox_parallel", "olmo2_grouped")}
+    embedding = {case: normalized_error(processed.W_E, raw.W_E) for case, (raw, processed) in loaded.items()}
+    assert embedding["neox_parallel"] > 0.01 and {embedding[case] for case in loaded if case != "neox_parallel"} == {0}
+    mean_logit = {case: processed.W_U.mean(-1).abs().max() < 1e-15 for case, (_, processed) in loaded.items()}
+    assert mean_logit == {"qwen2_grouped": True, "gemma2_grouped": False, "neox_parallel": True, "olmo2_grouped": True}
+    for case, (raw, processed) in loaded.items():
+        assert processed.cfg.normalization_type == ("RMS" if case == "olmo2_grouped" else raw.cfg.normalization_type + "Pre")
+        assert processed.b_V.abs().max() == 0
+    raw, processed = loaded["qwen2_grouped"]
+    assert raw.b_V.abs().max() > 0.1 and (processed.b_O - raw.b_O).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "k", "z", "mlp_out"])
-@pytest.mark.parametrize("case", KINDS)
-def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site):
+# What transformer-lens's own table of models makes of these, and why it is wrong.
+TL_IS_WRONG = {
+    "gemma3_windows": "scores divided by sqrt(head_dim), not by sqrt(query_pre_attn_scalar): as gemma-3-27b, 128 for 168",
+    "neox_sequential": "angles of base 10000 whatever rope_theta is",
+    "bloom_alibi": "slopes 2^(-8 h / n) where the number of heads n is no power of two",
+}
+
+
+@pytest.mark.parametrize("case", TL_IS_WRONG)
+def test_transformer_lens_is_wrong(case):
+    """Its logits are 5 to 50 % off those of transformers; ours are not."""
+    theirs = read_safetensors(FAMILIES / case / "tl_wrong.safetensors")["logits"]
+    expected = runs(case)[0]
+    ours = load(case, "float64")(expected["tokens"])
+    assert normalized_error(ours, expected["logits"]) < LIMIT
+    assert 0.05 < normalized_error(theirs, expected["logits"]) < 0.5
+    assert 0.1 < (theirs.log_softmax(-1) - expected["logits"].log_softmax(-1)).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("gemma3_windows", lambda config: config.update(query_pre_attn_scalar=config["head_dim"])),
+        ("neox_sequential", lambda config: config["rope_parameters"].update(rope_theta=10000.0)),
+    ],
+)
+def test_this_is_what_transformer_lens_gets_wrong(case, change, tmp_path):
+    """With its mistake written into config.json, our logits are its own."""
+    folder = shutil.copytree(FAMILIES / case, tmp_path / case)
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    logits = lens.HookedTransformer.from_pretrained_no_processing(folder, dtype="float64")(runs(case)[0]["tokens"])
+    assert normalized_error(logits, read_safetensors(FAMILIES / case / "tl_wrong.safetensors")["logits"]) < LIMIT
+
+
+def test_slopes_of_three_heads_are_the_papers():
+    """arXiv 2108.12409: those of two heads, then every other one of four; transformer-lens has 2^(-8/3), 2^(-16/3), 2^-8."""
+    model = load("bloom_alibi", "float64")
+    _, cache = model.run_with_cache(torch.arange(8))
+    q, k = (cache[f"blocks.0.attn.hook_{x}"][0].transpose(0, 1) for x in "qk")  # [head, pos, d_head]
+    bias = cache["blocks.0.attn.hook_attn_scores"][0] - q @ k.transpose(1, 2) / model.cfg.d_head**0.5
+    assert torch.allclose(-bias[:, 7, :7] / torch.arange(7, 0, -1), torch.tensor([[2**-4], [2**-8], [2**-2]]).double(), atol=1e-12)
+
+
+KINDS = [
+    "llama_dynamic", "neox_parallel", "gptj_rotary", "gemma2_grouped", "gemma3_windows", "qwen3_grouped", "olmo2_grouped", "bloom_alibi", "gpt_neo_local",
+    "mixtral_window",
+]  # fmt: skip
+SITES = {site: ("layer", "pos") for site in ("resid_pre", "k", "v", "z", "attn_out", "mlp_out")}
+SITES |= {"embed": ("pos",), "attn_scores": ("layer", "query"), "pattern": ("layer", "head")}
+ROTARY = {site: ("layer", "pos") for site in ("rot_q", "rot_k")}
+POST = {"ln1_post.hook_scale": ("layer", "pos")}
+GRIDS = [(case, *site) for case in KINDS for site in SITES.items()]
+GRIDS += [(case, *site) for case in KINDS if case not in ("bloom_alibi", "gpt_neo_local") for site in ROTARY.items()]
+GRIDS += [(case, *site) for case in ("gemma2_grouped", "gemma3_windows", "olmo2_grouped") for site in POST.items()]
+
+
+@pytest.mark.parametrize(("case", "site", "over"), GRIDS)
+def test_savings_of_a_sweep_move_values_by_rounding_alone(case, site, over):
     """Keys before the first changed position come from the base run, turned already."""
     model = load(case, "float64")
     clean, corrupted = (torch.arange(9).add(shift).remainder(model.cfg.d_vocab) for shift in (0, 5))
     corrupted = torch.cat([clean[:3], corrupted[3:]])
-    metric = lens.LogitDiff(3, 4)
     base = model.run_with_cache(clean)[1]
     grids = [
-        patching.patch_grid(model, base, corrupted, site, ("layer", "pos"), metric, savings=savings, verify="exact").values
+        patching.patch_grid(model, base, corrupted, site, over, lens.LogitDiff(3, 4), savings=savings, verify="exact")
         for savings in (True, False)
     ]
-    assert (grids[0] - grids[1]).abs().max() < 1e-6 * grids[1].abs().max()
-    assert grids[1].flatten().unique().numel() > 2
+    assert all(grid.verdict.status == "VERIFIED" for grid in grids)
+    with_savings, without = (grid.values for grid in grids)
+    assert (with_savings - without).abs().max() < 1e-13 * without.abs().max()
+    assert without.flatten().unique().numel() > 2
 
 
 def test_the_input_of_all_heads_cannot_be_changed_where_keys_are_shared():

@@ -178,8 +178,7 @@ class Walk {
       return use_.on_host ? item.host : item.device;
     };
     auto add = [](std::int64_t& total, std::int64_t bytes) { total = sum_of(total, bytes); };
-    std::int64_t masks = weights_.config.window ? 2 : 1;
-    add(on_device(parts), product_of(masks, planned_mask(weights_, request_).bytes()));
+    add(on_device(parts), planned_mask(weights_, request_).bytes());
     if (use_.on_host && weights_.dtype == DType::bf16)
       add(parts.host, kPacking_bytes * use_.threads);
     for (std::size_t i = 0; i <= now; ++i) {

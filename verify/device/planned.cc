@@ -71,9 +71,11 @@ class Sizes {
       case Op::turn:
         return turn();
       case Op::softcap:
+        if (narrow_) add("input in float32", shape_, wide_);
         add("input over its cap", shape_, wide_);
         add("hyperbolic tangent", shape_, wide_);
-        add("times its cap", shape_, wide_);
+        add("the cap as a tensor, twice", {2}, element_type(DType::f64));
+        if (narrow_) add("times its cap", shape_, wide_);
         return;
       case Op::linear:
         return linear(l);
@@ -101,11 +103,11 @@ class Sizes {
       case Op::add:
         if (l.inputs.size() == 3) {
           add("first sum", shape_, wide_);
-          if (narrow_) add("both sums", shape_, wide_);
+          if (!narrow_) return;
+          add("input in float32", shape_, wide_);
+          add("summand in float32", shape_, wide_);  // on the CPU: operands get one dtype
+          add("both sums", shape_, wide_);
         }
-        return;
-      case Op::softmax:
-        if (!request_.rows.spans.empty()) add("before what sees nothing", shape_, model_);
         return;
       case Op::enter:
         return add("uploaded residual", l.given.shape(), model_);
@@ -113,6 +115,8 @@ class Sizes {
         // Of a router; scores are in the model's dtype, as their patterns are.
         if (narrow_ && planned_->output.type.name == wide_.name)
           add("logits in float32", shape_, wide_);
+        if (id_.site == Site::pattern && !request_.rows.spans.empty())
+          add("before what sees nothing", shape_, model_);
         return;
       case Op::choose:
         add("sorted", shape_of(l.inputs[0].site, c_, extents_), wide_);
@@ -158,6 +162,19 @@ class Sizes {
     add("normalized, as accumulated", in, wide_);
     add("mean", shape_, wide_);
     add("inverse scale", shape_, wide_);
+  }
+
+  // What is turned of a head, its pairs apart: a tensor of first and one of second elements.
+  void turn() {
+    Shape turned = shape_, apart = shape_;
+    turned.back() = c_.rotary->dimensions;
+    apart.back() = c_.rotary->dimensions / 2;
+    if (narrow_ || turned != shape_) add("dimensions that are turned", turned, wide_);
+    for (const char* part : {"first of each pair", "second of each pair"}) add(part, apart, wide_);
+    for (const char* part : {"products with cosines", "products with sines"})
+      add(part, apart, wide_);
+    if (!narrow_) return;
+    for (const char* part : {"first turned", "second turned"}) add(part, apart, wide_);
   }
 
   // Queries, keys and values are one product, made before the queries.
@@ -238,13 +255,17 @@ class Sizes {
   PlannedLink* planned_ = nullptr;
 };
 
+bool is_norm_of_heads(Site site) { return site >= Site::q_norm_scale && site <= Site::k_norm_out; }
+
 // The site at whose tap the device pass leaves the function that holds this one in a variable:
 // attention up to z, attention and MLP are a function each, as are queries, keys and values with
 // their norms.
 Site end_of_scope(Site site) {
   if (site >= Site::attn_in && site <= Site::v_ln_out) return Site::v;
+  if (is_norm_of_heads(site) || site == Site::raw_scores) return site;
   if (site >= Site::q && site < Site::z) return Site::z;
   if (site >= Site::z && site < Site::attn_out) return Site::attn_out;
+  if (site >= Site::mlp_pre && site < Site::mlp_post) return Site::mlp_post;
   if (site >= Site::mlp_in && site < Site::mlp_out) return Site::mlp_out;
   return site;
 }
@@ -273,6 +294,9 @@ void find_ends(std::vector<PlannedLink>& links) {
     for (const TensorId& input : links[i].link.inputs) links[made.at(input)].last_reader = i;
     // Of a norm with weights only their output leaves it.
     if (links[i].link.op == Op::affine) links[made.at(links[i].link.inputs[0])].last_use = i;
+    // Queries and keys that are normed or turned are not held behind that.
+    if (links[i].link.op == Op::turn || is_norm_of_heads(id.site))
+      links[made.at(links[i].link.inputs[0])].last_use = i;
   }
   for (std::size_t i = 0; i < links.size(); ++i) {
     links[i].parts_until = i;
@@ -337,10 +361,13 @@ std::vector<PlannedLink> plan_links(const Weights& weights, const Request& reque
 
 PlannedTensor planned_mask(const Weights& weights, const Request& request) {
   Extents e = request.rows.extents();
+  std::int64_t masks = weights.config.window ? 2 : 1;
   return {Role::intermediate,
           {Site::attn_scores},
           "mask",
-          request.rows.spans.empty() ? Shape{e.pos, e.key} : Shape{e.batch, 1, e.pos, e.key},
+          !request.rows.spans.empty() ? Shape{masks, e.batch, e.pos, e.key}
+          : masks == 1                ? Shape{e.pos, e.key}
+                                      : Shape{masks, e.pos, e.key},
           element_type(weights.dtype)};
 }
 

@@ -65,8 +65,8 @@ std::int64_t sum_of(std::int64_t a, std::int64_t b);
 /// may be an outline, and of the request, whose token ids may be left out. The request need not be
 /// valid beyond that: a batch that no memory could hold is what this is for.
 std::vector<PlannedLink> plan_links(const Weights& weights, const Request& request);
-/// The causal mask, which every run uploads: [pos, key]. A window has one of its own, of this
-/// shape.
+/// The mask, which every run uploads: [pos, key], of padded prompts [batch, pos, key]; two of them
+/// where there is a window.
 PlannedTensor planned_mask(const Weights& weights, const Request& request);
 /// The weights as a device holds them, each with a buffer of its own.
 std::vector<PlannedTensor> planned_weights(const Weights& weights);

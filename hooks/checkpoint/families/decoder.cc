@@ -186,11 +186,13 @@ DType read_stored_dtype(Fields& fields) {
                 "is " + in_quotes(found) + "; allowed: float32, float64, bfloat16, float16");
 }
 
-void read_heads(Fields& fields, Config& config) {
+void read_heads(Fields& fields, Config& config, std::optional<std::int64_t> absent_kv_heads) {
   config.n_heads = fields.dimension({"num_attention_heads"}, kWidest);
   config.d_model = fields.dimension({"hidden_size"}, kWidest);
   config.n_kv_heads =
-      fields.optional_dimension({"num_key_value_heads"}, kWidest).value_or(config.n_heads);
+      fields.optional_dimension({"num_key_value_heads"}, kWidest)
+          .value_or(fields.has("num_key_value_heads") ? config.n_heads
+                                                      : absent_kv_heads.value_or(config.n_heads));
   if (config.n_heads % config.n_kv_heads != 0)
     fields.refuse("num_key_value_heads", "is " + std::to_string(config.n_kv_heads) +
                                              ", a divisor of num_attention_heads, " +

@@ -27,9 +27,9 @@ void begin_transformer(Fields& fields, const nlohmann::json& document, const cha
 /// transformers' ACT2FN by name.
 Activation read_activation(Fields& fields, Fields::Names spellings, const char* absent);
 DType read_stored_dtype(Fields& fields);
-/// n_heads, n_kv_heads (n_heads where absent), d_model and d_head (d_model / n_heads where absent),
-/// under the names of most families.
-void read_heads(Fields& fields, Config& config);
+/// n_heads, n_kv_heads (n_heads where null, or where absent and the family knows no other number),
+/// d_model and d_head (d_model / n_heads where absent), under the names of most families.
+void read_heads(Fields& fields, Config& config, std::optional<std::int64_t> absent_kv_heads = {});
 /// The remaining dimensions of most families: layers, d_mlp, vocabulary and context.
 void read_sizes(Fields& fields, Config& config);
 

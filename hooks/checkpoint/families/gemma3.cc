@@ -37,7 +37,7 @@ Config gemma3_config(const nlohmann::json& document, const std::string& origin) 
   begin_decoder(fields, document, "Gemma3ForCausalLM", "Gemma3TextModel");
   Config config{};
   config.family = "gemma3_text";
-  read_heads(fields, config);
+  read_heads(fields, config, 4);
   if (!document.contains("head_dim")) config.d_head = 256;
   read_sizes(fields, config);
   read_gemma_parts(fields, config);

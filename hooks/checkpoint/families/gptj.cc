@@ -21,7 +21,13 @@ Config gptj_config(const nlohmann::json& document, const std::string& origin) {
   config.activation = read_activation(fields, {"activation_function"}, "gelu_new");
   config.topology = Topology::parallel;
   config.positions = PositionKind::rotary;
-  std::int64_t turned = fields.optional_dimension({"rotary_dim"}, kWidest).value_or(config.d_head);
+  constexpr std::int64_t kTurnedWhereAbsent = 64;
+  if (document.value("rotary_dim", nlohmann::json(0)).is_null())
+    fields.refuse("rotary_dim",
+                  "is null: transformers would turn more than a head has; allowed: "
+                  "an even number, or no such field");
+  std::int64_t turned =
+      fields.optional_dimension({"rotary_dim"}, kWidest).value_or(kTurnedWhereAbsent);
   if (turned > config.d_head || turned % 2 != 0)
     fields.refuse("rotary_dim", "is " + std::to_string(turned) + ", an even number up to " +
                                     std::to_string(config.d_head) + " is allowed");

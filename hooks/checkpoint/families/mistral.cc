@@ -9,7 +9,7 @@ Config mistral_config(const nlohmann::json& document, const std::string& origin)
   begin_decoder(fields, document, "MistralForCausalLM", "MistralModel");
   Config config{};
   config.family = "mistral";
-  read_heads(fields, config);
+  read_heads(fields, config, 8);
   read_sizes(fields, config);
   config.norm_eps = fields.small_number({"rms_norm_eps"}, 1e-6);
   config.norm = NormKind::rms_norm;
@@ -18,6 +18,7 @@ Config mistral_config(const nlohmann::json& document, const std::string& origin)
   config.gated_mlp = true;
   read_rotary(fields, config);
   config.window = fields.optional_dimension({"sliding_window"}, kLongestContext);
+  if (!fields.has("sliding_window")) config.window = 4096;  // null says that there is none
   config.windowed_layers.assign(static_cast<std::size_t>(config.window ? config.n_layers : 0),
                                 true);
   config.biases = {.qkv = false, .attn_out = false, .mlp = false};

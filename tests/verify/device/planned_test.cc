@@ -100,7 +100,7 @@ TEST_F(Planned, ATensorIsHeldUntilNothingReadsIt) {
   EXPECT_EQ(at(links, {Site::q, 0}).last_reader, index({Site::attn_scores, 0}));
   EXPECT_EQ(at(links, {Site::q, 0}).last_use, index({Site::z, 0}));
   EXPECT_EQ(at(links, {Site::q, 0}).parts_until, index({Site::v, 0}));
-  EXPECT_EQ(at(links, {Site::mlp_pre, 0}).last_use, index({Site::mlp_out, 0}));
+  EXPECT_EQ(at(links, {Site::mlp_pre, 0}).last_use, index({Site::mlp_post, 0}));
   EXPECT_TRUE(at(links, {Site::resid_pre, 1}).same_memory);
   EXPECT_EQ(at(links, {Site::resid_post, 0}).last_use, index({Site::resid_mid, 1}))
       << "which goes on as resid_pre of the next layer";

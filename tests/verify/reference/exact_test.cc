@@ -15,9 +15,16 @@ using namespace testing_links;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
+// And one that has no inputs.
+std::vector<Case> operations() {
+  std::vector<Case> all{distances_case()};
+  for (const Named& named : all_cases()) all.push_back(named.test);
+  return all;
+}
+
 class EveryOperation : public testing::TestWithParam<int> {
  protected:
-  Case c = all_cases()[GetParam()].test;
+  Case c = operations()[GetParam()];
   Contract contract = contract_of(c.link.output.site, DType::f32);
   Array allowed = tolerances(c.link, c.inputs, c.output, contract);
   Array exact = compute(c.link, c.inputs, c.output, serial_for);
@@ -103,8 +110,8 @@ TEST_P(EveryOperation, RefusesInputsThatDoNotFit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Exact, EveryOperation,
-                         testing::Range(0, static_cast<int>(all_cases().size())),
-                         [](const auto& info) { return all_cases()[info.param].test.name; });
+                         testing::Range(0, static_cast<int>(operations().size())),
+                         [](const auto& info) { return operations()[info.param].name; });
 
 // An honest store overflows to the infinity of the right sign, and only that.
 TEST(Point, PassesOnlyWhenEveryElementWasComparedAndNoneFailed) {
@@ -161,6 +168,14 @@ TEST(Exact, AProbabilityBeyondTheMaskIsRefusedHoweverSmall) {
 }
 
 // Below the bound of every element, but together far from what float rounding makes: the RMS test.
+TEST(Exact, ADistanceOfNothingIsExactlyNothing) {
+  Case c = distances_case();
+  Contract contract = contract_of(c.link.output.site, DType::f32);
+  MutableArray changed(honest_output(c));
+  changed.set(2, 0x1p-60);  // the first query, and the key that it stands at
+  EXPECT_EQ(check_exact(c.link, {}, std::move(changed).freeze(), contract, serial_for).failed, 1);
+}
+
 TEST(Exact, ALowerPrecisionBelowEveryBoundIsRefusedByTheRmsTest) {
   constexpr std::int64_t in = 4096, out = 32;
   Array w = random_array({in, out}, DType::f32, 1), x = random_array({1, 8, in}, DType::f32, 2);

@@ -580,6 +580,25 @@ inline Case windowed_scores_case() {
           }};
 }
 
+/// ALiBi of three heads, the first query standing at key 2.
+inline Case distances_case() {
+  constexpr std::int64_t heads = 3, queries = 4, keys = 6, first = 2;
+  const std::vector<double> slopes{0.0625, 0.00390625, 0.3};
+  Link link{.op = Op::distances,
+            .output = {Site::position_bias},
+            .inputs = {},
+            .given = Array::of(std::span<const double>(slopes), {heads}),
+            .first_query = first};
+  return {"distances", link, {}, {heads, queries, keys}, [=](const auto&) {
+            std::vector<float> y(heads * queries * keys);
+            for (int h = 0; h < heads; ++h)
+              for (int i = 0; i < queries; ++i)
+                for (int j = 0; j <= i + first; ++j)
+                  y[(h * queries + i) * keys + j] = static_cast<float>(slopes[h] * (j - i - first));
+            return y;
+          }};
+}
+
 /// Whether `rounds` operations may differ from float64 at all beyond the store's rounding.
 struct Named {
   Case test;
