@@ -1,18 +1,44 @@
 // GPT-Neo as transformers' modeling_gpt_neo.py defines it: scores are not scaled.
 #include "hooks/checkpoint/families/decoder.h"
 #include "hooks/checkpoint/families/table.h"
+#include "hooks/checkpoint/json.h"
 
 namespace lenscpp {
 namespace {
 
-// attention_layers, or attention_types: [[["global", "local"], 6]] is those two six times over.
+// [[["global", "local"], 6]] is those two six times over.
+std::vector<std::string> repeated(const Fields& fields, const nlohmann::json& types,
+                                  std::int64_t n_layers) {
+  std::vector<std::string> layers;
+  auto require = [&](bool holds) {
+    if (!holds)
+      fields.refuse("attention_types", "is " + show(types) +
+                                           "; lists of kinds and how often each is repeated are "
+                                           "allowed, as [[[\"global\", \"local\"], 6]]");
+  };
+  require(types.is_array());
+  for (const nlohmann::json& group : types) {
+    require(group.is_array() && group.size() == 2 && group[0].is_array() &&
+            group[1].is_number_unsigned());
+    auto times = group[1].get<std::uint64_t>();
+    require(times <= static_cast<std::uint64_t>(n_layers));
+    for (std::uint64_t i = 0; i < times; ++i)
+      for (const nlohmann::json& kind : group[0]) {
+        require(kind.is_string() && std::ssize(layers) < n_layers);
+        layers.push_back(kind.get<std::string>());
+      }
+  }
+  require(std::ssize(layers) == n_layers);
+  return layers;
+}
+
+// attention_layers, or attention_types; of neither, every other layer is local.
 void read_attention_layers(Fields& fields, Config& config, const nlohmann::json& document) {
   std::vector<std::string> layers = fields.texts({"attention_layers"});
   fields.neutral({"attention_types"});
-  if (layers.empty() && document.contains("attention_types"))
-    for (const auto& [kinds, times] :
-         document["attention_types"].get<std::vector<std::pair<std::vector<std::string>, int>>>())
-      for (int i = 0; i < times; ++i) layers.insert(layers.end(), kinds.begin(), kinds.end());
+  auto types = document.find("attention_types");
+  if (layers.empty() && types != document.end() && !types->is_null())
+    layers = repeated(fields, *types, config.n_layers);
   if (layers.empty())
     for (std::int64_t l = 0; l < config.n_layers; ++l)
       layers.emplace_back(l % 2 == 0 ? "global" : "local");

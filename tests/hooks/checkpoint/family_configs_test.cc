@@ -183,6 +183,23 @@ TEST(FamilyConfigs, AnAbsentFieldMeansWhatTransformersMakesOfIt) {
   }
 }
 
+TEST(FamilyConfigs, GptNeosRepeatedKindsOfLayersAreReadWithCare) {
+  json document = config_of("gpt_neo_local");
+  Config expected = parse_config(document, "");
+  document.erase("attention_layers");
+  EXPECT_EQ(parse_config(document, ""), expected);
+  document["attention_types"] = json::parse(R"([[["global", "local"], 1], [["global"], 1]])");
+  EXPECT_EQ(parse_config(document, ""), expected);
+  for (const char* wrong :
+       {"3", "\"global\"", "[[\"global\", 3]]", "[[[\"global\"], -1]]", "[[[\"global\"], 2.5]]",
+        "[[[\"global\"], 1e300]]", "[[[\"global\"], 1000000000000]]", "[[[\"global\"], 4]]",
+        "[[[\"global\"]]]", "[[[3], 3]]", "{}", "[]", "[[[\"windowed\"], 3]]",
+        "[[[\"global\"], 2]]"}) {
+    document["attention_types"] = json::parse(wrong);
+    expect_config_refused(document, {"[config] config.json", "attention_types"});
+  }
+}
+
 TEST(FamilyConfigs, QwensWindowIsOnlyThereWhereItIsUsed) {
   json document = config_of("qwen2_window"), unused = document;
   unused["use_sliding_window"] = false;
