@@ -177,6 +177,9 @@ void validate(const Edit& edit, const Config& config, const Extents& extents) {
     check_pieces(edit, shape);
   if (edit.kind == EditKind::scale && edit.site == Site::attn_scores && !(edit.factor > 0))
     refuse(edit, "masked scores are -inf, which only a positive factor leaves as they are");
+  bool nothing = edit.kind == EditKind::zero || (edit.kind == EditKind::scale && edit.factor == 0);
+  if (nothing && edit.site == Site::expert_weights)
+    refuse(edit, "of weights that are all zero no expert has a share; edit hook_mlp_out instead");
   check_finite(edit, edit.source);
   for (const Piece& piece : edit.pieces) check_finite(edit, piece.values);
   if (!(std::abs(edit.factor) <= 1e30)) refuse(edit, "factor is not a finite number below 1e30");

@@ -253,6 +253,8 @@ def test_what_experts_have_not_is_refused_by_name():
         cache["blocks.1.mlp.hook_post"]
     with pytest.raises(ValueError, match="cannot be edited"):
         model(tokens, plan=lens.Plan([lens.Ablate("blocks.1.mlp.hook_expert_indices")]))
+    with pytest.raises(ValueError, match="no expert has a share; edit hook_mlp_out"):
+        model(tokens, plan=lens.Plan([lens.Ablate("blocks.1.mlp.hook_expert_weights", pos=2)]))
     with pytest.raises(ValueError, match="no experts"):
         load("mistral_window", "float32").W_router
 
