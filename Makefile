@@ -64,12 +64,14 @@ clean-runs: build/.prepared ## 1,000 honest runs in four dtypes, 200 of each fam
 drill: build ## every fault at every site of two models and of a family of each kind: harmful, refused, located? Reports in build/drill; an hour
 	@$(MAKE) --no-print-directory -k drill-families drill-models
 
-# A family of each kind: grouped and gated, parallel, adjacent pairs, sandwich norms and softcaps, two ropes, norms of q and k, ALiBi, norms behind.
-DRILLED := llama_grouped neox_parallel gptj_rotary gemma2_grouped gemma3_windows qwen3_grouped bloom_alibi olmo2_grouped
+# A family of each kind: grouped and gated, parallel, adjacent pairs, sandwich norms and softcaps, two ropes, norms of q and k, ALiBi, norms behind,
+# experts, encoders.
+DRILLED := $(addprefix families/,llama_grouped neox_parallel gptj_rotary gemma2_grouped gemma3_windows qwen3_grouped bloom_alibi olmo2_grouped \
+  mixtral_window) $(addprefix encoders/,bert_model bert_classifier distilbert_masked_lm)
 .PHONY: drill-families
 drill-families:
 	@worst=0; for case in $(DRILLED); do \
-	  echo "$$case:"; $(BIN)/lenscpp drill tests/golden/families/$$case --lengths 9 --batches 2 --out build/drill/$$case | tail -n 1 || worst=$$?; \
+	  echo "$$case:"; $(BIN)/lenscpp drill tests/golden/$$case --lengths 9 --batches 2 --out build/drill/$$case | tail -n 1 || worst=$$?; \
 	done; exit $$worst
 
 .PHONY: drill-models

@@ -215,9 +215,12 @@ Site grid_site(std::string_view name, const Config& config) {
     refuse(in_quotes(name) + " names a layer; a grid goes over all of them: give " +
            in_quotes(short_name(site)));
   }
-  for (const SiteInfo& row : all_sites())
-    if (row.presence != Presence::internal && (row.name == name || short_name(row.site) == bare))
-      return row.site;
+  auto called_so = [&](const SiteInfo& row) {
+    return row.presence != Presence::internal && (row.name == name || short_name(row.site) == bare);
+  };
+  for (bool there : {true, false})  // what the model has first; what it has not is refused by name
+    for (const SiteInfo& row : all_sites())
+      if (called_so(row) && exists(row.site, config) == there) return row.site;
   return find_hook(name, 0, "", config).site;
 }
 

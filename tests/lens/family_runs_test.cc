@@ -19,6 +19,8 @@ std::vector<std::filesystem::path> checkpoints_of(const std::string& family) {
   std::vector<std::filesystem::path> all, own;
   for (const std::string& name : golden::case_names()) all.push_back(golden::folder(name));
   for (const std::string& name : golden::family_names()) all.push_back(golden::family_folder(name));
+  for (const std::string& name : golden::encoder_names())
+    all.push_back(golden::encoder_folder(name));
   for (const auto& folder : all)
     if (read_config(folder).family == family) own.push_back(folder);
   return own;
@@ -52,12 +54,20 @@ Tokens random_tokens(const Config& config, std::mt19937_64& random) {
   };
   std::int64_t batch = 1 + below(4), pos = 1 + below(std::min<std::int64_t>(config.n_ctx, 40));
   Tokens tokens{.batch = batch, .pos = pos};
-  for (std::int64_t i = 0; i < batch * pos; ++i) tokens.ids.push_back(below(config.d_vocab));
+  for (std::int64_t i = 0; i < batch * pos; ++i) {
+    tokens.ids.push_back(below(config.d_vocab));
+    if (config.n_token_types > 0) tokens.types.push_back(below(config.n_token_types));
+  }
+  for (std::int64_t b = 0; b < batch && batch % 2 == 0; ++b) {  // every other run is padded
+    std::int64_t begin = below(pos);
+    tokens.spans.push_back({begin, begin + 1 + below(pos - begin)});
+  }
   return tokens;
 }
 
 bool is_projected(const Point& p) {
-  return p.op == Op::linear && numel(p.shape) / (p.shape[0] * p.shape[1]) > golden::kFewOutputs;
+  std::int64_t rows = p.shape.size() == 2 ? p.shape[0] : p.shape[0] * p.shape[1];  // heads: prompts
+  return p.op == Op::linear && numel(p.shape) / rows > golden::kFewOutputs;
 }
 
 class FamilyRuns : public testing::TestWithParam<std::tuple<std::string, DType>> {};

@@ -288,7 +288,8 @@ TEST(HookedTransformer, RefusesBadCallsByName) {
     }
   };
   const HookedTransformer& m = tiny();
-  says([&] { m.to_tokens(std::vector<std::string>{"a", "a b c"}); }, "cannot be run together");
+  says([&] { m.to_tokens_of_pairs({{"a", "b"}}); }, "this one is causal");
+  says([&] { m.padded({{1, 2}, {}}); }, "a prompt of no tokens");
   says([&] { m.to_tokens("", false); }, "empty prompt");
   says([&] { m.to_single_token(" Mary John"); }, "2 tokens, not one: \" Mary\", \" John\"");
   says([&] { m.tokens_of({1, 2, 999999}, 1); }, "token 999999 at prompt 0, position 2");

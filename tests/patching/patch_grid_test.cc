@@ -590,9 +590,13 @@ TEST_F(PatchGrid, NamesOfSitesAndAxesAreUnderstood) {
                             {"mlp_post", Site::mlp_post},
                             {"ln1.hook_scale", Site::ln1_scale}})
     EXPECT_EQ(grid_site(name, config), site) << name;
+  Config encoder = read_config(golden::encoder_folder("bert_masked_lm"));
   for (const SiteInfo& row : all_sites())
-    if (row.presence != Presence::internal)
-      EXPECT_EQ(grid_site(short_name(row.site), config), row.site);
+    for (const Config* one : {&config, &encoder})
+      if (row.presence != Presence::internal && exists(row.site, *one))
+        EXPECT_EQ(grid_site(short_name(row.site), *one), row.site);
+  EXPECT_EQ(grid_site("ln1.hook_scale", encoder), Site::mid_ln_scale);
+  EXPECT_EQ(grid_site("rot_q", config), Site::rot_q);  // which check_site refuses
   EXPECT_THROW(grid_site("resid_prr", config), std::invalid_argument);
   EXPECT_EQ(grid_axis(Site::pattern, "dest_pos"), Axis::query);
   EXPECT_EQ(grid_axis(Site::pattern, "src_pos"), Axis::key);

@@ -123,13 +123,18 @@ OWN_TENSORS = {
     "qwen3_grouped": ("attn.q_norm.hook_scale", "attn.q_norm.hook_normalized", "attn.q_norm.out", "attn.k_norm.out"),
     "bloom_alibi": ("attn.raw_scores", "attn.position_bias", "embed.ln.hook_scale", "embed.ln.hook_normalized"),
     "olmo2_grouped": ("attn.q_norm.hook_scale", "attn.k_norm.hook_normalized", "ln2_post.hook_scale"),
+    "mixtral_window": ("mlp.router_logits", "mlp.hook_expert_weights", "mlp.expert_shares", "mlp.hook_expert_gate", "mlp.hook_expert_post"),
+    "bert_model": ("hook_token_type_embed", "embed.sum", "ln1.hook_scale", "ln1.out", "ln2.hook_normalized", "hook_normalized_resid_post", "pooler.pre", "pooler.hook_pooler_out"),
+    "bert_classifier": ("pooler.in", "classifier.hook_out"),
+    "distilbert_masked_lm": ("mlm_head.hook_pre", "mlm_head.hook_post"),
 }
 
 
 @pytest.mark.parametrize("case", OWN_TENSORS)
 def test_faults_at_the_tensors_of_every_kind_of_family_are_refused(case):
     """Not one element off by little: that may be within the bound of its tensor, and grow."""
-    model = lens.HookedTransformer.from_pretrained(FAMILIES / case)
+    encoder = FAMILIES.parent / "encoders" / case
+    model = lens.HookedTransformer.from_pretrained(encoder if encoder.is_dir() else FAMILIES / case)
     settings = {"lengths": (9,), "batches": (2,), "dtypes": ("float32", "bfloat16")}
     report = lens.drill(model, ["nan", "sign", "row", ("scale", {"factor": 1.5}), "poison"], sites=OWN_TENSORS[case], **settings)
     hit = {run["site"] for run in report.to_dict()["runs"] if run["harm"] == "harmful" and run["changed"] > 0}
