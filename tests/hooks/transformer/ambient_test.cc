@@ -4,6 +4,8 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include <cstdlib>
 #include <optional>
 
@@ -69,18 +71,22 @@ TEST_F(Ambient, DeclaredTf32IsTakenBackBelowAGenericOne) {
     }
 }
 
+// In a thread of its own: guards that end in another order than runs of one thread do leave its
+// gradient mode behind.
 TEST_F(Ambient, OfSeveralRunsTheStrictestDecides) {
-  std::optional<AmbientGuard> declared, strict;
-  declared.emplace(at::kCPU, MatmulPrecision::tf32);
-  strict.emplace(at::kCPU);
-  EXPECT_EQ(products(), Precision::IEEE);
-  strict.reset();
-  EXPECT_EQ(products(), Precision::TF32);
-  strict.emplace(at::kCPU);
-  declared.reset();
-  EXPECT_EQ(products(), Precision::IEEE);
-  strict.reset();
-  EXPECT_EQ(products(), Precision::NONE);
+  std::thread([] {
+    std::optional<AmbientGuard> declared, strict;
+    declared.emplace(at::kCPU, MatmulPrecision::tf32);
+    strict.emplace(at::kCPU);
+    EXPECT_EQ(products(), Precision::IEEE);
+    strict.reset();
+    EXPECT_EQ(products(), Precision::TF32);
+    strict.emplace(at::kCPU);
+    declared.reset();
+    EXPECT_EQ(products(), Precision::IEEE);
+    strict.reset();
+    EXPECT_EQ(products(), Precision::NONE);
+  }).join();
 }
 
 TEST_F(Ambient, NarrowReductionsAreOffWhileItLasts) {
