@@ -143,18 +143,6 @@ class Sizes {
   }
 
   // Of each pair the first and the second, what they become, and two products at a time.
-  void turn() {
-    Shape turned = shape_, half = shape_;
-    turned.back() = c_.rotary->dimensions;
-    half.back() = turned.back() / 2;
-    if (narrow_) add("input in float32", turned, wide_);
-    for (std::string_view part : {"first of pairs", "second of pairs", "product with cosines",
-                                  "product with sines", "first turned", "second turned"})
-      add(part, half, wide_);
-    if (narrow_) add("turned in float32", turned, wide_);
-    if (turned != shape_) add("turned", turned, model_);
-  }
-
   std::int64_t heads() const { return product_of(extents_.batch, c_.n_heads); }
 
   void norm(const Shape& in) {
