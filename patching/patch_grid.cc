@@ -375,6 +375,10 @@ void Sweep::check_pair() const {
     refuse("the clean run is " + std::to_string(a.batch) + " prompts of " + std::to_string(a.pos) +
            " tokens, the corrupted one " + std::to_string(b.batch) + " of " +
            std::to_string(b.pos) + "; needed: equal numbers");
+  if (a.spans != b.spans)
+    refuse(
+        "the clean prompts and the corrupted ones are padded otherwise: their tokens do not stand "
+        "at the same positions");
 }
 
 Array Sweep::source_at(const std::string& name) const {

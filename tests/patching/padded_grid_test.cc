@@ -81,6 +81,9 @@ TEST(PaddedGrids, MetricsThatReadPaddingAreRefused) {
   EXPECT_THROW(grid(-5), std::invalid_argument);
   EXPECT_THROW(patch_grid(model, clean, corrupted, options, Loss{clean.record().tokens}),
                std::invalid_argument);
+  VerifiedCache whole = model.run_with_cache(tokens_of(model, false, 3));
+  EXPECT_THROW(patch_grid(model, clean, whole, options, LogitDiff{.answer = 1, .wrong = 0}),
+               std::invalid_argument);
 }
 
 }  // namespace

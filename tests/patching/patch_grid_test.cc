@@ -9,6 +9,7 @@
 #include <cmath>
 #include <iostream>
 
+#include "tests/golden_cases.h"
 #include "verify/reference/end_to_end.h"
 
 namespace lenscpp {
@@ -590,7 +591,7 @@ TEST_F(PatchGrid, NamesOfSitesAndAxesAreUnderstood) {
                             {"mlp_post", Site::mlp_post},
                             {"ln1.hook_scale", Site::ln1_scale}})
     EXPECT_EQ(grid_site(name, config), site) << name;
-  Config encoder = read_config(golden::encoder_folder("bert_masked_lm"));
+  const Config encoder = read_config(golden::encoder_folder("bert_masked_lm"));
   for (const SiteInfo& row : all_sites())
     for (const Config* one : {&config, &encoder})
       if (row.presence != Presence::internal && exists(row.site, *one))

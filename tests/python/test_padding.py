@@ -260,6 +260,16 @@ def test_faults_in_padded_runs_are_refused(three, site):
     assert failed.value.verdict.first_failure.name == site
 
 
+def test_what_a_device_makes_of_a_row_without_keys_is_not_read():
+    """Fault M8, an even pattern instead of NaN: of a row that sees nothing the pass reads neither."""
+    model = lens.HookedTransformer.from_pretrained(GOLDEN / "three_layers", device="simulated")
+    tokens, mask = torch.zeros((4, 7), dtype=torch.long), mask_of("left")
+    clean = model(tokens, attention_mask=mask)
+    with lens.faults.inject("masked_row_even") as injected:
+        logits, cache = model.run_with_cache(tokens, attention_mask=mask)
+    assert injected.fired and cache.verdict.status == "VERIFIED" and torch.equal(logits, clean)
+
+
 def test_padding_that_is_seen_is_refused(three):
     """A run without the mask, shown as one with it."""
     mask = mask_of("left")
