@@ -159,7 +159,9 @@ constexpr Alias kTypeAliases[] = {{"a", "attn"}, {"m", "mlp"},   {"b", ""},
                                   {"block", ""}, {"blocks", ""}, {"attention", "attn"}};
 constexpr std::string_view kAttnActs[] = {"k",     "v",      "q",       "z",          "rot_k",
                                           "rot_q", "result", "pattern", "attn_scores"};
-constexpr std::string_view kMlpActs[] = {"pre", "post", "mid", "pre_linear"};
+constexpr std::string_view kMlpActs[] = {
+    "pre",        "post",        "mid",         "pre_linear", "expert_weights", "expert_indices",
+    "expert_gate", "expert_pre", "expert_post"};
 
 template <std::size_t N>
 std::string_view alias(const Alias (&table)[N], std::string_view name) {
@@ -290,8 +292,12 @@ TensorId find_hook(std::string_view name, std::optional<std::int64_t> layer,
     if (row.name == suffix && row.per_layer == found_layer.has_value() &&
         row.presence != Presence::internal && exists(row.site, config))
       return {row.site, found_layer.value_or(0)};
-  throw std::invalid_argument("[hooks] no hook point \"" + full +
-                              "\"; nearest: " + nearest_names(full, suggestions(config)));
+  bool elsewhere = std::ranges::any_of(kSites, [&](const SiteInfo& row) {
+    return row.name == suffix && row.presence != Presence::internal;
+  });
+  throw std::invalid_argument("[hooks] no hook point \"" + full + "\"" +
+                              (elsewhere ? " in a model of these kinds" : "") +
+                              "; nearest: " + nearest_names(full, suggestions(config)));
 }
 
 bool exists(Site site, const Config& c) {

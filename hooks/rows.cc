@@ -230,6 +230,9 @@ void Request::validate(const Config& config) const {
       refuse(hook_name(site, layer) + " is asked for, but this run does not compute it");
   for (const Edit& edit : plan.edits()) {
     lenscpp::validate(edit, config, rows.extents(edit.site, edit.layer));
+    if (edit.kind == EditKind::mean && edit.source.empty() && !rows.spans.empty())
+      refuse("the mean at " + hook_name(edit.site, edit.layer) +
+             " would be taken over padding as well: give a source to average");
     check_used(edit.site, edit.layer, "the plan edits " + hook_name(edit.site, edit.layer));
   }
   for (const Callback& callback : callbacks) {

@@ -44,6 +44,7 @@ nlohmann::json to_json(const RunRecord& r) {
   if (r.seed) json["seed"] = *r.seed;
   for (const Span& span : r.spans) json["spans"].push_back({span.begin, span.end});
   if (!r.token_types.empty()) json["token_types"] = r.token_types;
+  if (!r.kept_pos.empty()) json["kept_pos"] = r.kept_pos;
   return json;
 }
 

@@ -30,6 +30,7 @@ struct RunRecord {
   std::vector<std::int64_t> tokens;  // [batch * pos], row-major; empty when started from a residual
   std::vector<Span> spans;           // of each prompt; empty: no padding
   std::vector<std::int64_t> token_types;  // [batch * pos]; empty: all of kind 0
+  std::vector<std::int64_t> kept_pos;     // positions whose activations were kept; empty: all
   std::int64_t first_layer = 0, end_layer = 0;
   std::vector<std::int64_t> split;  // prompts of each part that ran by itself; empty: all at once
   nlohmann::json plan = nlohmann::json::array();

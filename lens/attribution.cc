@@ -138,8 +138,8 @@ std::vector<Share> shares(const ResidualParts& reader, AttributionUnit unit) {
     std::string own = label.value_or(part.label);
     all.push_back({std::move(part), std::move(own), ends});
   };
-  add(reader.embed(), false);
-  add(reader.pos_embed(), true);
+  auto embeddings = reader.embeddings();
+  for (Part& part : embeddings) add(part, &part == &embeddings.back());
   for (std::int64_t l = 0; l < w.config.n_layers; ++l) {
     std::optional<std::string> block;
     if (unit == AttributionUnit::layer) block = "L" + std::to_string(l);
@@ -299,6 +299,7 @@ void require_identity(const ResidualParts& reader, const Eigen::VectorXd& total,
 Array apply_ln_to_stack(const VerifiedCache& cache, const Array& stack,
                         const LayerNormOptions& options) {
   ResidualParts reader(cache, "apply_ln_to_stack", options.rows.pos);
+  require_additive(reader.config(), reader.where());
   std::int64_t layer = reader.up_to(options.layer, options.mlp_input), d = reader.config().d_model;
   bool recompute = options.recompute_ln && layer == reader.config().n_layers;
   Eigen::VectorXd scale;
@@ -320,6 +321,7 @@ Array apply_ln_to_stack(const VerifiedCache& cache, const Array& stack,
 Array logit_attrs(const VerifiedCache& cache, const Array& stack, const TokenChoice& tokens,
                   const std::optional<TokenChoice>& wrong, const StackRows& rows) {
   ResidualParts reader(cache, "logit_attrs", rows.pos);
+  require_additive(reader.config(), reader.where());
   const Weights& w = reader.weights();
   PickedRows p = picked(reader, rows);
   auto n_batch = static_cast<std::int64_t>(p.batch.size()),
@@ -362,6 +364,10 @@ LogitAttribution direct_logit_attribution(const VerifiedCache& cache, const Toke
                                           const std::optional<TokenChoice>& wrong,
                                           AttributionUnit unit, const Choice& pos) {
   ResidualParts reader(cache, "direct_logit_attribution", pos);
+  if (unit == AttributionUnit::head)
+    require_additive_parts(reader.config(), reader.where());
+  else
+    require_additive(reader.config(), reader.where());
   const Weights& w = reader.weights();
   auto n_pos = static_cast<std::int64_t>(reader.pos().size());
   std::vector<std::vector<std::int64_t>> tokens{

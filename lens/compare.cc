@@ -166,6 +166,11 @@ std::vector<CompareRow> compare(const HookedTransformer& model, const Tokens& pr
     throw std::invalid_argument("[compare] needed: one prompt and at least one device; found: " +
                                 std::to_string(prompt.batch) + " prompts, " +
                                 std::to_string(options.devices.size()) + " devices");
+  if (Head head = model.config().head; head != Head::unembedding)
+    throw std::invalid_argument(
+        "[compare] devices are compared by the next token, which this model does not predict (its "
+        "head: " +
+        std::string(name_of(head)) + ")");
   for (std::int64_t token : {answer, wrong})
     if (token < 0 || token >= model.config().d_vocab)
       throw std::out_of_range("[compare] token " + std::to_string(token) +

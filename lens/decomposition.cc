@@ -102,6 +102,7 @@ HeldExtents held_extents(const VerifiedCache& cache) {
 
 Stack accumulated_resid(const VerifiedCache& cache, const AccumulatedOptions& options) {
   ResidualParts reader(cache, "accumulated_resid", options.pos);
+  require_additive(reader.config(), reader.where());
   std::int64_t n = reader.config().n_layers, layer = reader.up_to(options.layer, options.mlp_input);
   std::vector<Part> parts;
   for (std::int64_t l = 0; l <= layer; ++l) {
@@ -116,9 +117,10 @@ Stack accumulated_resid(const VerifiedCache& cache, const AccumulatedOptions& op
 
 Stack decompose_resid(const VerifiedCache& cache, const DecomposeOptions& options) {
   ResidualParts reader(cache, "decompose_resid", options.pos);
+  require_additive(reader.config(), reader.where());
   std::int64_t layer = reader.up_to(options.layer, options.mlp_input);
   std::vector<Part> parts;
-  if (options.incl_embeds) parts = {reader.embed(), reader.pos_embed()};
+  if (options.incl_embeds) parts = reader.embeddings();
   for (std::int64_t l = 0; l < layer; ++l) {
     if (options.mode != ResidMode::mlp) parts.push_back(reader.attn_out(l));
     if (options.mode != ResidMode::attn) parts.push_back(reader.mlp_out(l));
@@ -129,6 +131,7 @@ Stack decompose_resid(const VerifiedCache& cache, const DecomposeOptions& option
 
 Stack stack_head_results(const VerifiedCache& cache, const HeadOptions& options) {
   ResidualParts reader(cache, "stack_head_results", options.pos);
+  require_additive_parts(reader.config(), reader.where());
   std::int64_t layer = reader.up_to(options.layer);
   std::vector<Part> parts;
   for (std::int64_t l = 0; l < layer; ++l) append(parts, reader.heads(l));
@@ -139,6 +142,7 @@ Stack stack_head_results(const VerifiedCache& cache, const HeadOptions& options)
 
 Stack stack_neuron_results(const VerifiedCache& cache, const NeuronOptions& options) {
   ResidualParts reader(cache, "stack_neuron_results", options.pos);
+  require_additive_parts(reader.config(), reader.where());
   std::int64_t layer = reader.up_to(options.layer);
   auto which = chosen(reader.where(), "neuron", options.neurons, reader.config().d_mlp);
   std::vector<Part> parts;
@@ -179,6 +183,7 @@ Array get_neuron_results(const VerifiedCache& cache, const NeuronOptions& option
 
 Stack get_full_resid_decomposition(const VerifiedCache& cache, const FullOptions& options) {
   ResidualParts reader(cache, "get_full_resid_decomposition", options.pos);
+  require_additive_parts(reader.config(), reader.where());
   const Weights& w = reader.weights();
   std::int64_t layer = reader.up_to(options.layer, options.mlp_input);
   auto every = chosen(reader.where(), "neuron", {}, reader.config().d_mlp);
@@ -190,8 +195,7 @@ Stack get_full_resid_decomposition(const VerifiedCache& cache, const FullOptions
       append(parts, reader.neurons(l, every));
     else
       parts.push_back(reader.mlp_out(l));
-  parts.push_back(reader.embed());
-  parts.push_back(reader.pos_embed());
+  append(parts, reader.embeddings());
   parts.push_back(
       reader.bias("bias", biases_before(w, layer, options.mlp_input, options.expand_neurons)));
   return stacked(

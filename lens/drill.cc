@@ -326,6 +326,15 @@ class Drill {
 
   void describe(const Bench& bench) {
     auto [spread, where] = bench.judge.relative_spread();
+    // Far beyond what other orders of summation do: then reordered weights are another model's.
+    constexpr double kAnotherModel = 1e-2;
+    bool wide =
+        bench.model.options().dtype == DType::f32 || bench.model.options().dtype == DType::f64;
+    if (wide && !(spread < kAnotherModel))
+      throw std::runtime_error(
+          "[drill] honest runs of this model in other orders of summation differ "
+          "by " +
+          std::to_string(spread) + " of " + where + ": nothing can be said of harm");
     report_.settings.push_back({.device = bench.model.options().device,
                                 .dtype = bench.model.options().dtype,
                                 .batch = bench.tokens.batch,

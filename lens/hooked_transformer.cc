@@ -458,10 +458,11 @@ RunRecord HookedTransformer::record_for(const Request& request, const Computed& 
   record.split = computed.split;
   record.plan = to_json(request.plan);
   record.hooks = pass.hooks;
-  record.processing = {{"fold_ln", options_.processing.fold_ln},
-                       {"center_writing_weights", options_.processing.center_writing_weights},
-                       {"center_unembed", options_.processing.center_unembed},
-                       {"fold_value_biases", options_.processing.fold_value_biases}};
+  const Processing done = processing();
+  record.processing = {{"fold_ln", done.fold_ln},
+                       {"center_writing_weights", done.center_writing_weights},
+                       {"center_unembed", done.center_unembed},
+                       {"fold_value_biases", done.fold_value_biases}};
   record.adapter = adapter_;
   record.device = options_.device;
   record.device_name = is_simulated(options_.device)

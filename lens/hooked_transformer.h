@@ -96,6 +96,8 @@ class HookedTransformer {
   const Weights& weights() const { return pass_->weights(); }
   std::shared_ptr<const Weights> shared_weights() const { return pass_->shared_weights(); }
   const LoadOptions& options() const { return options_; }
+  /// What of options().processing this model allows, and so was done to its weights.
+  Processing processing() const { return applicable(options_.processing, config()); }
   const std::string& name() const { return name_; }
   /// Folder and digest of the adapter that was merged, as in every record; empty without one.
   const std::string& adapter() const { return adapter_; }

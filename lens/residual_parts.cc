@@ -53,20 +53,21 @@ ResidualParts::ResidualParts(const VerifiedCache& cache, std::string where, cons
       extent_(kept_positions(cache)),
       collapses_(pos.collapses),
       pos_(chosen(where_, "position", pos, extent_)) {
-  require_additive(config(), where_);
   if (pos.indices) check_padding();
 }
 
 // A position that is asked for by name is a token in every prompt, not padding.
 void ResidualParts::check_padding() const {
   const RunRecord& record = cache_.record();
-  if (record.pos != extent_) return;  // positions were chosen when the run was recorded
   for (std::size_t b = 0; b < record.spans.size(); ++b)
-    for (std::int64_t p : pos_)
+    for (std::int64_t chosen : pos_) {
+      std::int64_t p =
+          record.kept_pos.empty() ? chosen : record.kept_pos[static_cast<std::size_t>(chosen)];
       if (p < record.spans[b].begin || p >= record.spans[b].end)
         throw std::invalid_argument("[" + where_ + "] position " + std::to_string(p) +
                                     " of prompt " + std::to_string(b) +
                                     " is padding; pad on the other side (padding_side)");
+    }
 }
 
 void require_additive(const Config& config, const std::string& where) {
@@ -75,6 +76,16 @@ void require_additive(const Config& config, const std::string& where) {
         "[" + where + "] the residual stream of this model is normed behind " +
         "every sum: what is in it is no sum of contributions, and no earlier "
         "one can be unembedded");
+}
+
+void require_additive_parts(const Config& config, const std::string& where) {
+  require_additive(config, where);
+  if (returns_normed(config.norm_placement))
+    throw std::invalid_argument(
+        "[" + where +
+        "] what attention and MLP return is normed before it "
+        "is added: it is no sum of heads or neurons. attn_out and mlp_out are parts of "
+        "the residual stream");
 }
 
 Shape ResidualParts::shape(const Shape& last) const {
@@ -124,11 +135,12 @@ Mat ResidualParts::rows_of(Site site, std::int64_t layer) const {
   return rows;
 }
 
-Part ResidualParts::embed() const {
-  return {"embed", [this] { return rows_of(Site::embed); }};
-}
-Part ResidualParts::pos_embed() const {
-  return {"pos_embed", [this] { return rows_of(Site::pos_embed); }};
+std::vector<Part> ResidualParts::embeddings() const {
+  if (config().embed_norm) return {{"embed", [this] { return rows_of(Site::resid_pre); }}};
+  std::vector<Part> parts{{"embed", [this] { return rows_of(Site::embed); }}};
+  if (config().positions == PositionKind::learned)
+    parts.push_back({"pos_embed", [this] { return rows_of(Site::pos_embed); }});
+  return parts;
 }
 Part ResidualParts::attn_out(std::int64_t layer) const {
   return {std::to_string(layer) + "_attn_out",

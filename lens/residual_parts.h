@@ -21,6 +21,8 @@ std::vector<std::int64_t> chosen(std::string_view where, std::string_view what,
 
 /// Throws std::invalid_argument, opened by `where`, for a model whose residual stream is no sum.
 void require_additive(const Config& config, const std::string& where);
+/// The same, and where attention and MLP return what is normed as a whole before it is added.
+void require_additive_parts(const Config& config, const std::string& where);
 
 /// A labelled part of the residual stream: [batch * pos, d_model] when asked for.
 struct Part {
@@ -62,8 +64,9 @@ class ResidualParts {
   /// Its chosen rows: [batch * pos, everything else].
   Mat rows_of(Site site, std::int64_t layer = 0) const;
 
-  Part embed() const;
-  Part pos_embed() const;
+  /// What the first residual is made of: the embedding, and that of the position where there is
+  /// one; behind a norm of their own, they are one part.
+  std::vector<Part> embeddings() const;
   Part attn_out(std::int64_t layer) const;
   Part mlp_out(std::int64_t layer) const;
   /// z W_O per head, or hook_result where it was edited. Together with the bias they are attn_out.

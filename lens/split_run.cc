@@ -2,6 +2,7 @@
 #include "lens/split_run.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -35,12 +36,13 @@ bool is_shared(Site site, bool padded) {
   return first != Axis::batch && !(first == Axis::apart && padded);
 }
 
-// One of many that should be equal: one that is not, if there is such a part, so that the check of
-// it fails.
+// What should be equal in all parts: NaN where it is not, so that its check fails.
 Array shared(const std::vector<Array>& parts) {
-  auto odd = std::ranges::find_if(
-      parts, [&](const Array& part) { return part.digest() != parts[0].digest(); });
-  return odd == parts.end() ? parts[0] : *odd;
+  MutableArray one(parts[0]);
+  for (const Array& part : parts)
+    for (std::int64_t i = 0; i < part.numel(); ++i)
+      if (part[i] != parts[0][i]) one.set(i, std::numeric_limits<double>::quiet_NaN());
+  return std::move(one).freeze();
 }
 
 // Hands on what the parts recorded and lets go of it.

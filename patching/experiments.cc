@@ -284,6 +284,11 @@ class Tokenizing {
       : model_(model), e_(e), options_(options) {}
 
   std::variant<Tokenized, Rejection> run() const {
+    if (Head head = model_.config().head; head != Head::unembedding)
+      throw std::invalid_argument(
+          "[experiments] an experiment asks for the token after its prompt, which this model does "
+          "not predict (its head: " +
+          std::string(lenscpp::name_of(head)) + "); patch_grid takes other metrics");
     Tokenized t{.id = e_.id,
                 .cluster = e_.cluster,
                 .index = 0,

@@ -176,13 +176,10 @@ std::vector<double> Loss::operator()(const Array& logits) const {
 }
 json Loss::description() const { return {{"metric", "loss"}, {"tokens", tokens}}; }
 
-std::vector<double> Metric::values(const Array& of_run) const {
-  // A classifier's logits are of labels, at no position.
-  Array logits = of_run.rank() == 2 ? of_run.reshaped({of_run.size(0), 1, of_run.size(1)}) : of_run;
+std::vector<double> Metric::values(const Array& logits) const {
   if (logits.rank() != 3 || logits.empty())
-    throw std::invalid_argument(
-        "[metric] logits are [batch, pos, d_vocab] or [batch, label]; found: " +
-        to_string(logits.shape()));
+    throw std::invalid_argument("[metric] logits are [batch, pos, d_vocab]; found: " +
+                                to_string(logits.shape()));
   std::vector<double> values = values_(logits);
   if (values.size() != 1 && static_cast<std::int64_t>(values.size()) != logits.size(0))
     throw std::invalid_argument("[metric] the function returned " + std::to_string(values.size()) +

@@ -67,6 +67,12 @@ void check_run(const HookedTransformer& model, const RunRecord& r, const std::st
     refuse("the " + which + " run is not one from tokens to logits; needed: all layers");
 }
 
+// A classifier's logits of labels stand at no position: metrics see them at one.
+Array at_positions(const Array& logits) {
+  if (logits.rank() == 3) return logits;
+  return logits.reshaped({logits.size(0), 1, logits.size(1)});
+}
+
 void check_site(Site site, const Config& config) {
   const SiteInfo& row = info(site);
   if (row.presence != Presence::internal && row.stored != Stored::ids && exists(site, config))
@@ -502,7 +508,7 @@ void Sweep::run_group(const PatchRuns& runs, std::span<const Patch> group) {
     auto row = static_cast<std::int64_t>(i) * batch;
     set_value(group[i], runs.reads_one_position()
                             ? metric_.values_of_read(output->rows(row, row + batch))
-                            : metric_.values(runs.whole_logits(*output, group, i)));
+                            : metric_.values(at_positions(runs.whole_logits(*output, group, i))));
   }
 }
 
@@ -613,7 +619,7 @@ void Sweep::sample(const std::vector<Patch>& patches, double base_value) {
   const Reads reads = whole ? Reads{} : metric_.reads();
   request.rows.read_tokens = reads.tokens;
   auto measured = [&](const Array& logits) {
-    if (reads.tokens.empty()) return metric_.mean(logits);
+    if (reads.tokens.empty()) return metric_.mean(at_positions(logits));
     return mean_of_values(metric_.values_of_read(at_position(logits, *reads.pos)));
   };
   auto output = output_of(request, chosen);
@@ -650,6 +656,10 @@ void Sweep::check_metric(const VerifiedCache& run, const std::string& which) con
   if (name == "loss" && (!c.causal || !run.record().spans.empty()))
     refuse("the loss is of the next token, of causal models and prompts without padding");
   if (labels || !metric_.reads().pos) return;
+  if (c.head == Head::masked_lm && *metric_.reads().pos == -1)
+    refuse(
+        "the metric reads the last position, where an encoder's prompt ends in a special token; "
+        "give the position of the masked one (pos)");
   std::int64_t pos = *metric_.reads().pos + (*metric_.reads().pos < 0 ? run.record().pos : 0);
   for (std::size_t b = 0; b < run.record().spans.size(); ++b)
     if (const Span& span = run.record().spans[b]; pos < span.begin || pos >= span.end)
@@ -660,7 +670,7 @@ void Sweep::check_metric(const VerifiedCache& run, const std::string& which) con
 
 std::vector<double> Sweep::of_run(const VerifiedCache& run, const std::string& which) const {
   check_metric(run, which);
-  std::vector<double> values = metric_.values(run.output());
+  std::vector<double> values = metric_.values(at_positions(run.output()));
   for (double value : values)
     if (!std::isfinite(value))
       refuse("the metric is " + short_number(value) + " for the " + which +
@@ -700,7 +710,7 @@ std::shared_future<double> Sweep::error_bar(double clean, double corrupted) cons
   // Of a whole run: without edits, or with those of one sampled cell.
   auto drift = [weights, metric = metric_](const RunRecord& r, const Plan& plan, double value) {
     Request request{.rows = rows_of(tokens_of(r), weights->config), .plan = plan};
-    double exact = metric.mean(run_in_float64(*weights, request, torch_parallel_for));
+    double exact = metric.mean(at_positions(run_in_float64(*weights, request, torch_parallel_for)));
     if (!std::isfinite(exact))
       refuse("the metric is " + short_number(exact) +
              " for a run in float64; needed: a finite number");

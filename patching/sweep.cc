@@ -215,7 +215,7 @@ Request PatchRuns::request_of_rows(std::span<const Patch> patches) const {
     for (std::int64_t p : positions_of(patch, patch.first_pos))
       for (std::int64_t b = 0; b < batch_; ++b) {
         rows.push_back(b * pos_ + p);
-        positions.push_back(p);
+        positions.push_back(position_in(span_of(b), p));
       }
   }
   return {.rows = {.batch = std::ssize(rows),
@@ -238,6 +238,12 @@ void PatchRuns::carry(std::span<Patch> patches, const Array& output) const {
     patch.carried = output.rows(row, row + rows);
     row += rows;
   }
+}
+
+// Where the tokens of one of the base's prompts stand.
+Span PatchRuns::span_of(std::int64_t prompt) const {
+  const std::vector<Span>& spans = base_.record().spans;
+  return spans.empty() ? Span{0, pos_} : spans[static_cast<std::size_t>(prompt)];
 }
 
 // What a patch writes into rows [row, row + batch) of a run from `first_pos` on, one piece a
@@ -294,7 +300,7 @@ Request PatchRuns::request(std::span<const Patch> group) const {
   const std::vector<std::int64_t>&tokens = base_.record().tokens,
         &types = base_.record().token_types;
   for (std::int64_t row = 0; row < rows.batch; ++row) {
-    Span span = rows.spans.empty() ? Span{0, pos_} : rows.span_of(row);
+    Span span = span_of(row % batch_);
     for (std::int64_t p = first_pos; p < pos_; ++p) {
       rows.positions.push_back(position_in(span, p));
       if (!is_embedding(site_)) continue;

@@ -84,6 +84,7 @@ class PatchRuns {
   std::vector<Piece> pieces(const Patch& patch, std::int64_t row, std::int64_t first_pos) const;
   std::vector<Piece> pieces_of_rows(const Patch& patch, std::int64_t row) const;
   std::vector<Edit> edits(std::span<const Patch> group, std::int64_t first_pos) const;
+  Span span_of(std::int64_t prompt) const;
   Array before(const Array& of_base, std::int64_t first_pos) const;
   Array residuals(std::span<const Patch> patches, std::int64_t layer, std::int64_t first_pos) const;
 

@@ -102,6 +102,12 @@ struct Sentence {
   }
 };
 
+void require_next_tokens(const HookedTransformer& model) {
+  if (Head head = model.config().head; head != Head::unembedding)
+    refuse("the tasks ask for the next token, which this model does not predict (its head: " +
+           std::string(name_of(head)) + ")");
+}
+
 class Ioi {
  public:
   Ioi(const HookedTransformer& model, const TaskOptions& o)
@@ -251,10 +257,12 @@ Ids ordinary_tokens(const HookedTransformer& model) {
 }  // namespace
 
 Task ioi_task(const HookedTransformer& model, const TaskOptions& options) {
+  require_next_tokens(model);
   return Ioi(model, options).run();
 }
 
 Task greater_than_task(const HookedTransformer& model, const TaskOptions& o) {
+  require_next_tokens(model);
   require_some(o);
   Task task{.name = "greater_than"};
   std::vector<Century> centuries;
@@ -299,6 +307,7 @@ Task greater_than_task(const HookedTransformer& model, const TaskOptions& o) {
 }
 
 Task induction_task(const HookedTransformer& model, const TaskOptions& o) {
+  require_next_tokens(model);
   require_some(o);
   if (o.length < 4)
     refuse("length " + std::to_string(o.length) + "; allowed: 4 random tokens and more");

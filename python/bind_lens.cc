@@ -163,6 +163,23 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
   return options;
 }
 
+// An edit at a position by name is at a token, not at padding, of every prompt that it is in.
+void require_tokens(const Plan& plan, const Tokens& tokens) {
+  const std::vector<Span>& spans = tokens.spans;
+  for (const Edit& edit : plan.edits())
+    for (std::size_t b = 0; b < spans.size() && edit.where.pos; ++b) {
+      auto batch = static_cast<std::int64_t>(b), prompts = std::ssize(spans);
+      if (edit.where.batch && (*edit.where.batch + prompts) % prompts != batch) continue;
+      for (std::int64_t given : *edit.where.pos)
+        if (std::int64_t p = given < 0 ? given + tokens.pos : given;
+            p < spans[b].begin || p >= spans[b].end)
+          throw std::invalid_argument("[plan] " + hook_name(edit.site, edit.layer) + ": position " +
+                                      std::to_string(p) + " of prompt " + std::to_string(b) +
+                                      " is padding; pad on the other side (padding_side), or "
+                                      "edit prompts one by one (batch)");
+    }
+}
+
 // Runs; what the faults of this call changed is added to `fired` whether the run was refused or
 // not.
 template <class Run>
@@ -206,6 +223,7 @@ py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::stri
     throw std::invalid_argument("[model] return_type \"" + return_type +
                                 "\": the loss is that of the next token, which this model does not "
                                 "predict; allowed: \"logits\", None");
+  require_tokens(options.plan, *tokens);
   std::optional<HeldVerified> cache;
   std::optional<HeldUnverified> unverified;
   Array output;
@@ -338,7 +356,7 @@ void bind_model(py::module_& m) {
                              })
       .def("processing",
            [](Ours<HookedTransformer> self) {
-             const Processing& p = self->options().processing;
+             const Processing p = self->processing();
              return py::dict(py::arg("fold_ln") = p.fold_ln,
                              py::arg("center_writing_weights") = p.center_writing_weights,
                              py::arg("center_unembed") = p.center_unembed,

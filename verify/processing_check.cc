@@ -92,8 +92,10 @@ void check_processing(const Weights& raw, const Weights& processed, const Parall
                                             run_in_float64(processed, request, parallel));
   // Each of the K weights behind a sum is rounded once, and the roundings add up as a random walk
   // through 2 n_layers + 1 sums: u sqrt(d_mlp (2 n_layers + 1)) of the range, with a factor of 16
-  // for unlucky models. A wrong step moves log-probabilities by whole nats.
-  double sums = static_cast<double>(raw.config.n_neurons()) *
+  // for unlucky models. A wrong step moves log-probabilities by whole nats. Of experts only the
+  // chosen have a share.
+  std::int64_t experts = raw.config.experts ? raw.config.experts->per_token : 1;
+  double sums = static_cast<double>(experts * raw.config.d_mlp) *
                 static_cast<double>(2 * raw.config.n_layers + 1);
   double limit =
       16 * std::max(unit_roundoff(processed.dtype), 0x1p-52) * std::sqrt(sums) * (1 + d.range);

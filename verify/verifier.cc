@@ -191,6 +191,7 @@ void Verifier::keep(const TensorId& id, const Array& value, const std::string& d
 
 VerifiedCache Verifier::finish(RunRecord record) && {
   skip_to(links_.size());
+  if (options_.pos_slice) record.kept_pos = *options_.pos_slice;
   Verdict verdict{.status = Status::verified,
                   .mode = options_.projections ? VerifyMode::checksum : VerifyMode::exact,
                   .points = std::move(points_),

@@ -50,6 +50,8 @@
 namespace lenscpp {
 namespace {
 
+constexpr double kHidden = -std::numeric_limits<double>::infinity();
+
 at::Tensor placed(const Array& array, c10::Device device) {
   if (array.rank() == 0) return {};
   return device.is_cpu() ? alias(array) : upload(array, device);
@@ -121,17 +123,13 @@ class Pass {
   }
 
  private:
-  struct Mask {
-    at::Tensor added;  // [prompt, 1, query, key]: 0 where a query sees a key, -inf elsewhere
-    at::Tensor blind;  // [prompt, 1, query, 1]: queries that see nothing; undefined without any
-  };
-  // Of one prompt where there is no padding. Made on the host.
-  Mask mask_of(std::optional<std::int64_t> window) {
-    constexpr double kHidden = -std::numeric_limits<double>::infinity();
+  // [prompt, 1, query, key]: 0 where a query sees a key, -inf elsewhere. Of one prompt where there
+  // is no padding. Made on the host.
+  at::Tensor mask_of(std::optional<std::int64_t> window) {
     at::Tensor hidden = at::full({pos, key}, kHidden, at::dtype(dtype));
     at::Tensor added = c.causal ? at::triu(hidden, rows.first_pos + 1) : at::zeros_like(hidden);
     if (window) added = at::add(added, at::tril(hidden, rows.first_pos - *window));
-    if (rows.spans.empty()) return {added.view({1, 1, pos, key}).to(m.device_), {}};
+    if (rows.spans.empty()) return added.view({1, 1, pos, key}).to(m.device_);
     std::vector<at::Tensor> prompts;
     for (const Span& span : rows.spans) {
       at::Tensor padding = at::zeros({1, key}, at::dtype(dtype));
@@ -139,9 +137,7 @@ class Pass {
       padding.narrow(1, span.end, key - span.end).fill_(kHidden);
       prompts.push_back(at::add(added, padding));
     }
-    added = at::stack(prompts).unsqueeze(1);
-    at::Tensor blind = at::eq(at::amax(added, {-1}, true), kHidden);
-    return {added.to(m.device_), blind.any().item<bool>() ? blind.to(m.device_) : at::Tensor()};
+    return at::stack(prompts).unsqueeze(1).to(m.device_);
   }
   // What some prompts have, for the whole batch: they serve it in turn, over and over.
   at::Tensor in_turn(const at::Tensor& of_prompts) const {
@@ -156,14 +152,16 @@ class Pass {
   void turn_by_positions() {
     if (!c.rotary || !rows.reach(Site::rotary_cos, 0)) return;
     std::int64_t apart = std::max<std::int64_t>(1, std::ssize(rows.spans));
-    std::vector<std::int64_t> positions(rows.positions.begin(),
-                                        rows.positions.begin() + apart * pos);
     auto place = [&](Site cos, Site sin, const Rope& rope) {
-      TurnTables tables = turn_tables(*c.rotary, rope, positions, to_dtype(wide));
-      Shape shape{apart, pos, c.rotary->dimensions / 2};
-      at::Tensor x = tap(cos, 0, upload(tables.cos.reshaped(shape), m.device_)),
-                 y = tap(sin, 0, upload(tables.sin.reshaped(shape), m.device_));
-      return Turning{x.unsqueeze(2), y.unsqueeze(2)};
+      std::vector<at::Tensor> x, y;  // a prompt each: dynamic angles follow its own length
+      for (auto at = rows.positions.begin(); std::ssize(x) < apart; at += pos) {
+        TurnTables tables = turn_tables(*c.rotary, rope, {at, at + pos}, to_dtype(wide));
+        x.push_back(alias(tables.cos));
+        y.push_back(alias(tables.sin));
+      }
+      at::Tensor cosines = tap(cos, 0, at::stack(x).to(m.device_)),
+                 sines = tap(sin, 0, at::stack(y).to(m.device_));
+      return Turning{cosines.unsqueeze(2), sines.unsqueeze(2)};
     };
     turning = place(Site::rotary_cos, Site::rotary_sin, c.rotary->rope);
     if (c.rotary->windowed_rope)
@@ -233,29 +231,33 @@ class Pass {
       k = tap(Site::keys, l, behind(base.keys, k));  // [batch, key, kv_head, d_head]
       v = tap(Site::values, l, behind(base.values, v));
     }
-    Mask seen = c.window_of(l) ? windowed_mask : mask;
+    at::Tensor seen = c.window_of(l) ? windowed_mask : mask;
     if (rows.reads_one(Site::queries, l)) {
       q = tap(Site::queries, l, position_read(q));
       x = tap(Site::attn_resid, l, position_read(x));
-      seen.added = seen.added.narrow(2, *rows.read_pos, 1);
-      if (seen.blind.defined()) seen.blind = seen.blind.narrow(2, *rows.read_pos, 1);
+      seen = seen.narrow(2, *rows.read_pos, 1);
       pos = 1;
       tokens = batch;
     }
-    at::Tensor added = in_turn(seen.added);
+    at::Tensor added = in_turn(seen);
     at::Tensor scores = at::baddbmm(
         added.expand({batch, c.n_heads, pos, key}).reshape({batch * c.n_heads, pos, key}),
         by_head(q), by_head(k).transpose(1, 2), 1,
         1 / c.attn_divisor(l));  // [batch * head, query, key]
     scores = capped_and_biased(scores.view({batch, c.n_heads, pos, key}), added);
-    at::Tensor pattern = at::_softmax(scores, -1, false);
-    // What sees nothing attends to nothing, as in TransformerLens.
-    if (seen.blind.defined()) pattern = at::masked_fill(pattern, in_turn(seen.blind), 0);
-    pattern = tap(Site::pattern, l, pattern);
+    at::Tensor pattern = tap(Site::pattern, l, attended(scores));
     at::Tensor z = at::bmm(pattern.view({batch * c.n_heads, pos, key}), by_head(v));
     return z.view({batch, c.n_heads, pos, c.d_head})
         .transpose(1, 2)
         .contiguous();  // [batch, pos, head, d_head]
+  }
+
+  // What sees nothing, because of padding or of what was done to its scores, attends to nothing, as
+  // in TransformerLens.
+  at::Tensor attended(const at::Tensor& scores) {
+    at::Tensor pattern = at::_softmax(scores, -1, false);
+    if (rows.spans.empty() && !tap.touches(Site::attn_scores, l)) return pattern;
+    return at::masked_fill(pattern, at::eq(at::amax(scores, {-1}, true), kHidden), 0);
   }
 
   at::Tensor capped_and_biased(const at::Tensor& scores, const at::Tensor& mask_added) {
@@ -447,7 +449,10 @@ class Pass {
     at::Tensor pre = neurons(Site::expert_pre, w.W_in, w.b_in);
     at::Tensor act = tap(Site::expert_act, l, activate(c.activation, gate));
     at::Tensor post = tap(Site::expert_post, l, at::mul(act, pre));
-    return tap(Site::expert_mixed, l, at::mul(post, shares.unsqueeze(3)));
+    // Nothing of what was not chosen, be it infinite.
+    at::Tensor share = shares.unsqueeze(3);
+    at::Tensor mixed = at::masked_fill(at::mul(post, share), at::eq(share, 0), 0);
+    return tap(Site::expert_mixed, l, mixed);
   }
 
   // The probabilities of the likeliest experts over their sum; of equal ones the first is chosen.
@@ -586,8 +591,7 @@ class Pass {
   const Rows& rows;
   std::int64_t batch, pos, key, tokens, l = 0;
   c10::ScalarType dtype, wide;
-  Mask mask, windowed_mask;
-  at::Tensor bias;
+  at::Tensor mask, windowed_mask, bias;
   Turning turning, windowed_turning;
 };
 

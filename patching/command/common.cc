@@ -81,7 +81,8 @@ void add_input_options(CLI::App& command, CommonOptions& o, std::string& prompt)
   add_model_option(command, o);
   command
       .add_option("--prompt", prompt,
-                  "The text to run; the tokenizer's bos token, if any, goes before it")
+                  "The text to run, with the special tokens that the model is given: a bos token "
+                  "before it,\nwhere the tokenizer has one; an encoder's on both sides")
       ->required()
       ->type_name("TEXT")
       ->group("Input");

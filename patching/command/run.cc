@@ -112,8 +112,10 @@ ExitStatus Run::checked() {
   }
   describe(cache->verdict(), cache->record());
   save_if_asked(*cache);
-  report(cache->verdict(),
-         as_lens(cache->output()).top_k(0, 0, -1, std::min(kPredictions, model_.config().d_vocab)));
+  std::vector<RankedToken> top;
+  if (model_.config().head == Head::unembedding)
+    top = as_lens(cache->output()).top_k(0, 0, -1, std::min(kPredictions, model_.config().d_vocab));
+  report(cache->verdict(), top);
   return ExitStatus::done;
 }
 

@@ -73,6 +73,17 @@ TEST(Rows, NoPositionIsLeftOutWhereEverythingIsSeen) {
   EXPECT_THROW(rows.validate(both_ways), std::invalid_argument);
 }
 
+TEST(Rows, MeansOverPaddingAreRefused) {
+  Request request{.rows = padded({{2, 6}, {0, 3}}),
+                  .plan = Plan({{.kind = EditKind::mean, .site = Site::mlp_out}}),
+                  .on_demand = {}};
+  EXPECT_THROW(request.validate(config()), std::invalid_argument);
+  MutableArray source({1, 2, 6}, DType::f32);
+  request.plan =
+      Plan({{.kind = EditKind::mean, .site = Site::mlp_out, .source = std::move(source).freeze()}});
+  EXPECT_NO_THROW(request.validate(config()));
+}
+
 TEST(Rows, KindsOfTokensAreThoseOfTheModel) {
   Config kinds = config();
   kinds.n_token_types = 2;

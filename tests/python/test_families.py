@@ -74,8 +74,11 @@ def without_number(name):
     return re.sub(r"experts\.\d+\.hook_", "hook_expert_", name)
 
 
-@pytest.mark.parametrize("processed", [False, True])
-@pytest.mark.parametrize("case", WITH_TL)
+# transformer-lens folds no norm into experts.
+WITH_TL = [(case, p) for case in WITH_TL for p in (False, True) if not (p and case.startswith("mixtral"))]
+
+
+@pytest.mark.parametrize(("case", "processed"), WITH_TL)
 def test_equals_transformer_lens(case, processed):
     """Names, shapes and values, without processing and with; of the blocks a file holds the first two."""
     file = FAMILIES / case / f"tl_{'processed' if processed else 'raw'}.safetensors"
@@ -294,3 +297,25 @@ def test_patches_of_experts_are_one_run_each(site):
         assert abs(grid[1, pos] - (logits[0, -1, 3] - logits[0, -1, 4])) < 1e-9
     moved = other["blocks.1.mlp.hook_expert_indices"] != base["blocks.1.mlp.hook_expert_indices"]
     assert moved.any(), "the prompts are sent to other experts"
+
+
+ADDITIVE = [case for case in CASES if case.startswith(("llama", "neox", "gptj", "bloom", "gpt_neo", "gemma", "olmo2", "opt", "mixtral", "falcon", "phi"))]
+
+
+@pytest.mark.parametrize("processed", [False, True])
+@pytest.mark.parametrize("case", ADDITIVE)
+def test_the_residual_stream_is_the_sum_of_its_parts(case, processed):
+    model = load(case, "float64", processed)
+    _, cache = model.run_with_cache(torch.arange(6).remainder(model.cfg.d_vocab))
+    final = cache["resid_post", -1]
+    assert normalized_error(cache.decompose_resid().sum(0), final) < 1e-12
+    attribution = lens.direct_logit_attribution(cache, 3, 5, unit="component")
+    logits = cache["unembed.hook_out"][0, -1]
+    assert abs(float(attribution.values.sum()) - float(logits[3] - logits[5])) < 1e-9
+    normed = model.cfg.use_normalization_before_and_after or case.startswith("olmo2")
+    for by_head in (lambda: cache.stack_head_results(incl_remainder=True), lambda: cache.get_full_resid_decomposition(expand_neurons=False)):
+        if normed:
+            with pytest.raises(ValueError, match="no sum of heads"):
+                by_head()
+        else:
+            assert normalized_error(by_head().sum(0), final) < 1e-12

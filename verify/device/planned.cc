@@ -115,7 +115,8 @@ class Sizes {
         // Of a router; scores are in the model's dtype, as their patterns are.
         if (narrow_ && planned_->output.type.name == wide_.name)
           add("logits in float32", shape_, wide_);
-        if (id_.site == Site::pattern && !request_.rows.spans.empty())
+        if (id_.site == Site::pattern &&
+            (!request_.rows.spans.empty() || request_.touches(Site::attn_scores, id_.layer)))
           add("before what sees nothing", shape_, model_);
         return;
       case Op::choose:

@@ -79,8 +79,12 @@ Weights Reordering::apply(const Weights& weights) const {
   Weights w = weights;
   w.W_E = gathered(w.W_E, 1, model_);
   w.W_pos = gathered(w.W_pos, 1, model_);
+  w.W_type = gathered(w.W_type, 1, model_);
   w.embed_ln_w = gathered(w.embed_ln_w, 0, model_);
   w.embed_ln_b = gathered(w.embed_ln_b, 0, model_);
+  w.W_head = gathered(gathered(w.W_head, 0, model_), 1, model_);
+  w.b_head = gathered(w.b_head, 0, model_);
+  w.W_class = gathered(w.W_class, 0, model_);
   w.ln_final_w = gathered(w.ln_final_w, 0, model_);
   w.ln_final_b = gathered(w.ln_final_b, 0, model_);
   w.W_U = gathered(w.W_U, 1, model_);

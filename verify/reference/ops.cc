@@ -303,10 +303,16 @@ class Multiply : public Kernel {
   }
   Expectation expect(const Block& b) const override {
     Expectation e{.value = widened(a_, b), .slack = Mat::Zero(b.rows, b.cols), .refine = {}};
-    if (one_a_row_)
-      e.value.array().colwise() *= widened(b_, b.offset / b.cols, 1, b.rows, 1).col(0).array();
-    else
+    if (!one_a_row_) {
       e.value.array() *= widened(b_, b).array();
+      return e;
+    }
+    Mat factors = widened(b_, b.offset / b.cols, 1, b.rows, 1);
+    for (Index r = 0; r < b.rows; ++r)  // nothing of a row without a share, be it infinite
+      if (factors(r, 0) == 0)
+        e.value.row(r).setZero();
+      else
+        e.value.row(r) *= factors(r, 0);
     return e;
   }
 

@@ -63,16 +63,20 @@ double frequency_of(std::int64_t pair, const Rotary& rotary, const Rope& rope,
 
 }  // namespace
 
-Turns turns(const Rotary& rotary, const Rope& rope, std::span<const std::int64_t> positions) {
+Turns turns(const Rotary& rotary, const Rope& rope, std::span<const std::int64_t> positions,
+            std::int64_t pos) {
   std::int64_t pairs = rotary.dimensions / 2, count = std::ssize(positions);
-  std::int64_t length = *std::ranges::max_element(positions) + 1;
   MutableArray cos({count, pairs}, DType::f64), sin({count, pairs}, DType::f64);
-  for (std::int64_t i = 0; i < pairs; ++i) {
-    double frequency = frequency_of(i, rotary, rope, length);
-    for (std::int64_t p = 0; p < count; ++p) {
-      double angle = static_cast<double>(positions[static_cast<std::size_t>(p)]) * frequency;
-      cos.set(p * pairs + i, std::cos(angle) * rope.attention_factor);
-      sin.set(p * pairs + i, std::sin(angle) * rope.attention_factor);
+  for (std::int64_t first = 0; first < count; first += pos) {
+    auto prompt = positions.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(pos));
+    std::int64_t length = *std::ranges::max_element(prompt) + 1;
+    for (std::int64_t i = 0; i < pairs; ++i) {
+      double frequency = frequency_of(i, rotary, rope, length);
+      for (std::int64_t p = 0; p < pos; ++p) {
+        double angle = static_cast<double>(prompt[static_cast<std::size_t>(p)]) * frequency;
+        cos.set((first + p) * pairs + i, std::cos(angle) * rope.attention_factor);
+        sin.set((first + p) * pairs + i, std::sin(angle) * rope.attention_factor);
+      }
     }
   }
   return {std::move(cos).freeze(), std::move(sin).freeze()};

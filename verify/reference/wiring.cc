@@ -360,10 +360,10 @@ void turns_of_positions(Graph& g, const Config& c, const Rows& rows) {
   bool sizes_alone = positions.empty();
   std::int64_t largest = sizes_alone ? 0 : *std::ranges::max_element(positions);
   Shape shape{apart, rows.pos, c.rotary->dimensions / 2};
-  Array no_elements = Array::wrap(nullptr, shape, DType::f64, nullptr);
   auto add = [&](Site cos, Site sin, const Rope& rope) {
-    Turns tables =
-        sizes_alone ? Turns{no_elements, no_elements} : turns(*c.rotary, rope, positions);
+    Turns tables = sizes_alone ? Turns{Array::wrap(nullptr, shape, DType::f64, nullptr),
+                                       Array::wrap(nullptr, shape, DType::f64, nullptr)}
+                               : turns(*c.rotary, rope, positions, rows.pos);
     g.table({cos}, tables.cos.reshaped(shape), largest);
     g.table({sin}, tables.sin.reshaped(shape), largest);
   };

@@ -36,7 +36,8 @@ bool is_second(Site site) {
 }
 
 Site site_from(const json& j) {
-  const json& name = j.at("site");
+  json name = j.at("site");
+  if (name == "logits") name = "unembed.logits";  // in files of before
   for (const SiteInfo& row : all_sites())
     if (row.name == name && is_second(row.site) == j.value("second", false)) return row.site;
   throw std::invalid_argument("no site is called " + name.dump());
@@ -134,6 +135,7 @@ RunRecord run_record_from_json(const json& j) {
   for (const json& span : j.value("spans", json::array()))
     r.spans.push_back({span.at(0).get<std::int64_t>(), span.at(1).get<std::int64_t>()});
   r.token_types = j.value("token_types", std::vector<std::int64_t>{});
+  r.kept_pos = j.value("kept_pos", std::vector<std::int64_t>{});
   r.plan = j.at("plan");
   for (const json& call : j.at("hooks"))
     r.hooks.push_back({.name = call.at("name"),

@@ -64,6 +64,30 @@ TEST_P(ReorderingOf, TensorsComeBackInTheModelsOrder) {
   }
 }
 
+// Of every kind of family and every head.
+class ReorderingOfKinds : public testing::TestWithParam<std::filesystem::path> {};
+
+TEST_P(ReorderingOfKinds, WeightsComputeTheSameInFloat64) {
+  Weights raw = load_weights(GetParam(), DType::f64);
+  for (const Weights& weights : {raw, process(raw, {})}) {
+    Request request = request_of(weights);
+    Array expected = run_in_float64(weights, request, serial_for);
+    Reordering order(weights.config, 3);
+    Array found = run_in_float64(order.apply(weights), request, serial_for);
+    EXPECT_LT(golden::normalized_error(order.undo(request.output(weights.config), found), expected),
+              1e-11);
+  }
+}
+
+std::vector<std::filesystem::path> checkpoints_of_kinds() {
+  std::vector<std::filesystem::path> folders;
+  for (const auto& name : golden::family_names()) folders.push_back(golden::family_folder(name));
+  for (const auto& name : golden::encoder_names()) folders.push_back(golden::encoder_folder(name));
+  return folders;
+}
+INSTANTIATE_TEST_SUITE_P(Golden, ReorderingOfKinds, testing::ValuesIn(checkpoints_of_kinds()),
+                         [](const auto& info) { return info.param.filename().string(); });
+
 TEST(Reordering, RefusesWeightsOfOtherDimensions) {
   auto weights = honest::weights("flags", DType::f32);
   Config wider = weights->config;

@@ -85,6 +85,23 @@ TEST(Share, BoundsCancellationOfEditedWeights) {
   EXPECT_NEAR(allowed[0] / (0.5 / 0.11), size, 1e-3 * size);
 }
 
+TEST(Experts, OfAnInfinityWithoutAShareNothingIsMixed) {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  Array post = array_of({kInf, 2, 3, 4}, {1, 1, 2, 2}), shares = array_of({0, 0.5}, {1, 1, 2});
+  Link link{.op = Op::multiply,
+            .output = {Site::expert_mixed},
+            .inputs = {{Site::expert_post}, {Site::expert_shares}}};
+  Contract contract = contract_of(Site::expert_mixed, DType::f32);
+  auto passes = [&](std::initializer_list<double> mixed) {
+    return check_exact(link, {post, shares}, array_of(mixed, {1, 1, 2, 2}), contract, serial_for)
+        .passed();
+  };
+  EXPECT_TRUE(passes({0, 0, 1.5, 2}));
+  EXPECT_FALSE(passes({kNan, 0, 1.5, 2}));
+  EXPECT_FALSE(passes({kInf, 0, 1.5, 2}));
+  EXPECT_FALSE(passes({0, 1e-6, 1.5, 2}));
+}
+
 TEST(Experts, LinksThatDoNotFitAreRefused) {
   Contract c = contract_of(Site::expert_shares, DType::f32);
   for (std::int64_t chosen : {0, 6})
