@@ -17,12 +17,18 @@ namespace {
 // 1963: exceeded once in 10^13 rows).
 constexpr double kDeviations = 8;
 
-// [d] as one row, all ones or zeros where the final norm is folded.
+// What the final norm multiplies by and adds, as one row: ones and zeros where it is folded.
 Mat final_norm_row(const Weights& w, const Array& vector, double where_folded) {
   Mat row = Mat::Constant(1, w.config.d_model, where_folded);
   if (!vector.empty()) vector.widen(0, {row.data(), static_cast<std::size_t>(w.config.d_model)});
   return row;
 }
+Mat final_norm_weight(const Weights& w) {
+  Mat row = final_norm_row(w, w.ln_final_w, 1);
+  if (w.config.norm_adds_one && !w.ln_final_w.empty()) row.array() += 1;
+  return row;
+}
+Mat final_norm_bias(const Weights& w) { return final_norm_row(w, w.ln_final_b, 0); }
 
 // --- a stack's rows ---
 
@@ -197,7 +203,7 @@ class RoundingBound {
   // From the final residual to the logits of each row's tokens: normalized, affine, unembedded.
   void unembedding(const Mat& residual, const Eigen::VectorXd& scale,
                    const std::vector<std::vector<std::int64_t>>& tokens, const Mat& difference) {
-    Mat weight = final_norm_row(w_, w_.ln_final_w, 1), bias = final_norm_row(w_, w_.ln_final_b, 0);
+    Mat weight = final_norm_weight(w_), bias = final_norm_bias(w_);
     Contract c = reader_.contract(Site::ln_final_normalized),
              logits = reader_.contract(Site::unembed_out);
     Mat normalized = centred(residual, w_.config.norm), error = normalized, after = normalized;
@@ -331,7 +337,7 @@ Array logit_attrs(const VerifiedCache& cache, const Array& stack, const TokenCho
   };
   Mat onto = direction(tokens);
   if (wrong) onto -= direction(*wrong);
-  onto.array().rowwise() *= final_norm_row(w, w.ln_final_w, 1).row(0).array();
+  onto.array().rowwise() *= final_norm_weight(w).row(0).array();
   Eigen::VectorXd scale = reader.norm_scale(w.config.n_layers, false);
   MutableArray result(result_shape(stack, p, {}), accumulate_type(stack.dtype()));
   for_each_row(reader, stack, rows, p, [&](std::int64_t c, std::int64_t r, const Mat& x) {
@@ -386,7 +392,7 @@ LogitAttribution direct_logit_attribution(const VerifiedCache& cache, const Toke
   // Centring is its own transpose, so that the direction is centred once instead of every part.
   Eigen::VectorXd scale = reader.norm_scale(w.config.n_layers, false);
   Mat onto = centred(
-      (difference.array().rowwise() * final_norm_row(w, w.ln_final_w, 1).row(0).array()).matrix(),
+      (difference.array().rowwise() * final_norm_weight(w).row(0).array()).matrix(),
       w.config.norm);
   onto.array().colwise() /= scale.array();
 

@@ -200,8 +200,6 @@ def test_logits_that_are_not_there_are_refused_by_name(case):
 @pytest.mark.parametrize("case", CASES)
 def test_what_asks_for_the_next_token_is_refused(case):
     model = load(case)
-    with pytest.raises(ValueError, match="next token|no tokenizer"):
-        lens.compare(model, [1, 2, 3], answer=1, wrong=2, devices=("cpu",))
     experiment = {"id": "a", "clean": [1, 2, 3], "corrupted": [1, 4, 3], "answer": 1, "wrong": 2, "sites": [{"site": "resid_pre"}]}
     with pytest.raises(ValueError, match="does not predict"):
         lens.run_experiments(model, [experiment], "never_written")
@@ -265,6 +263,11 @@ def minilm():
 
 
 TEXTS = json.loads((ENCODERS / "minilm" / "texts.json").read_text())
+
+
+def test_devices_are_not_compared_by_what_is_no_next_token(minilm):
+    with pytest.raises(ValueError, match="by the next token, which this model does not predict"):
+        lens.compare(minilm, "A man is eating food.", "food", "wood", devices=("cpu",))
 
 
 def test_minilm_tokens_are_those_of_transformers(minilm):

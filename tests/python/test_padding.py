@@ -228,7 +228,8 @@ def test_grids_over_padded_prompts(name):
         assert grid.verdict.status == "VERIFIED"
         for layer, pos in ((0, 12), (1, 9), (2, 12)):
             full = f"blocks.{layer}.attn.hook_z" if site == "z" else f"blocks.{layer}.hook_{site}"
-            logits = model(corrupted, attention_mask=mask, plan=[lens.Patch(full, cache, pos=pos)])
+            tokens_there = [b for b in range(len(mask)) if mask[b, pos]]  # patched padding changes nothing
+            logits = model(corrupted, attention_mask=mask, plan=[lens.Patch(full, cache, pos=pos, batch=b) for b in tokens_there])
             value = (logits[:, -1, 1] - logits[:, -1, 2]).mean()
             assert abs(grid.values[layer, pos] - value) < 2e-5, (site, layer, pos)
 
@@ -262,8 +263,8 @@ def test_edits_and_hooks_of_scores_decide_what_is_attended_to(three, side):
     _, patched = three.run_with_cache(rows, padding_side=side, plan=[lens.Patch(name, clean)])
     assert patched.verdict.status == "VERIFIED"
     hidden = torch.full_like(clean[name], float("-inf"))
-    _, blind = three.run_with_cache(rows, padding_side=side, plan=[lens.Patch(name, hidden, pos=1)])
-    assert blind.verdict.status == "VERIFIED" and (blind["pattern", 1][:, :, 1] == 0).all()
+    _, blind = three.run_with_cache(rows, padding_side=side, plan=[lens.Patch(name, hidden, pos=1, batch=0)])
+    assert blind.verdict.status == "VERIFIED" and (blind["pattern", 1][0, :, 1] == 0).all()
     with three.hooks(fwd_hooks=[(name, lambda scores, hook: scores.clamp(min=-1e5))]):
         assert three.run_with_cache(rows, padding_side=side)[1].verdict.status == "VERIFIED"
 
