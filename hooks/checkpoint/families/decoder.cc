@@ -194,9 +194,10 @@ void read_heads(Fields& fields, Config& config, std::optional<std::int64_t> abse
           .value_or(fields.has("num_key_value_heads") ? config.n_heads
                                                       : absent_kv_heads.value_or(config.n_heads));
   if (config.n_heads % config.n_kv_heads != 0)
-    fields.refuse("num_key_value_heads", "is " + std::to_string(config.n_kv_heads) +
-                                             ", a divisor of num_attention_heads, " +
-                                             std::to_string(config.n_heads) + ", is allowed");
+    fields.refuse("num_key_value_heads",
+                  (fields.has("num_key_value_heads") ? "is " : "is absent, which means ") +
+                      std::to_string(config.n_kv_heads) + ", a divisor of num_attention_heads, " +
+                      std::to_string(config.n_heads) + ", is allowed");
   auto d_head = fields.optional_dimension({"head_dim"}, kWidest);
   config.d_head = d_head ? *d_head : head_of(fields, config, "hidden_size");
 }
