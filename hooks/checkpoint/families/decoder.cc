@@ -486,17 +486,19 @@ void take_unembedding_matrix(Weights& weights, TensorSource& tensors, const std:
             ", but config.json ties unembedding and embedding: it is not said which is meant. "
             "Merge it with peft, untie them (tie_word_embeddings false) and load what it saves");
     weights.W_U = c.embed_scale == 1 ? weights.W_E : tensors.take(embedding, shape);
-    if (tensors.has(name)) {
-      Array stored = tensors.take_as_stored(name, shape);
-      Array tied = tensors.take_as_stored(embedding, shape);
-      if (stored.dtype() != tied.dtype() ||
-          std::memcmp(stored.bytes(), tied.bytes(), stored.nbytes()) != 0)
-        throw std::invalid_argument(
-            "[weights] " + tensors.origin(name) + ": " + in_quotes(name) + " differs from " +
-            in_quotes(embedding) +
-            ", but config.json ties them; drop it, or set tie_word_embeddings to false");
-    }
+    if (tensors.has(name)) require_tied(tensors, name, embedding, shape);
   }
+}
+
+void require_tied(TensorSource& tensors, const std::string& name, const std::string& to,
+                  const Shape& shape) {
+  Array stored = tensors.take_as_stored(name, shape), tied = tensors.take_as_stored(to, shape);
+  if (stored.dtype() != tied.dtype() ||
+      std::memcmp(stored.bytes(), tied.bytes(), stored.nbytes()) != 0)
+    throw std::invalid_argument(
+        "[weights] " + tensors.origin(name) + ": " + in_quotes(name) + " differs from " +
+        in_quotes(to) +
+        ", but config.json ties them; drop it, or set tie_word_embeddings to false");
 }
 
 }  // namespace lenscpp
