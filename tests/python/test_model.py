@@ -145,7 +145,7 @@ def edit_config(**fields):
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "config.json"),
         (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json"),
         (lambda f: (f / "config.json").write_text("[1]"), ValueError, "config.json"),
-        (edit_config(model_type="bert"), ValueError, "bert"),
+        (edit_config(model_type="t5"), ValueError, "t5"),
         (edit_config(n_head=5), ValueError, "5"),
         (edit_config(n_layer=4), ValueError, "h.3"),
         (edit_config(activation_function="tanhish"), ValueError, "tanhish"),
@@ -204,7 +204,6 @@ TOKEN_ERRORS = [
     (lambda m: m.to_tokens([5]), TypeError, "list of int"),
     (lambda m: m.to_tokens([]), ValueError, "no prompt"),
     (lambda m: m.to_tokens("", prepend_bos=False), ValueError, "empty prompt"),
-    (lambda m: m.to_tokens(["John", "John and"]), ValueError, "2 and 3 tokens"),
     (lambda m: m.to_tokens("x", prepend_bos=1), TypeError, "prepend_bos"),
     (lambda m: m.to_tokens("half \ud800"), ValueError, "surrogates"),
     (lambda m: m.to_single_token("John and Mary"), ValueError, "tokens, not one"),
@@ -279,7 +278,6 @@ RUN_ERRORS = [
     (lambda m: m([]), ValueError, "empty"),
     (lambda m: m([[]]), ValueError, "no tokens"),
     (lambda m: m([[1], []]), ValueError, "no tokens"),
-    (lambda m: m([[1, 2], [3]]), ValueError, "2 and 1 tokens"),
     (lambda m: m([1, [2]]), TypeError, "int, list"),
     (lambda m: m([1, "a"]), TypeError, "str"),
     (lambda m: m([1.0]), TypeError, "float"),
@@ -309,7 +307,7 @@ RUN_ERRORS = [
     (lambda m: m([1], start_at_layer=1), TypeError, "a residual"),
     (lambda m: m(torch.zeros(1, 3, dtype=torch.long), start_at_layer=1), ValueError, "a residual"),
     (lambda m: m(torch.zeros(1, 3, 35), start_at_layer=1), ValueError, "36"),
-    (lambda m: m(torch.zeros(1, 0, 36), start_at_layer=1), ValueError, "position"),
+    (lambda m: m(torch.zeros(1, 0, 36), start_at_layer=1), ValueError, "no tokens"),
     (lambda m: m(torch.zeros(1, 3, 36).double(), start_at_layer=1), ValueError, "float64"),
     (lambda m: m(torch.zeros(1, 3, 36).int(), start_at_layer=1), ValueError, "Int"),
     (lambda m: m(torch.zeros(1, 17, 36), start_at_layer=1), IndexError, "n_ctx"),
@@ -318,9 +316,8 @@ RUN_ERRORS = [
     (lambda m: m(torch.zeros(1, 3, 36), start_at_layer=1, return_type="loss"), ValueError, "tokens="),
     (lambda m: m(torch.zeros(1, 3, 36), start_at_layer=1, return_type="loss", tokens=[1, 2]), ValueError, r"\[1, 2\]"),
     (lambda m: m([1, 2], tokens=[1, 2]), ValueError, "residual"),
-    (lambda m: m([1, 2], attention_mask=torch.tensor([[1, 0]])), NotImplementedError, "ones"),
-    (lambda m: m([1, 2], attention_mask=torch.ones(2)), ValueError, r"\[1, 2\]"),
-    (lambda m: m([1, 2], attention_mask=[[1, 1]]), TypeError, "list"),
+    (lambda m: m([1, 2], attention_mask=torch.ones(3, dtype=torch.long)), ValueError, r"\[1, 2\]"),
+    (lambda m: m([1, 2], attention_mask="11"), TypeError, "str"),
     (lambda m: m([1], verify="checksums"), ValueError, "exact, checksum, off"),
     (lambda m: m([1], verify=0), TypeError, "int"),
     (lambda m: m([1], plan=3), TypeError, "Plan"),
@@ -392,7 +389,7 @@ def test_layers_to_start_and_to_stop_at(three):
 
 
 def test_all_ones_mask(three):
-    assert torch.equal(three([1, 2], attention_mask=torch.ones(1, 2)), three([1, 2]))
+    assert torch.equal(three([1, 2], attention_mask=torch.ones(1, 2, dtype=torch.long)), three([1, 2]))
 
 
 def test_names_filter(three):
