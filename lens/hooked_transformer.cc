@@ -249,11 +249,11 @@ std::vector<std::int64_t> HookedTransformer::ids_of(const std::string& text,
                                                     std::optional<bool> prepend_bos) const {
   const Tokenizer& t = tokenizer();
   std::vector<std::int64_t> ids;
-  if (!config().causal && !prepend_bos) {
+  std::optional<bool> asked = prepend_bos ? prepend_bos : options_.default_prepend_bos;
+  if (!config().causal && !asked) {
     ids = t.encode_with_special(text).ids;
   } else {
-    bool bos =
-        prepend_bos.value_or(options_.default_prepend_bos.value_or(t.bos_token_id().has_value()));
+    bool bos = asked.value_or(t.bos_token_id().has_value());
     if (bos && !t.bos_token_id())
       refuse("prepend_bos is asked for, but the tokenizer has no bos token");
     if (bos) ids.push_back(*t.bos_token_id());

@@ -24,8 +24,6 @@ std::optional<Tokenizer> tokenizer_of(const HookedTransformer& model) {
   return model.has_tokenizer() ? std::optional(model.tokenizer()) : std::nullopt;
 }
 
-// Token ids as tensors or rows; those that a model is to run are held to its vocabulary and
-// context.
 std::optional<PaddingSide> side_from(const std::optional<std::string>& name) {
   if (!name) return {};
   for (PaddingSide side : {PaddingSide::left, PaddingSide::right})
@@ -54,6 +52,8 @@ Tokens typed(const Tokens& tokens, std::vector<std::int64_t> types) {
   return result;
 }
 
+// Token ids as tensors or rows; those that a model is to run are held to its vocabulary and
+// context.
 Tokens tokens_from(const HookedTransformer& model, const py::object& ids, bool to_run,
                    std::optional<PaddingSide> side) {
   auto checked = [&](std::vector<std::int64_t> flat, std::int64_t batch) {
@@ -132,8 +132,44 @@ Callback callback_from(const TensorId& id, std::string name, py::function functi
   return callback;
 }
 
+bool has_positions(Site site) {
+  return std::ranges::any_of(info(site).axes,
+                             [](Axis axis) { return axis == Axis::pos || axis == Axis::query; });
+}
+
+Span span_of(const std::vector<Span>& spans, std::int64_t prompt, std::int64_t pos) {
+  return spans.empty() ? Span{0, pos} : spans[static_cast<std::size_t>(prompt)];
+}
+
+std::string in_words(const Span& span) {
+  return std::to_string(span.begin) + " to " + std::to_string(span.end - 1);
+}
+
+// What another run has at a position is written at that very position: of prompts that are padded
+// otherwise it is another token's, or padding. Shapes that do not fit the run refuses.
+void check_padding(const NamedEdit& edit, const Config& config, const Tokens& into) {
+  if (!edit.cache || edit.kind == EditKind::mean) return;
+  const RunRecord& from = edit.cache->record();
+  TensorId id = find_hook(edit.name, edit.layer, edit.layer_type, config);
+  bool fits = from.pos == into.pos && (from.batch == 1 || from.batch == into.batch);
+  if (!fits || !has_positions(id.site)) return;
+  for (std::int64_t b = 0; b < into.batch; ++b) {
+    if (edit.where.batch && b != *edit.where.batch && b != *edit.where.batch + into.batch) continue;
+    Span here = span_of(into.spans, b, into.pos),
+         there = span_of(from.spans, from.batch == 1 ? 0 : b, from.pos);
+    if (here != there)
+      throw std::invalid_argument("[plan] " + std::string(name_of(edit.kind)) + " at " +
+                                  hook_name(id.site, id.layer) + ": prompt " + std::to_string(b) +
+                                  " has its tokens at positions " + in_words(here) +
+                                  ", the source's prompt at " + in_words(there) +
+                                  ": they are padded otherwise; where that is meant, give the "
+                                  "tensor instead of the cache");
+  }
+}
+
 // Everything that the keywords of a call say.
-RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) {
+RunOptions options_from(const HookedTransformer& model, const Tokens& tokens,
+                        const py::kwargs& call) {
   auto given = [&](const char* key) { return call.contains(key) && !call[key].is_none(); };
   RunOptions options;
   if (given("names")) options.names = call["names"].cast<std::vector<std::string>>();
@@ -147,6 +183,7 @@ RunOptions options_from(const HookedTransformer& model, const py::kwargs& call) 
     const auto* plan = held_by<NamedPlan>(call["plan"]);
     if (plan == nullptr)
       throw py::type_error("[plan] needed: a lens.Plan; found: " + kind_of(call["plan"]));
+    for (const NamedEdit& edit : plan->edits) check_padding(edit, model.config(), tokens);
     options.plan = resolve(*plan, model.config());
   }
   if (given("callbacks"))
@@ -216,7 +253,7 @@ py::object wanted(const std::string& return_type, const Array& output,
 py::tuple run(Ours<HookedTransformer> self, Ours<Tokens> tokens, const std::string& return_type,
               bool loss_per_token, bool keep, const py::kwargs& call) {
   const HookedTransformer& model = *self;
-  RunOptions options = options_from(model, call);
+  RunOptions options = options_from(model, *tokens, call);
   bool verified = options.verify.value_or(model.options().verify) != VerifyMode::off;
   bool wants_loss = return_type == "loss" || return_type == "both";
   if (wants_loss && (!model.config().causal || !unembeds(model.config().head)))
@@ -284,6 +321,20 @@ void bind_model(py::module_& m) {
                                    "Token ids that a model can run: [batch, pos].");
   tokens.def_property_readonly("batch", [](Ours<Tokens> self) { return self->batch; })
       .def_property_readonly("pos", [](Ours<Tokens> self) { return self->pos; })
+      .def_property_readonly("spans",
+                             [](Ours<Tokens> self) {
+                               std::vector<std::vector<std::int64_t>> spans;
+                               for (const Span& span : self->spans)
+                                 spans.push_back({span.begin, span.end});
+                               return spans;
+                             })
+      .def("types",
+           [](Ours<Tokens> self) {
+             std::vector<std::int64_t> types = self->types;
+             types.resize(self->ids.size());  // none given: all 0
+             return to_python(
+                 Array::of(std::span<const std::int64_t>(types), {self->batch, self->pos}));
+           })
       .def("mask",
            [](Ours<Tokens> self) {
              std::vector<std::int64_t> mask(self->ids.size(), self->spans.empty() ? 1 : 0);
@@ -363,10 +414,10 @@ void bind_model(py::module_& m) {
                              py::arg("fold_value_biases") = p.fold_value_biases);
            })
       .def_property_readonly("default_prepend_bos",
-                             [](Ours<HookedTransformer> self) {
-                               auto bos = self->has_tokenizer() ? self->tokenizer().bos_token_id()
-                                                                : std::nullopt;
-                               return self->options().default_prepend_bos.value_or(bos.has_value());
+                             [](Ours<HookedTransformer> self) -> std::optional<bool> {
+                               auto given = self->options().default_prepend_bos;
+                               if (given || !self->config().causal) return given;
+                               return self->has_tokenizer() && self->tokenizer().bos_token_id();
                              })
       .def_property_readonly("tokenizer",
                              [](Ours<HookedTransformer> self) { return tokenizer_of(*self); })

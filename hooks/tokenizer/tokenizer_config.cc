@@ -25,22 +25,35 @@ std::optional<TokenId> id_of(const TokenizerFile& file, std::string_view content
 }
 
 // A token is given as a string or as an object with "content".
-std::optional<TokenId> named_token(const json& config, const std::string& origin, const char* key,
-                                   const TokenizerFile& file, std::optional<TokenId> absent) {
+std::optional<std::string> token_name(const json& config, const std::string& origin,
+                                      const char* key) {
   const auto found = config.find(key);
-  if (found == config.end()) return absent;
-  if (found->is_null()) return std::nullopt;
+  if (found == config.end() || found->is_null()) return std::nullopt;
   const json& content =
       found->is_object() && found->contains("content") ? (*found)["content"] : *found;
   if (!content.is_string())
     refuse(origin, fmt::format("\"{}\" is {}; allowed: null, a string, an object with \"content\"",
                                key, describe(content)));
-  const auto& name = content.get_ref<const std::string&>();
-  const auto id = id_of(file, name);
+  return content.get<std::string>();
+}
+
+std::optional<TokenId> named_token(const json& config, const std::string& origin, const char* key,
+                                   const TokenizerFile& file, std::optional<TokenId> absent) {
+  if (!config.contains(key)) return absent;
+  const auto name = token_name(config, origin, key);
+  if (!name) return std::nullopt;
+  const auto id = id_of(file, *name);
   if (!id)
     refuse(origin,
-           fmt::format("\"{}\" is {}, which is no token of tokenizer.json", key, in_quotes(name)));
+           fmt::format("\"{}\" is {}, which is no token of tokenizer.json", key, in_quotes(*name)));
   return id;
+}
+
+// Padding is filled with it and read by nobody: one that is no token is none.
+std::optional<TokenId> pad_token(const json& config, const std::string& origin,
+                                 const TokenizerFile& file) {
+  const auto name = token_name(config, origin, "pad_token");
+  return name ? id_of(file, *name) : std::nullopt;
 }
 
 // `transformers` adds these tokens to the tokenizer and overrides add_prefix_space.
@@ -73,7 +86,7 @@ SpecialTokens read_tokenizer_config(std::string_view text, const std::string& or
   const auto end_of_text = id_of(file, kEndOfText);
   return {named_token(config, origin, "bos_token", file, end_of_text),
           named_token(config, origin, "eos_token", file, end_of_text),
-          named_token(config, origin, "pad_token", file, std::nullopt)};
+          pad_token(config, origin, file)};
 }
 
 SpecialTokens default_special_tokens(const TokenizerFile& file) {

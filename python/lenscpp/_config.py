@@ -19,6 +19,7 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM", "stablelm": "StableLmForCausalLM",
 }  # fmt: skip
 _ENCODERS = {"bert": "Bert", "distilbert": "DistilBert"}
+_WITHOUT_LOGITS = ("none", "pooled")
 _HEADS = {"none": "Model", "pooled": "Model", "masked_lm": "ForMaskedLM", "classifier": "ForSequenceClassification"}
 
 
@@ -26,9 +27,9 @@ class HookedTransformerConfig(Mapping[str, Any]):
     """Dimensions and kinds of a model, by attribute or by key; read only.
 
     n_layers n_heads n_key_value_heads (None where every head has its own) d_model d_head d_mlp d_vocab
-    d_vocab_out n_ctx eps act_fn normalization_type ("LN", "RMS", or with "Pre" once folded) positional_embedding_type
+    d_vocab_out (of logits: labels of a classifier, None where there are none) n_ctx eps act_fn normalization_type ("LN", "RMS", or with "Pre" once folded) positional_embedding_type
     original_architecture use_attn_scale attn_scale scale_attn_by_inverse_layer_idx tied_unembedding device dtype
-    default_prepend_bos model_name n_params (weight matrices of blocks, as TransformerLens counts) gated_mlp
+    default_prepend_bos (None: the tokenizer's own special tokens, as encoders get them) model_name n_params (weight matrices of blocks, as TransformerLens counts) gated_mlp
     parallel_attn_mlp rotary_dim rotary_base rotary_adjacent_pairs window_size use_local_attn attn_types
     attention_dir ("causal" or "bidirectional") attn_scores_soft_cap output_logits_soft_cap (-1: none) use_qk_norm
     use_normalization_before_and_after num_experts experts_per_token (None: no experts).
@@ -92,7 +93,7 @@ def config_of(model: Any) -> HookedTransformerConfig:
             "d_head": c["d_head"],
             "d_mlp": c["d_mlp"],
             "d_vocab": c["d_vocab"],
-            "d_vocab_out": c.get("n_labels", c["d_vocab"]),
+            "d_vocab_out": None if c.get("head") in _WITHOUT_LOGITS else c.get("n_labels", c["d_vocab"]),
             "n_ctx": c["n_ctx"],
             "eps": c["norm_eps"],
             "act_fn": _ACTIVATIONS[c["activation"]],

@@ -35,6 +35,7 @@ def tokens(model: _lenscpp.Model, value: Any, prepend_bos: bool | None = None, p
     optional_bool("prepend_bos", prepend_bos)
     if padding_side not in (None, "left", "right"):
         raise ValueError(f'[model] padding_side is "left", "right" or None; found: {padding_side!r}')
+    refuse_bare_pair(model, value)
     if isinstance(value, str):
         return model.tokens_of_texts([utf8(value)], prepend_bos)
     if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
@@ -50,6 +51,17 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
+def refuse_bare_pair(model: _lenscpp.Model, value: Any) -> None:
+    """A tuple of two texts by itself: where pairs are put together it may mean one of them, or two prompts."""
+    if _is_pair(value) and not model.config().get("causal", True):
+        raise ValueError("[model] a tuple of two texts may be a pair or two prompts: give [(first, second)] for a pair, [first, second] for two prompts")
+
+
+def is_text(value: Any) -> bool:
+    """A text, texts, or pairs of them."""
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) or _is_pair(v) for v in value))
+
+
 def with_mask(tokens: _lenscpp.Tokens, mask: Any) -> _lenscpp.Tokens:
     """The same prompts with an attention mask [batch, pos]: 1 for a token, 0 for padding, before or behind them."""
     return tokens if mask is None else tokens.masked(_one_each("attention_mask", mask, tokens))
@@ -62,11 +74,18 @@ def with_types(tokens: _lenscpp.Tokens, types: Any) -> _lenscpp.Tokens:
 
 def _one_each(what: str, values: Any, tokens: _lenscpp.Tokens) -> list[int]:
     if isinstance(values, (list, tuple)):
-        values = torch.tensor(values)
+        try:
+            values = torch.tensor(values)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"[model] {what} is [batch, pos] = [{tokens.batch}, {tokens.pos}] integers or bools; found: rows of unequal length, or what is no number") from None
     if is_numpy(values):
         values = torch.as_tensor(values)
+    if isinstance(values, torch.Tensor) and values.is_floating_point() and bool((values == values.round()).all()):
+        values = values.long()  # as torch.ones makes them
     if not isinstance(values, torch.Tensor) or values.is_floating_point() or values.is_complex():
         raise TypeError(f"[model] {what} are integers or bools [batch, pos]: a tensor, an array, lists; found: {kind(values)}")
+    if values.dim() == 1 and tokens.batch == 1:
+        values = values[None]  # of one prompt, as its tokens may be
     if list(values.shape) != [tokens.batch, tokens.pos]:
         raise ValueError(f"[model] {what} is [batch, pos] = [{tokens.batch}, {tokens.pos}]; found: {kind(values)}")
     return [int(v) for v in values.flatten().tolist()]

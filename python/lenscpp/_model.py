@@ -65,7 +65,8 @@ class HookedTransformer:
         allow_fallback: False refuses (DeviceError) a run in which operators ran on the CPU because the device has
         none; they are named in record and verdict either way. tokenizer: path of a tokenizer.json, or a loaded one
         (tokenizers.Tokenizer, a fast tokenizer of transformers, another model's); None takes the folder's, if any.
-        default_prepend_bos: None means yes where the tokenizer has a BOS token. default_padding_side: of prompts of
+        default_prepend_bos: None means yes where the tokenizer has a BOS token; of a model that sees both ways, the special tokens that
+        its tokenizer puts around a text, which True and False do without. default_padding_side: of prompts of
         unequal length, "right" (None) or "left". adapter: a folder in peft's format (LoRA
         or DoRA: adapter_config.json, adapter_model.safetensors), merged in float64 before processing and rounding; every
         merged weight is checked against checkpoint and adapter, and the record names folder and digest. first_n_layers:
@@ -178,21 +179,37 @@ class HookedTransformer:
         padding_side: str | None = None,
         *,
         return_attention_mask: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        return_token_type_ids: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """LongTensor [batch, pos] of a text or of texts, shorter ones padded on padding_side ("left" or "right").
 
         prepend_bos, padding_side: None means the model's default. A model that sees both ways gets the special tokens
-        that its tokenizer puts around a text, and takes pairs of texts as well. return_attention_mask: (tokens, mask), the mask [batch, pos] 1
-        for tokens and 0 for padding, which a run of these tokens needs: give it back as attention_mask. ValueError
-        without a tokenizer and for text that cannot be encoded; nothing is truncated.
+        that its tokenizer puts around a text, and takes pairs of texts as well: [(first, second), ...]. What else a run of these tokens needs
+        is returned where it is asked for, behind them and in this order, all [batch, pos]: return_attention_mask, 1
+        for tokens and 0 for padding (UserWarning where there is padding and nobody asks), to give back as
+        attention_mask; return_token_type_ids, which of a pair a token is of (ValueError for pairs where nobody asks), as
+        token_type_ids. ValueError without a tokenizer and for text that cannot be encoded; nothing is truncated.
         """
         texts = [input] if isinstance(input, str) else input
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) or _inputs._is_pair(t) for t in texts):
-            raise TypeError(f"[model] to_tokens takes a str or a list of str; found: {_inputs.kind(input)}")
+        if not isinstance(texts, (list, tuple)) or not _inputs.is_text(texts):
+            raise TypeError(f"[model] to_tokens takes a str, a list of str or of pairs of them; found: {_inputs.kind(input)}")
         if not texts:
             raise ValueError("[model] no prompt was given")
         tokens = _inputs.tokens(self._model, texts, prepend_bos, padding_side)
-        return (tokens.tensor(), tokens.mask()) if return_attention_mask else tokens.tensor()
+        has_types = "n_token_types" in self._model.config()
+        if return_token_type_ids and not has_types:
+            raise ValueError("[model] return_token_type_ids: this model has no kinds of tokens")
+        if has_types and not return_token_type_ids and not isinstance(texts[0], str):
+            raise ValueError("[model] a run of pairs needs to know which of the two a token is of: ask with return_token_type_ids=True, and give them back as token_type_ids")
+        if tokens.spans and not return_attention_mask:
+            warnings.warn(
+                "[model] these prompts are of unequal length, and a run of their tokens needs to know what is padding: "
+                "ask with return_attention_mask=True, and give it back as attention_mask",
+                UserWarning,
+                stacklevel=2,
+            )
+        made = [tokens.tensor(), *([tokens.mask()] if return_attention_mask else []), *([tokens.types()] if return_token_type_ids else [])]
+        return made[0] if len(made) == 1 else tuple(made)
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of tokens: a str for an int or [pos], a list of str for [batch, pos]."""
@@ -208,6 +225,7 @@ class HookedTransformer:
 
         prepend_bos concerns text alone. ValueError for a batch of more than one row of ids.
         """
+        _inputs.refuse_bare_pair(self._model, input)
         if isinstance(input, (list, tuple)) and input and all(isinstance(v, str) for v in input):
             return [self._str_tokens(_inputs.tokens(self._model, v, prepend_bos).rows()[0]) for v in input]
         if isinstance(input, str):
@@ -273,8 +291,10 @@ class HookedTransformer:
         wanted). start_at_layer is inclusive, stop_at_layer exclusive, both may be negative. Texts and lists of ids
         of unequal length are padded on padding_side (None: the model's default). attention_mask: [batch, pos], 1 for
         tokens and 0 for padding before or behind them, which no query sees; positions are counted from a prompt's
-        first token, and a query of padding that sees nothing attends to nothing (a pattern of zeros, as in
+        first token, also in encoders (transformers' count padding on the left, and give such a prompt other numbers
+        there than by itself), and a query of padding that sees nothing attends to nothing (a pattern of zeros, as in
         TransformerLens). token_type_ids: [batch, pos], of models that have kinds of tokens; None: all 0.
+        Of one prompt both may be [pos].
 
         Returns logits [batch, pos, d_vocab], of a classifier [batch, label], and the last residual where a model has
         no logits; with stop_at_layer the residual [batch, pos, d_model]; with return_type "loss" the mean of
@@ -579,7 +599,7 @@ class HookedTransformer:
         pad, tokenizer = self._model.pad_token, self._model.tokenizer
         if tokenizer is None or pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
             return
-        if not isinstance(input, (str, list, tuple)) and (tokens.tensor() == pad).any():
+        if not _inputs.is_text(input) and ((tokens.tensor() == pad) & tokens.mask().bool()).any():
             warnings.warn(
                 "[model] these token ids hold the padding token, and no attention_mask says where: it is read like any other",
                 UserWarning,

@@ -158,6 +158,7 @@ def _row_by_row(
     """Any setter at any indices: what it makes of the corrupted run's activation is the source of one verified run each."""
     model._hooked.refuse("generic_activation_patch")
     _check_pair(model, corrupted, clean)
+    _check_metric(model, metric, clean.record)
     of = metric.resolve(model) if isinstance(metric, _metrics.Metric) else metric
     names = {layer: utils.get_act_name(activation_name, layer) for layer in sorted({row[0] for row in rows})}
     _, base = model.run_with_cache(corrupted, list(names.values()), verify="exact")
@@ -175,7 +176,7 @@ def _row_by_row(
 
 
 def _check_pair(model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache) -> None:
-    """What patch_grid asks of a clean run as well: this model's, without edits or hooks, whole, as long as the corrupted one."""
+    """What patch_grid asks of a clean run as well: this model's, without edits or hooks, whole, as long as the corrupted one and padded alike."""
     record, tokens = clean.record, _inputs.tokens(model._model, corrupted)
     if (record["model_digest"], record["dtype"]) != (model.digest, str(model.dtype).removeprefix("torch.")):
         raise ValueError("[patching] clean_cache is of another model, processing or dtype; needed: a run of this model")
@@ -183,10 +184,35 @@ def _check_pair(model: Any, corrupted: Any, clean: _lenscpp.VerifiedCache) -> No
         raise ValueError("[patching] clean_cache is of a run with edits or hooks; needed: a run as the model computes it")
     if clean.positions is not None:
         raise ValueError("[patching] clean_cache holds some positions only (pos_slice); needed: all")
+    if not record["tokens"] or (record["first_layer"], record["end_layer"]) != (0, model.cfg.n_layers):
+        raise ValueError("[patching] clean_cache is of a run that is not one from tokens to logits; needed: all layers")
     if (record["batch"], record["pos"]) != (tokens.batch, tokens.pos):
         raise ValueError(
             f"[patching] the clean run is {record['batch']} x {record['pos']} tokens, the corrupted one {tokens.batch} x {tokens.pos}; needed: equal numbers"
         )
+    if record.get("spans", []) != tokens.spans:
+        raise ValueError(
+            "[patching] the clean prompts and the corrupted ones are padded otherwise: their tokens do not stand at the same positions"
+        )
+
+
+def _check_metric(model: Any, metric: _metrics.AnyMetric, record: dict[str, Any]) -> None:
+    """What patch_grid asks of a declared metric as well: logits to read, none of them padding's."""
+    if not isinstance(metric, _metrics.Metric):
+        return
+    name, spans = type(metric).__name__, record.get("spans", [])
+    if model.cfg.d_vocab_out is None:
+        raise ValueError(f"[patching] the metric {name} reads logits, and this model has none: give a function of what the last block returns")
+    if isinstance(metric, _metrics.Loss) and (model.cfg.attention_dir != "causal" or spans):
+        raise ValueError("[patching] the loss is of the next token, of causal models and prompts without padding")
+    if metric._pos is None or model._model.config().get("head") == "classifier":
+        return
+    pos = metric._pos + (record["pos"] if metric._pos < 0 else 0)
+    for prompt, (begin, end) in enumerate(spans):
+        if not begin <= pos < end:
+            raise ValueError(
+                f"[patching] the metric reads position {pos}, which is padding in prompt {prompt}; pad on the left (padding_side) to read the last token of each"
+            )
 
 
 # ---- the specialised functions: (model, corrupted_tokens, clean_cache, patching_metric) ----

@@ -82,6 +82,8 @@ CASES = [
          bert(18, 3, 22, 41, type_vocab_size=3, layer_norm_eps=1e-3, hidden_act="gelu_new"), storage=torch.float32),
     Case("bert_masked_lm", 4002, "BertForMaskedLM, 5 heads of 4, tied, relu", "BertForMaskedLM",
          bert(20, 5, 26, 37, hidden_act="relu")),
+    Case("bert_untied_masked_lm", 4005, "BertForMaskedLM, untied: decoder.bias is added, another bias is not", "BertForMaskedLM",
+         bert(16, 2, 20, 31, tie_word_embeddings=False)),
     Case("bert_pretraining", 4003, "file of a BertForPreTraining read as BertForMaskedLM: gamma and beta, a pooler and NSP "
          "that are not read; bfloat16", "BertForPreTraining", bert(16, 2, 20, 33), tl=True,
          storage=torch.bfloat16, architecture="BertForMaskedLM", renamed=FIRST_NAMES),

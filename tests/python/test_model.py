@@ -145,6 +145,7 @@ def edit_config(**fields):
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "config.json"),
         (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json"),
         (lambda f: (f / "config.json").write_text("[1]"), ValueError, "config.json"),
+        (edit_config(model_type="t5"), ValueError, "t5"),
         (edit_config(model_type="bert"), ValueError, "BertModel"),
         (edit_config(n_head=5), ValueError, "5"),
         (edit_config(n_layer=4), ValueError, "h.3"),
@@ -391,7 +392,8 @@ def test_layers_to_start_and_to_stop_at(three):
 
 
 def test_all_ones_mask(three):
-    assert torch.equal(three([1, 2], attention_mask=torch.ones(1, 2)), three([1, 2]))
+    for dtype in (torch.long, torch.bool, torch.float32):
+        assert torch.equal(three([1, 2], attention_mask=torch.ones(1, 2, dtype=dtype)), three([1, 2]))
 
 
 def test_names_filter(three):

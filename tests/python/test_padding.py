@@ -134,8 +134,24 @@ def test_masks_of_other_types(three):
     expected = three(tokens, attention_mask=torch.tensor([[0, 1, 1]]))
     for mask in ([[0, 1, 1]], torch.tensor([[False, True, True]]), torch.tensor([[0, 1, 1]]).numpy()):
         assert torch.equal(three(tokens, attention_mask=mask), expected)
+    assert torch.equal(three(tokens, attention_mask=torch.tensor([[0.0, 1.0, 1.0]])), expected)
     with pytest.raises(TypeError, match="integers or bools"):
-        three(tokens, attention_mask=torch.tensor([[0.0, 1.0, 1.0]]))
+        three(tokens, attention_mask=torch.tensor([[0.0, 0.5, 1.0]]))
+
+
+@pytest.mark.parametrize("mask", [[0, 1, 1], torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]).numpy()])
+def test_a_mask_of_one_prompt_may_have_one_axis(three, mask):
+    expected = three(torch.zeros((1, 3), dtype=torch.long), attention_mask=[[0, 1, 1]])
+    for tokens in ([0, 0, 0], torch.zeros(3, dtype=torch.long), [[0, 0, 0]]):
+        assert torch.equal(three(tokens, attention_mask=mask), expected)
+    with pytest.raises(ValueError, match=r"\[batch, pos\] = \[2, 3\]"):
+        three(torch.zeros((2, 3), dtype=torch.long), attention_mask=mask)
+
+
+@pytest.mark.parametrize("mask", [[[1, 1, 1], [1]], [["1", "1", "1"]], [[None, 1, 1]]])
+def test_masks_that_are_no_rows_of_numbers_are_refused_in_our_words(three, mask):
+    with pytest.raises(ValueError, match=r"\[model\] attention_mask is \[batch, pos\] = \[2, 3\]"):
+        three(torch.zeros((2, 3), dtype=torch.long), attention_mask=mask)
 
 
 def test_a_mask_beside_unequal_prompts_must_be_theirs(three):
@@ -147,13 +163,15 @@ def test_a_mask_beside_unequal_prompts_must_be_theirs(three):
 
 def test_the_loss_is_of_tokens_alone(three):
     rows = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    alone = [three(row, return_type="loss", loss_per_token=True)[0] for row in rows]
     for side in ("left", "right"):
+        mask = mask_of(side, [len(row) for row in rows]).bool()
+        predicted = mask[:, :-1] & mask[:, 1:]  # from a token, of a token
         losses = three(rows, return_type="loss", loss_per_token=True, padding_side=side)
-        alone = [three(row, return_type="loss", loss_per_token=True)[0] for row in rows]
-        together = torch.cat(alone)
-        assert torch.allclose(losses[losses != 0], together if side == "right" else together, atol=1e-5)
-        assert int((losses != 0).sum()) == len(together)
-        assert abs(float(three(rows, return_type="loss", padding_side=side)) - float(together.mean())) < 1e-5
+        assert (losses[~predicted] == 0).all()
+        for prompt, expected in enumerate(alone):
+            assert torch.allclose(losses[prompt, predicted[prompt]], expected, atol=1e-5)
+        assert abs(float(three(rows, return_type="loss", padding_side=side)) - float(torch.cat(alone).mean())) < 1e-5
 
 
 def test_a_run_from_a_residual_takes_the_mask(three):
@@ -173,7 +191,8 @@ TEXTS = [PROMPT, "When Mary", "Then John and Mary went"]
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_texts_of_unequal_length(tiny, side):
     tokens, mask = tiny.to_tokens(TEXTS, padding_side=side, return_attention_mask=True)
-    assert torch.equal(tokens, tiny.to_tokens(TEXTS, padding_side=side))
+    with pytest.warns(UserWarning, match="return_attention_mask=True"):
+        assert torch.equal(tokens, tiny.to_tokens(TEXTS, padding_side=side))
     for i, text in enumerate(TEXTS):
         assert torch.equal(tokens[i, mask[i].bool()], tiny.to_tokens(text)[0])
     logits = tiny(TEXTS, padding_side=side)
@@ -242,6 +261,44 @@ def test_a_metric_that_reads_padding_is_refused(three):
         patching.patch_grid(three, cache, other, site="resid_pre", metric=lens.LogitDiff(answer=1, wrong=2))
     grid = patching.patch_grid(three, cache, other, site="resid_pre", metric=lens.LogitDiff(answer=1, wrong=2, pos=0), over=("layer", "pos"))
     assert grid.verdict.status == "VERIFIED"
+
+
+def test_a_setter_of_ones_own_is_held_to_the_same_padding(three):
+    """Each index a run of its own: what patch_grid refuses is refused there."""
+    rows, flipped = [[1, 2, 3], [4]], [[3, 2, 1], [5]]
+    _, left = three.run_with_cache(rows, padding_side="left")
+    _, right = three.run_with_cache(rows)
+
+    def setter(corrupted, index, clean):
+        return patching.layer_pos_patch_setter(corrupted, index, clean)
+
+    def patched(cache, metric):
+        return patching.generic_activation_patch(three, flipped, cache, metric, setter, "resid_pre", index_axis_names=["layer", "pos"])
+
+    for metric in (lens.LogitDiff(answer=1, wrong=2, pos=0), lambda logits: logits[:, 0, 1].mean()):
+        with pytest.raises(ValueError, match="padded otherwise"):
+            patched(left, metric)
+    with pytest.raises(ValueError, match="position 2, which is padding in prompt 1"):
+        patched(right, lens.LogitDiff(answer=1, wrong=2))
+    with pytest.raises(ValueError, match="prompts without padding"):
+        patched(right, lens.Loss([[1, 2, 3], [4, 0, 0]]))
+    read = lens.LogitDiff(answer=1, wrong=2, pos=0)
+    grid = patching.patch_grid(three, right, flipped, site="resid_pre", metric=read, over=("layer", "pos"))
+    assert torch.allclose(patched(right, read).double(), grid.values, atol=1e-5)
+
+
+def test_what_is_written_from_a_cache_stands_where_its_tokens_stand(three):
+    rows, name = [[1, 2, 3], [4]], "blocks.1.hook_resid_pre"
+    _, left = three.run_with_cache(rows, padding_side="left")
+    _, right = three.run_with_cache(rows)
+    _, one = three.run_with_cache([7, 8, 9])
+    for edit in (lens.Patch(name, left), lens.Patch(name, left, batch=1), lens.Patch(name, left, batch=-1), lens.Patch(name, one), lens.Add(name, left)):
+        with pytest.raises(ValueError, match=r"blocks.1.hook_resid_pre: prompt 1 has its tokens at positions 0 to 0, .* padded otherwise"):
+            three(rows, plan=edit)
+        with pytest.raises(ValueError, match="padded otherwise"):
+            three(right["resid_pre", 1], start_at_layer=1, attention_mask=[[1, 1, 1], [1, 0, 0]], plan=edit)
+    for edit in (lens.Patch(name, right), lens.Patch(name, one, batch=0), lens.Patch(name, left, batch=0), lens.Patch(name, left[name]), lens.Ablate(name, to="mean", source=left)):
+        assert three(rows, plan=edit).shape[:2] == (2, 3)
 
 
 def test_an_analysis_at_a_padded_position_is_refused(three):

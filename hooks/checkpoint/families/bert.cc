@@ -45,15 +45,24 @@ LayerWeights bert_layer(const Config& c, TensorSource& tensors, const std::strin
   return layer;
 }
 
+// What is added is the decoder's. transformers 5 ties `own` to it where it ties the matrices;
+// before, the two were one tensor always, stored under either name.
+Array take_masked_lm_bias(const Config& c, TensorSource& tensors, const std::string& own,
+                          const std::string& decoder) {
+  const Shape shape{c.d_vocab};
+  if (!tensors.has(decoder)) return tensors.take(own, shape);
+  if (c.tied_unembedding && tensors.has(own)) require_tied(tensors, decoder, own, shape);
+  tensors.ignore(own);
+  return tensors.take(decoder, shape);
+}
+
 void take_masked_lm(Weights& weights, TensorSource& tensors, const std::string& embedding) {
   const std::string head = "cls.predictions.";
   take_head(weights, tensors, head + "transform.dense");
   take_encoder_norm(weights.ln_final_w, weights.ln_final_b, tensors, head + "transform.LayerNorm",
                     weights.config.d_model);
   take_unembedding_matrix(weights, tensors, head + "decoder", embedding);
-  bool apart = tensors.has(head + "bias");  // else under the decoder's name alone
-  weights.b_U = tensors.take(head + (apart ? "bias" : "decoder.bias"), {weights.config.d_vocab});
-  if (apart) tensors.ignore(head + "decoder.bias");  // the same, stored twice
+  weights.b_U = take_masked_lm_bias(weights.config, tensors, head + "bias", head + "decoder.bias");
   for (const char* other : {"cls.seq_relationship.weight", "cls.seq_relationship.bias"})
     tensors.ignore(other);  // whether one sentence follows another: not computed
 }

@@ -194,9 +194,10 @@ void read_heads(Fields& fields, Config& config, std::optional<std::int64_t> abse
           .value_or(fields.has("num_key_value_heads") ? config.n_heads
                                                       : absent_kv_heads.value_or(config.n_heads));
   if (config.n_heads % config.n_kv_heads != 0)
-    fields.refuse("num_key_value_heads", "is " + std::to_string(config.n_kv_heads) +
-                                             ", a divisor of num_attention_heads, " +
-                                             std::to_string(config.n_heads) + ", is allowed");
+    fields.refuse("num_key_value_heads",
+                  (fields.has("num_key_value_heads") ? "is " : "is absent, which means ") +
+                      std::to_string(config.n_kv_heads) + ", a divisor of num_attention_heads, " +
+                      std::to_string(config.n_heads) + ", is allowed");
   auto d_head = fields.optional_dimension({"head_dim"}, kWidest);
   config.d_head = d_head ? *d_head : head_of(fields, config, "hidden_size");
 }
@@ -485,17 +486,19 @@ void take_unembedding_matrix(Weights& weights, TensorSource& tensors, const std:
             ", but config.json ties unembedding and embedding: it is not said which is meant. "
             "Merge it with peft, untie them (tie_word_embeddings false) and load what it saves");
     weights.W_U = c.embed_scale == 1 ? weights.W_E : tensors.take(embedding, shape);
-    if (tensors.has(name)) {
-      Array stored = tensors.take_as_stored(name, shape);
-      Array tied = tensors.take_as_stored(embedding, shape);
-      if (stored.dtype() != tied.dtype() ||
-          std::memcmp(stored.bytes(), tied.bytes(), stored.nbytes()) != 0)
-        throw std::invalid_argument(
-            "[weights] " + tensors.origin(name) + ": " + in_quotes(name) + " differs from " +
-            in_quotes(embedding) +
-            ", but config.json ties them; drop it, or set tie_word_embeddings to false");
-    }
+    if (tensors.has(name)) require_tied(tensors, name, embedding, shape);
   }
+}
+
+void require_tied(TensorSource& tensors, const std::string& name, const std::string& to,
+                  const Shape& shape) {
+  Array stored = tensors.take_as_stored(name, shape), tied = tensors.take_as_stored(to, shape);
+  if (stored.dtype() != tied.dtype() ||
+      std::memcmp(stored.bytes(), tied.bytes(), stored.nbytes()) != 0)
+    throw std::invalid_argument(
+        "[weights] " + tensors.origin(name) + ": " + in_quotes(name) + " differs from " +
+        in_quotes(to) +
+        ", but config.json ties them; drop it, or set tie_word_embeddings to false");
 }
 
 }  // namespace lenscpp

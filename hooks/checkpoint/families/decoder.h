@@ -89,5 +89,8 @@ void take_unembedding(Weights& weights, TensorSource& tensors, const std::string
 /// W_U alone.
 void take_unembedding_matrix(Weights& weights, TensorSource& tensors, const std::string& head,
                              const std::string& embedding);
+/// Refuses, by name, a tensor that config.json ties to another and that is not the same, bitwise.
+void require_tied(TensorSource& tensors, const std::string& name, const std::string& to,
+                  const Shape& shape);
 
 }  // namespace lenscpp

@@ -12,6 +12,9 @@ Head begin_encoder(Fields& fields, const nlohmann::json& document,
   for (const NamedHead& one : allowed)
     names += (names.empty() ? "" : ", ") + std::string(one.architecture);
   auto architectures = fields.texts({"architectures"});
+  if (architectures.empty())
+    fields.refuse("architectures",
+                  "is missing, which is to say what head there is; allowed: one of " + names);
   if (architectures.size() != 1)
     fields.refuse("architectures", "names " + std::to_string(architectures.size()) +
                                        " classes, which are to say what head there is; allowed: "

@@ -10,7 +10,7 @@ Config gemma_config(const nlohmann::json& document, const std::string& origin) {
   begin_decoder(fields, document, "GemmaForCausalLM", "GemmaModel");
   Config config{};
   config.family = "gemma";
-  read_heads(fields, config);
+  read_heads(fields, config, 16);
   if (!document.contains("head_dim")) config.d_head = 256;
   read_sizes(fields, config);
   read_gemma_parts(fields, config);

@@ -11,7 +11,7 @@ Config mixtral_config(const nlohmann::json& document, const std::string& origin)
   begin_decoder(fields, document, "MixtralForCausalLM", "MixtralModel");
   Config config{};
   config.family = "mixtral";
-  read_heads(fields, config);
+  read_heads(fields, config, 8);
   read_sizes(fields, config);
   config.norm_eps = fields.small_number({"rms_norm_eps"}, 1e-5);
   config.norm = NormKind::rms_norm;

@@ -10,7 +10,7 @@ Config qwen2_config(const nlohmann::json& document, const std::string& origin) {
   begin_decoder(fields, document, "Qwen2ForCausalLM", "Qwen2Model");
   Config config{};
   config.family = "qwen2";
-  read_heads(fields, config);
+  read_heads(fields, config, 32);
   read_sizes(fields, config);
   config.norm_eps = fields.small_number({"rms_norm_eps"}, 1e-6);
   config.norm = NormKind::rms_norm;

@@ -10,7 +10,7 @@ Config qwen3_config(const nlohmann::json& document, const std::string& origin) {
   begin_decoder(fields, document, "Qwen3ForCausalLM", "Qwen3Model");
   Config config{};
   config.family = "qwen3";
-  read_heads(fields, config);
+  read_heads(fields, config, 32);
   if (!document.contains("head_dim")) config.d_head = 128;
   read_sizes(fields, config);
   config.norm_eps = fields.small_number({"rms_norm_eps"}, 1e-6);

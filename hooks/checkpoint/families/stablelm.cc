@@ -9,7 +9,7 @@ Config stablelm_config(const nlohmann::json& document, const std::string& origin
   begin_decoder(fields, document, "StableLmForCausalLM", "StableLmModel");
   Config config{};
   config.family = "stablelm";
-  read_heads(fields, config);
+  read_heads(fields, config, 32);
   read_sizes(fields, config);
   config.norm_eps = fields.small_number({"layer_norm_eps"}, 1e-5);
   config.norm = NormKind::layer_norm;

@@ -160,27 +160,38 @@ json in_words(Config config) {
   return words;
 }
 
-// transformers' own defaults, one left out at a time: the same model, or a refusal that says what
-// is missing.
-TEST(FamilyConfigs, AnAbsentFieldMeansWhatTransformersMakesOfIt) {
-  json all = json::parse(std::ifstream(golden::family_folder("defaults.json")));
-  for (const Family& family : families()) {
-    const json document = all.at(std::string(family.model_type));
-    Config whole = parse_config(document, "config.json");
-    int meant = 0;
-    for (const auto& [field, value] : document.items()) {
-      json without = document;
-      without.erase(field);
-      SCOPED_TRACE(std::string(family.model_type) + " without " + field);
-      try {
-        EXPECT_EQ(in_words(parse_config(without, "config.json")), in_words(whole)) << value.dump();
-        meant += !value.is_null();
-      } catch (const std::invalid_argument& e) {
-        EXPECT_NE(std::string(e.what()).find("missing"), std::string::npos) << e.what();
-      }
+void expect_absent_fields_meant(const json& document) {
+  Config whole = parse_config(document, "config.json");
+  int meant = 0;
+  for (const auto& [field, value] : document.items()) {
+    json without = document;
+    without.erase(field);
+    SCOPED_TRACE(whole.family + " without " + field);
+    try {
+      EXPECT_EQ(in_words(parse_config(without, "config.json")), in_words(whole)) << value.dump();
+      meant += !value.is_null();
+    } catch (const std::invalid_argument& e) {
+      EXPECT_NE(std::string(e.what()).find("missing"), std::string::npos) << e.what();
     }
-    EXPECT_GT(meant, 10) << family.model_type;
   }
+  EXPECT_GT(meant, 10) << whole.family;
+}
+
+// transformers' own defaults, one left out at a time: the same model, or a refusal that says what
+// is missing. With as many heads as it makes of nothing, one number of key-value heads is like
+// another; so again with more.
+TEST(FamilyConfigs, AnAbsentFieldMeansWhatTransformersMakesOfIt) {
+  for (const char* file : {"defaults.json", "defaults_of_twice_the_heads.json"}) {
+    json all = json::parse(std::ifstream(golden::family_folder(file)));
+    for (const Family& family : families())
+      expect_absent_fields_meant(all.at(std::string(family.model_type)));
+  }
+}
+
+TEST(FamilyConfigs, AbsentKeyValueHeadsThatDoNotDivideAreRefusedAsAbsent) {
+  json document = config_of("mixtral_window");  // 4 heads
+  document.erase("num_key_value_heads");
+  expect_config_refused(document, {"num_key_value_heads", "absent, which means 8", "4"});
 }
 
 TEST(FamilyConfigs, GptNeosRepeatedKindsOfLayersAreReadWithCare) {

@@ -6,11 +6,16 @@
 
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "hooks/checkpoint/processing.h"
+#include "tests/golden_cases.h"
 #include "tests/hooks/checkpoint/tiny_gpt2.h"
 
 namespace lenscpp {
@@ -187,7 +192,61 @@ TEST(LoadWeights, ShardsAndOneFileGiveTheSameDigest) {
             load_weights(kGolden / "sharded", DType::f32).digest());
 }
 
+// BERT's masked language model with two biases of its vocabulary, each stored where it is given.
+struct TwoBiases {
+  bool tied;
+  std::optional<double> own, decoder;  // of every token
+
+  void write(const std::filesystem::path& folder) const {
+    const auto golden = golden::encoder_folder("bert_untied_masked_lm");
+    auto config = nlohmann::json::parse(std::ifstream(golden / "config.json"));
+    config["tie_word_embeddings"] = tied;
+    write_file(folder / "config.json", config.dump());
+    std::map<std::string, Array> tensors;
+    Checkpoint stored = Checkpoint::open(golden);
+    for (const std::string& name : stored.names()) tensors[name] = stored.tensor(name);
+    if (tied) tensors.erase("cls.predictions.decoder.weight");
+    put(tensors, "cls.predictions.bias", own);
+    put(tensors, "cls.predictions.decoder.bias", decoder);
+    write_safetensors(folder / "model.safetensors", tensors);
+  }
+
+ private:
+  static void put(std::map<std::string, Array>& tensors, const std::string& name,
+                  std::optional<double> value) {
+    if (!value) {
+      tensors.erase(name);
+      return;
+    }
+    MutableArray bias(tensors.at(name).shape(), DType::f16);
+    for (std::int64_t i = 0; i < bias.numel(); ++i) bias.set(i, *value);
+    tensors[name] = std::move(bias).freeze();
+  }
+};
+
+TEST(LoadWeights, TheBiasOfBertsMaskedTokensIsTheDecoders) {
+  for (const auto& [biases, expected] : std::vector<std::pair<TwoBiases, double>>{
+           {{.tied = false, .own = 2, .decoder = 3}, 3},
+           {{.tied = false, .own = {}, .decoder = 3}, 3},
+           {{.tied = false, .own = 2, .decoder = {}}, 2},  // of files in which they are one tensor
+           {{.tied = true, .own = 2, .decoder = 2}, 2},
+           {{.tied = true, .own = {}, .decoder = 3}, 3},
+           {{.tied = true, .own = 2, .decoder = {}}, 2}}) {
+    Scratch scratch;
+    biases.write(scratch.path());
+    EXPECT_EQ(load_weights(scratch.path(), DType::f32).b_U[0], expected) << biases.tied;
+  }
+}
+
 // ---- what is refused ----
+
+TEST(LoadWeightsRefuses, TiedBiasesThatDiffer) {
+  Scratch scratch;
+  TwoBiases{.tied = true, .own = 0.0, .decoder = -0.0}.write(scratch.path());
+  expect_refused([&] { load_weights(scratch.path(), DType::f32); },
+                 {"\"cls.predictions.decoder.bias\"", "differs", "\"cls.predictions.bias\"",
+                  "tie_word_embeddings"});
+}
 
 TEST(LoadWeightsRefuses, EachMissingTensorByName) {
   TinyGpt2 whole;

@@ -400,6 +400,20 @@ TEST(TokenizerConfig, NamesTheFirstAndTheLastToken) {
       259);
 }
 
+TEST(TokenizerConfig, AFillerThatIsNoTokenIsNone) {
+  const auto with = [](const char* config) {
+    return Tokenizer::from_json(small_tokenizer().dump(), "tokenizer.json", config);
+  };
+  EXPECT_EQ(with(R"({"pad_token": "the"})").pad_token_id(), 257);
+  EXPECT_EQ(with(R"({"pad_token": {"content": "th"}})").pad_token_id(), 256);
+  for (const char* none : {"{}", R"({"pad_token": null})", R"({"pad_token": "[PAD]"})",
+                           R"({"pad_token": {"content": "<pad>"}})"}) {
+    EXPECT_EQ(with(none).pad_token_id(), std::nullopt) << none;
+    EXPECT_EQ(with(none).eos_token_id(), 259) << none;
+  }
+  config_refused(R"({"pad_token": 3})", {"\"pad_token\" is 3; allowed: null, a string"});
+}
+
 TEST(TokenizerConfig, WhatContradictsTheTokenizerIsRefused) {
   config_refused("[]", {"tokenizer_config.json", "found an array"});
   config_refused(R"({"bos_token": "<s>"})", {"\"bos_token\" is \"<s>\", which is no token"});
