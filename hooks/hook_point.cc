@@ -159,9 +159,9 @@ constexpr Alias kTypeAliases[] = {{"a", "attn"}, {"m", "mlp"},   {"b", ""},
                                   {"block", ""}, {"blocks", ""}, {"attention", "attn"}};
 constexpr std::string_view kAttnActs[] = {"k",     "v",      "q",       "z",          "rot_k",
                                           "rot_q", "result", "pattern", "attn_scores"};
-constexpr std::string_view kMlpActs[] = {
-    "pre",        "post",        "mid",         "pre_linear", "expert_weights", "expert_indices",
-    "expert_gate", "expert_pre", "expert_post"};
+constexpr std::string_view kMlpActs[] = {"pre",         "post",           "mid",
+                                         "pre_linear",  "expert_weights", "expert_indices",
+                                         "expert_gate", "expert_pre",     "expert_post"};
 
 template <std::size_t N>
 std::string_view alias(const Alias (&table)[N], std::string_view name) {

@@ -391,9 +391,8 @@ LogitAttribution direct_logit_attribution(const VerifiedCache& cache, const Toke
 
   // Centring is its own transpose, so that the direction is centred once instead of every part.
   Eigen::VectorXd scale = reader.norm_scale(w.config.n_layers, false);
-  Mat onto = centred(
-      (difference.array().rowwise() * final_norm_weight(w).row(0).array()).matrix(),
-      w.config.norm);
+  Mat onto = centred((difference.array().rowwise() * final_norm_weight(w).row(0).array()).matrix(),
+                     w.config.norm);
   onto.array().colwise() /= scale.array();
 
   RoundingBound rounding(reader, onto);

@@ -474,7 +474,7 @@ MUTANTS = [
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 8000;", "tightness of the bound of attributions"),
     (ATTRIBUTION, "constexpr double kDeviations = 8;", "constexpr double kDeviations = 0;", "bound of attributions"),
     (ATTRIBUTION, "bias += difference * final_norm_row(w, w.ln_final_b, 0).transpose();", "", "the final norm's bias in attributions"),
-    (ATTRIBUTION, "onto.array().rowwise() *= final_norm_row(w, w.ln_final_w, 1).row(0).array();", "", "the final norm's weight in logit_attrs"),
+    (ATTRIBUTION, "onto.array().rowwise() *= final_norm_weight(w).row(0).array();", "", "the final norm's weight in logit_attrs"),
     (ATTRIBUTION, "Shape(stack.shape().begin() + 1, stack.shape().end()) != needed", "false", "shape of a stack"),
     (PARTS, "bool from_results = edited(Site::result, layer);", "bool from_results = false;", "head results that were edited"),
     (PARTS, "choice.collapses && indices.size() != 1", "false", "one position where the axis is dropped"),

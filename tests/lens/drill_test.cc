@@ -46,7 +46,8 @@ TEST_F(Drill, RefusesEveryHarmfulFaultAndNamesTheFirstWrongTensor) {
   DrillRow all = r.total();
   EXPECT_GT(all.fired, 450);
   EXPECT_GT(all.harmful, 400);
-  // What can be missed is one element within its bound in a narrow dtype: of a thousand at most two.
+  // What can be missed is one element within its bound in a narrow dtype: of a thousand at most
+  // two.
   EXPECT_LE(1000 * std::ssize(r.missed()), 2 * all.harmful) << r.table();
   for (const DrillRun* missed : r.missed()) {
     EXPECT_NE(missed->dtype, DType::f32) << missed->fault;

@@ -86,8 +86,8 @@ double times_honest(const Array& found, const Array& clean, double spread, bool 
   return worst;
 }
 
-// [prompt, vocabulary]: logits at the last position, or a classifier's of labels; empty when the run
-// has none.
+// [prompt, vocabulary]: logits at the last position, or a classifier's of labels; empty when the
+// run has none.
 std::vector<std::vector<double>> last_logits(const std::vector<std::pair<TensorId, Array>>& run) {
   if (run.empty()) return {};
   bool labels = run.back().first.site == Site::class_logits;
