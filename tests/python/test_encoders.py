@@ -201,7 +201,7 @@ def test_logits_that_are_not_there_are_refused_by_name(case):
 @pytest.mark.parametrize("case", CASES)
 def test_what_asks_for_the_next_token_is_refused(case):
     model = load(case)
-    experiment = {"id": "a", "clean": [1, 2, 3], "corrupted": [1, 4, 3], "answer": 1, "wrong": 2, "sites": [{"site": "resid_pre"}]}
+    experiment = {"id": "a", "clean": [1, 2, 3], "corrupted": [1, 4, 3], "answer": 1, "wrong": 2, "sites": ["resid_pre"]}
     with pytest.raises(ValueError, match="does not predict"):
         lens.run_experiments(model, [experiment], "never_written")
     with pytest.raises(ValueError, match="does not predict"):

@@ -74,11 +74,8 @@ def without_number(name):
     return re.sub(r"experts\.\d+\.hook_", "hook_expert_", name)
 
 
-# transformer-lens folds no norm into experts.
-WITH_TL = [(case, p) for case in WITH_TL for p in (False, True) if not (p and case.startswith("mixtral"))]
-
-
-@pytest.mark.parametrize(("case", "processed"), WITH_TL)
+@pytest.mark.parametrize("processed", [False, True])
+@pytest.mark.parametrize("case", WITH_TL)
 def test_equals_transformer_lens(case, processed):
     """Names, shapes and values, without processing and with; of the blocks a file holds the first two."""
     file = FAMILIES / case / f"tl_{'processed' if processed else 'raw'}.safetensors"

@@ -73,17 +73,7 @@ Weights bert_weights(const Config& config, TensorSource& tensors) {
   const std::string prefix = tensors.has("bert.embeddings.word_embeddings.weight") ? "bert." : "";
   const std::string tables = prefix + "embeddings.", pooler = prefix + "pooler.dense";
   const std::string embedding = tables + "word_embeddings.weight";
-  Weights weights{};
-  weights.config = config;
-  weights.dtype = tensors.dtype();
-  weights.W_E = tensors.take(embedding, {config.d_vocab, config.d_model});
-  weights.W_pos =
-      tensors.take(tables + "position_embeddings.weight", {config.n_ctx, config.d_model});
-  weights.W_type =
-      tensors.take(tables + "token_type_embeddings.weight", {config.n_token_types, config.d_model});
-  tensors.ignore(tables + "position_ids");  // 0, 1, 2, ...
-  take_encoder_norm(weights.embed_ln_w, weights.embed_ln_b, tensors, tables + "LayerNorm",
-                    config.d_model);
+  Weights weights = take_embeddings(config, tensors, tables);
   for (std::int64_t l = 0; l < config.n_layers; ++l)
     weights.layers.push_back(
         bert_layer(config, tensors, prefix + "encoder.layer." + std::to_string(l) + "."));

@@ -48,15 +48,7 @@ Weights distilbert_weights(const Config& config, TensorSource& tensors) {
       tensors.has("distilbert.embeddings.word_embeddings.weight") ? "distilbert." : "";
   const std::string tables = prefix + "embeddings.";
   const std::string embedding = tables + "word_embeddings.weight";
-  Weights weights{};
-  weights.config = config;
-  weights.dtype = tensors.dtype();
-  weights.W_E = tensors.take(embedding, {config.d_vocab, config.d_model});
-  weights.W_pos =
-      tensors.take(tables + "position_embeddings.weight", {config.n_ctx, config.d_model});
-  tensors.ignore(tables + "position_ids");  // 0, 1, 2, ...
-  take_encoder_norm(weights.embed_ln_w, weights.embed_ln_b, tensors, tables + "LayerNorm",
-                    config.d_model);
+  Weights weights = take_embeddings(config, tensors, tables);
   for (std::int64_t l = 0; l < config.n_layers; ++l)
     weights.layers.push_back(
         distilbert_layer(config, tensors, prefix + "transformer.layer." + std::to_string(l) + "."));

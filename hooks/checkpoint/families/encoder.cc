@@ -59,6 +59,23 @@ void take_encoder_norm(Array& weight, Array& bias, TensorSource& tensors, const 
   bias = tensors.take(name + (first_names ? ".beta" : ".bias"), {size});
 }
 
+Weights take_embeddings(const Config& config, TensorSource& tensors, const std::string& tables) {
+  Weights weights{};
+  weights.config = config;
+  weights.dtype = tensors.dtype();
+  auto table = [&](const char* name, std::int64_t rows) {
+    return tensors.take(tables + name, {rows, config.d_model});
+  };
+  weights.W_E = table("word_embeddings.weight", config.d_vocab);
+  weights.W_pos = table("position_embeddings.weight", config.n_ctx);
+  if (config.n_token_types > 0)
+    weights.W_type = table("token_type_embeddings.weight", config.n_token_types);
+  tensors.ignore(tables + "position_ids");  // 0, 1, 2, ...
+  take_encoder_norm(weights.embed_ln_w, weights.embed_ln_b, tensors, tables + "LayerNorm",
+                    config.d_model);
+  return weights;
+}
+
 void take_head(Weights& weights, TensorSource& tensors, const std::string& name) {
   std::int64_t d = weights.config.d_model;
   weights.W_head = take_linear(tensors, name, d, d);

@@ -23,6 +23,9 @@ void read_labels(Fields& fields, Config& config);
 /// A LayerNorm's weight and bias, also under their first names, gamma and beta.
 void take_encoder_norm(Array& weight, Array& bias, TensorSource& tensors, const std::string& name,
                        std::int64_t size);
+/// Weights with their embeddings alone: of words, positions, kinds of tokens, and the norm behind
+/// them, all below `tables`.
+Weights take_embeddings(const Config& config, TensorSource& tensors, const std::string& tables);
 /// The dense layer of a head.
 void take_head(Weights& weights, TensorSource& tensors, const std::string& name);
 /// The last layer of a classifier: classifier.weight and .bias.

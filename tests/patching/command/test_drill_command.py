@@ -7,7 +7,7 @@ import subprocess
 from test_command import PROGRAM, environment, fails, lenscpp, succeeds
 
 DRILL = ["drill", "tiny-ioi", "--dtypes", "float32", "--lengths", "5", "--batches", "1"]
-MISSED = ["drill", "tiny-ioi", "--faults", "one_element:delta=0.003", "--dtypes", "bfloat16", "--lengths", "1", "--batches", "1"]
+MISSED = ["drill", "tiny-ioi", "--faults", "one_element:delta=0.001", "--dtypes", "bfloat16", "--lengths", "1", "--batches", "1"]
 
 
 def test_prints_a_row_a_fault_and_a_summary():
