@@ -449,9 +449,9 @@ class Pass {
     at::Tensor pre = neurons(Site::expert_pre, w.W_in, w.b_in);
     at::Tensor act = tap(Site::expert_act, l, activate(c.activation, gate));
     at::Tensor post = tap(Site::expert_post, l, at::mul(act, pre));
-    // Nothing of what was not chosen, be it infinite.
-    at::Tensor share = shares.unsqueeze(3);
-    at::Tensor mixed = at::masked_fill(at::mul(post, share), at::eq(share, 0), 0);
+    at::Tensor share = shares.unsqueeze(3), mixed = at::mul(post, share);
+    // In the dtype that ends at 65504: nothing of what was not chosen, be it infinite.
+    if (dtype == at::kHalf) mixed = at::masked_fill(mixed, at::eq(share, 0), 0);
     return tap(Site::expert_mixed, l, mixed);
   }
 

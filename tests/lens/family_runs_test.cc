@@ -103,8 +103,11 @@ TEST_P(FamilyRuns, AreNotRefusedWhenClean) {
         worst = std::max(worst, p.worst_ratio);
         rms = std::max(rms, p.rms_ratio);
         residual = std::max(residual, p.residual);
-        // What projections doubt is compared exactly, and has no residual.
-        EXPECT_EQ(p.residual > 0, mode == VerifyMode::checksum && is_projected(p))
+        // What projections doubt is compared exactly, and has no residual. Queries that see the
+        // same few tokens beside padding are equal, and so are their errors: of many rows as one
+        // the test of their sum doubts some.
+        bool doubted = p.projected == 0 && !tokens.spans.empty();
+        EXPECT_EQ(p.residual > 0, mode == VerifyMode::checksum && is_projected(p) && !doubted)
             << which << " at " << to_string(p);
       }
     } catch (const VerificationFailed& e) {

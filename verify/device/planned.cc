@@ -122,6 +122,12 @@ class Sizes {
       case Op::choose:
         add("sorted", shape_of(l.inputs[0].site, c_, extents_), wide_);
         return add("order", shape_of(l.inputs[0].site, c_, extents_), element_type(DType::i64));
+      case Op::multiply:
+        if (id_.site != Site::expert_mixed || w_.dtype != DType::f16) return;
+        add("neurons with their shares", shape_, model_);
+        add("neurons without a share", shape_, {"bool", 1});
+        return add("experts without a share", shape_of(Site::expert_shares, c_, extents_),
+                   {"bool", 1});
       case Op::share: {
         Shape chosen = shape_of(Site::expert_indices, c_, extents_);
         add("likeliest", chosen, wide_);
@@ -135,7 +141,6 @@ class Sizes {
       case Op::given:
       case Op::table:
       case Op::distances:
-      case Op::multiply:
       case Op::affine:
       case Op::activation:
         return;
