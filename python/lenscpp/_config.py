@@ -108,6 +108,7 @@ def config_of(model: Any) -> HookedTransformerConfig:
             "scale_attn_by_inverse_layer_idx": c["scale_attn_by_inverse_layer"],
             "tied_unembedding": c["tied_unembedding"],
             "default_prepend_bos": model.default_prepend_bos,
+            "default_padding_side": model.default_padding_side,
             "device": model.device,
             "dtype": getattr(torch, model.dtype),
             "n_params": c["n_layers"] * c["d_model"] * (2 * c["d_head"] * (heads + kv_heads) + mlp),

@@ -32,6 +32,7 @@ def patch_grid(
     verify: str | None = None,
     *,
     prepend_bos: bool | None = None,
+    padding_side: str | None = None,
     positions: Sequence[int] | None = None,
     max_cells: int | None = None,
     savings: bool = True,
@@ -40,7 +41,8 @@ def patch_grid(
     """Patches one activation at a time from one run into another; every patched run is verified.
 
     clean, corrupted: a text, texts, token ids ([pos] or [batch, pos]) or a VerifiedCache, of equal shape; several
-    prompts are patched together and a cell is the mean over them. site: "resid_pre" "resid_mid" "resid_post"
+    prompts are patched together and a cell is the mean over them. Texts of unequal length are padded on padding_side, alike
+    in both; a tensor or rectangle of ids beside a padded clean run is padded as that is. site: "resid_pre" "resid_mid" "resid_post"
     "attn_out" "mlp_out" "z" "q" "k" "v" "pattern", or any other hook point that can be edited. over: "layer" and
     axes of the site ("pos"; "head"; of patterns "query" and "key"), in any order; values come in that order.
     metric: lens.LogitDiff(" Mary", " John") and the like, or a function of verified logits, a CPU tensor
@@ -73,11 +75,13 @@ def patch_grid(
     if not isinstance(savings, bool):
         raise TypeError(f"[patch_grid] savings: needed: a bool; found: {_inputs.kind(savings)}")
     names = _lenscpp.grid_hooks(inner, _inputs.utf8(site))
-    source = _run(model, clean, names if direction == "denoise" else [], prepend_bos)
+    source = _run(model, clean, names if direction == "denoise" else [], prepend_bos, padding_side)
     tokens = source.tokens
     if tokens is None:
         raise ValueError("[patch_grid] the clean run started from a residual; needed: a run from tokens")
-    other = corrupted if _is_cache(corrupted) else _inputs.tokens(inner, corrupted, prepend_bos)
+    other = corrupted
+    if not _is_cache(corrupted):
+        other = _inputs.padded_like(source.record.get("spans", []), _inputs.tokens(inner, corrupted, prepend_bos, padding_side), corrupted)
     active = faults._for_run()
     fired: list[tuple[str, str, int]] = []
     try:
@@ -296,12 +300,13 @@ def _is_cache(value: Any) -> bool:
     return isinstance(value, _lenscpp.VerifiedCache)
 
 
-def _run(model: Any, clean: Any, names: list[str], prepend_bos: bool | None) -> _lenscpp.VerifiedCache:
+def _run(model: Any, clean: Any, names: list[str], prepend_bos: bool | None, padding_side: str | None) -> _lenscpp.VerifiedCache:
     """The clean run: as given, or made now, keeping `names`; verified whatever the patched runs are."""
     if _is_cache(clean):
         return clean  # type: ignore[no-any-return]
     # A filter must name something: the smallest tensor there is stands for nothing.
-    _, cache = model.run_with_cache(clean, names or ["ln_final.hook_scale"], prepend_bos=prepend_bos, verify="exact")
+    smallest = [name for name in model.hook_names if name.endswith("hook_scale")][-1:]
+    _, cache = model.run_with_cache(clean, names or smallest, prepend_bos=prepend_bos, padding_side=padding_side, verify="exact")
     return cache  # type: ignore[no-any-return]
 
 

@@ -33,6 +33,8 @@ def is_numpy(value: Any) -> bool:
 def tokens(model: _lenscpp.Model, value: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> _lenscpp.Tokens:
     """Token ids of any allowed input, shorter prompts padded. `prepend_bos` concerns text alone."""
     optional_bool("prepend_bos", prepend_bos)
+    if padding_side is not None and (isinstance(value, torch.Tensor) or is_numpy(value)):
+        raise ValueError("[model] padding_side is of texts and lists of unequal length; of a tensor of ids give attention_mask")
     if padding_side not in (None, "left", "right"):
         raise ValueError(f'[model] padding_side is "left", "right" or None; found: {padding_side!r}')
     refuse_bare_pair(model, value)
@@ -60,6 +62,13 @@ def refuse_bare_pair(model: _lenscpp.Model, value: Any) -> None:
 def is_text(value: Any) -> bool:
     """A text, texts, or pairs of them."""
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) or _is_pair(v) for v in value))
+
+
+def padded_like(spans: list[list[int]], tokens: _lenscpp.Tokens, value: Any) -> _lenscpp.Tokens:
+    """Ids of which nothing else is known, padded as a run that they are set beside. Texts know their own padding."""
+    if not spans or tokens.spans or isinstance(value, str) or (isinstance(value, (list, tuple)) and isinstance(value[0], (str, tuple))):
+        return tokens
+    return tokens.masked([int(begin <= p < end) for begin, end in spans for p in range(tokens.pos)])
 
 
 def with_mask(tokens: _lenscpp.Tokens, mask: Any) -> _lenscpp.Tokens:

@@ -301,6 +301,23 @@ def test_what_is_written_from_a_cache_stands_where_its_tokens_stand(three):
         assert three(rows, plan=edit).shape[:2] == (2, 3)
 
 
+def test_ids_beside_a_padded_run_are_padded_alike(tiny):
+    """As TransformerLens's functions are called: a clean cache and corrupted tokens."""
+    clean, corrupted = [PROMPT, "When Mary went"], [PROMPT.replace("John gave", "Mary gave"), "When John went"]
+    metric = lens.LogitDiff(" Mary", " John")
+    _, cache = tiny.run_with_cache(clean, padding_side="left")
+    with pytest.warns(UserWarning, match="attention_mask"):
+        tokens = tiny.to_tokens(corrupted, padding_side="left")
+    of_texts = patching.patch_grid(tiny, clean, corrupted, site="resid_pre", metric=metric, padding_side="left")
+    of_ids = patching.patch_grid(tiny, cache, tokens, site="resid_pre", metric=metric)
+    assert torch.equal(of_texts.values, of_ids.values) and of_ids.verdict.status == "VERIFIED"
+    assert torch.equal(patching.get_act_patch_resid_pre(tiny, tokens, cache, metric), of_ids.values.float())
+    noise = patching.patch_grid(tiny, clean, corrupted, site="resid_pre", metric=metric, padding_side="left", direction="noise")
+    assert noise.verdict.status == "VERIFIED"
+    with pytest.raises(ValueError, match="give attention_mask"):
+        tiny(tokens, padding_side="left")
+
+
 def test_an_analysis_at_a_padded_position_is_refused(three):
     _, cache = three.run_with_cache([[1, 2, 3], [4]])
     with pytest.raises(ValueError, match="padding"):
