@@ -260,7 +260,7 @@ MUTANTS = [
     (ROWS, "fit &= residual.rank() == 0 || residual.size(0) % prompts == 0;", "", "prompts that enter beside padding"),
     (ROWS, "if (!config.causal && first_pos > 0)", "if (false)", "positions left out where everything is seen"),
     (ROWS, "if (type < 0 || type >= config.n_token_types)", "if (false)", "kinds of tokens that there are not"),
-    (PROMPTS, "if (auto again = std::find(end, row.end(), 1); again != row.end())", "if (false)", "holes in a mask"),
+    (PROMPTS, "again != row.end())", "again == row.end() + 1)", "holes in a mask"),
     (PROMPTS, "if (begin == row.end())", "if (false)", "prompts of padding alone"),
     (PARTS, "if (p < record.spans[b].begin || p >= record.spans[b].end)", "if (false)", "an analysis of padding"),
     (GRID, "pos < span.begin || pos >= span.end)", "false)", "a metric that reads padding"),
