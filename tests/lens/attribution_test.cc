@@ -256,5 +256,21 @@ TEST(AttributionTest, RefusesWhatIsNotThere) {
   EXPECT_THROW(attribution_unit_from_name("neuron"), std::invalid_argument);
 }
 
+// At positions that are asked for by name, also of those that were kept.
+TEST(Attribution, PaddingIsRefused) {
+  HookedTransformer model = HookedTransformer::from_pretrained(golden::folder("three_layers"));
+  Tokens tokens{.batch = 2, .pos = 4, .ids = {1, 2, 3, 4, 5, 6, 7, 8}, .spans = {{0, 4}, {1, 3}}};
+  VerifiedCache whole = model.run_with_cache(tokens),
+                kept = model.run_with_cache(tokens, {.pos_slice = std::vector<std::int64_t>{2, 3}});
+  auto at = [](const VerifiedCache& cache, std::int64_t pos) {
+    return decompose_resid(cache, {.pos = {.indices = std::vector<std::int64_t>{pos}}});
+  };
+  EXPECT_NO_THROW(at(whole, 1));
+  EXPECT_THROW(at(whole, 0), std::invalid_argument);
+  EXPECT_THROW(at(whole, -1), std::invalid_argument);
+  EXPECT_NO_THROW(at(kept, 0));
+  EXPECT_THROW(at(kept, 1), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace lenscpp

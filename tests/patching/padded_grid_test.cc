@@ -66,6 +66,25 @@ INSTANTIATE_TEST_SUITE_P(
         Grid{"learned_padded", "fifth", golden::family_folder("opt_tied"), true}),
     [](const auto& info) { return info.param.name; });
 
+// Columns beyond the context hold tokens within it.
+TEST(PaddedGrids, RowsStandWhereTheirTokensDo) {
+  HookedTransformer model = HookedTransformer::from_pretrained(golden::family_folder("opt_tied"));
+  std::int64_t n = model.config().n_ctx + 4;
+  auto run = [&](std::int64_t step) {
+    std::vector<std::int64_t> ids;
+    for (std::int64_t i = 0; i < n; ++i) ids.push_back((i * step + 3) % model.config().d_vocab);
+    Tokens tokens{.batch = 1, .pos = n, .ids = std::move(ids), .spans = {{6, n}}};
+    return model.run_with_cache(tokens);
+  };
+  VerifiedCache clean = run(5), corrupted = run(3);
+  for (Site site : {Site::z, Site::mlp_out, Site::resid_pre}) {
+    GridOptions options{.site = site, .over = {Axis::layer, Axis::pos}};
+    LogitDiff metric{.answer = 1, .wrong = 0};
+    EXPECT_EQ(patch_grid(model, clean, corrupted, options, metric).verdict().status,
+              Status::verified);
+  }
+}
+
 TEST(PaddedGrids, MetricsThatReadPaddingAreRefused) {
   HookedTransformer model =
       HookedTransformer::from_pretrained(golden::family_folder("llama_grouped"));
